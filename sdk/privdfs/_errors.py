@@ -1,0 +1,133 @@
+"""Every error the SDK raises on purpose.
+
+    Error                            catch this one to catch them all
+    ├── ConfigError                  the call itself is wrong: servers, TLS, timeouts, a closed client
+    ├── ImageError                   the picture cannot be used (nothing was sent)
+    ├── BundleError                  the release on disk cannot be used (nothing was sent)
+    │   ├── BundleVersionError       its manifest has a format this version of privdfs does not read
+    │   ├── BundleFormatError        the manifest or a graph does not have the promised shape
+    │   ├── BundleIntegrityError     a file is missing, changed, or must not be there
+    │   └── SelfTestError            the golden examples do not come out as recorded
+    ├── DeadlineExceededError        the time was used up on the device, before anything was sent
+    ├── ServerError                  one server gave no usable answer (`.server` says which)
+    │   ├── ServerTimeoutError       it did not answer before the deadline
+    │   ├── ServerUnavailableError   it could not be reached, or refused the request
+    │   ├── ServerMismatchError      it serves another release, or it is another server of this one
+    │   └── AnswerError              it answered with something that cannot be an answer
+    └── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
+
+Catch `NotEnoughAnswersError` to retry or to fall back; catch `ImageError` to skip one picture; the others are for the
+person who deploys. `ServerError` and its children are found inside `NotEnoughAnswersError.causes`.
+
+Every error can be pickled with its fields, says in its message what to do next, and never holds a tensor, a share or
+an image.
+"""
+
+from collections.abc import Mapping
+
+
+class Error(Exception):
+    """Base of every error of this package.
+
+    Subclasses pass all their constructor's arguments to `Exception`, in order: that is what makes them picklable.
+    """
+
+    def __init__(self, message: str, *fields: object) -> None:
+        super().__init__(message, *fields)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(Error):
+    """The arguments of a call or of a client are wrong; nothing was sent."""
+
+
+class ImageError(Error):
+    """The image cannot be used; nothing was sent."""
+
+
+class BundleError(Error):
+    """The bundle, or a server's folder, cannot be used. Base of the errors about releases on disk."""
+
+
+class BundleVersionError(BundleError):
+    """The manifest has a format version that this version of privdfs does not read."""
+
+    def __init__(self, message: str, found: object, supported: int) -> None:
+        super().__init__(message, found, supported)
+        self.found = found
+        self.supported = supported
+
+
+class BundleFormatError(BundleError):
+    """The manifest, a graph or the golden file does not have the shape that the format promises."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file is missing, is not what the manifest lists, or must not be there.
+
+    Attributes:
+        file: path relative to the folder of the manifest.
+        expected: the SHA-256 that the manifest lists (hex), None for a file that it does not list.
+        actual: the SHA-256 of the file found (hex), None when it was not read.
+    """
+
+    def __init__(self, message: str, file: str, expected: str | None = None, actual: str | None = None) -> None:
+        super().__init__(message, file, expected, actual)
+        self.file = file
+        self.expected = expected
+        self.actual = actual
+
+
+class SelfTestError(BundleError):
+    """The golden examples of the bundle do not come out on this device as they were recorded."""
+
+
+class DeadlineExceededError(Error):
+    """The time of the call was used up on the device, before anything was sent."""
+
+
+class ServerError(Error):
+    """One server gave no usable answer.
+
+    Attributes:
+        server: index of the server in the release, 0..N-1.
+    """
+
+    def __init__(self, message: str, server: int) -> None:
+        super().__init__(message, server)
+        self.server = server
+
+
+class ServerTimeoutError(ServerError):
+    """The server did not answer before the deadline."""
+
+
+class ServerUnavailableError(ServerError):
+    """The server could not be reached, or refused the request."""
+
+
+class ServerMismatchError(ServerError):
+    """The endpoint serves another release, or another server of this release; it was sent no share."""
+
+
+class AnswerError(ServerError):
+    """The server answered with a wrong tensor: its name, type, shape or values cannot be an answer."""
+
+
+class NotEnoughAnswersError(Error):
+    """Fewer servers answered than the call asked for.
+
+    Attributes:
+        causes: what went wrong, by server index.
+        answered: indices of the servers that did answer.
+        needed: how many answers the call asked for.
+    """
+
+    def __init__(self, message: str, causes: Mapping[int, ServerError], answered: tuple[int, ...], needed: int) -> None:
+        super().__init__(message, dict(causes), answered, needed)
+        self.causes: dict[int, ServerError] = dict(causes)
+        self.answered = answered
+        self.needed = needed

@@ -1,0 +1,344 @@
+"""The manifests of a release: what they hold, how they are read and written, how files are checked against them.
+
+A release has one `manifest.json` for the client and one for each server; all carry the same release id. Guarantees:
+
+- Reading is strict: an unknown format version is refused before anything else is looked at, an unknown field, a missing
+  field or a value of another type is refused, and so is a manifest that contradicts itself.
+- `encode_manifest` writes only what reading accepts, always the same bytes for the same content.
+- Paths in `files` are relative, in posix form, and cannot leave the folder of the manifest. Symbolic links are refused.
+- A server's manifest says nothing about another server, nor about the head or the fusion.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleVersionError
+
+FORMAT_VERSION = 1
+
+MANIFEST_NAME = "manifest.json"
+ENCODER_NAME = "encoder.onnx"
+FUSION_NAME = "fusion.onnx"
+GOLDEN_NAME = "golden.safetensors"
+
+#: Files that describe a folder and therefore cannot be listed in its manifest.
+_UNLISTABLE = frozenset({MANIFEST_NAME, "manifest.sig"})
+#: A manifest is a few kilobytes; a file beyond this is not one, and is refused before it is parsed.
+_MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+ReleaseId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all parts of a manifest."""
+
+
+class ImageSpec(_Struct):
+    """Size of the images that the encoder takes, in pixels; channels is 1 (grey) or 3 (RGB)."""
+
+    height: Positive
+    width: Positive
+    channels: Literal[1, 3]
+
+
+class ServerSpec(_Struct):
+    """What the client knows of one server: its share's length, levels per value (odd), and int8 step in feature units."""
+
+    share_length: Positive
+    levels: Annotated[int, msgspec.Meta(ge=3, le=255)]
+    scale: PositiveFloat
+
+
+class MadeBy(_Struct):
+    """Everything needed to make the release again."""
+
+    command: str
+    commit: str
+    date: str
+    seed: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+class SubsetAccuracy(_Struct):
+    """Accuracy of the fused answer when exactly these servers answer."""
+
+    answered: tuple[Index, ...]
+    accuracy: Fraction
+
+
+class Accuracy(_Struct):
+    """Accuracies measured on the exported files, as fractions: baseline, fused, each branch, every subset of servers."""
+
+    data: str
+    images: Positive
+    baseline: Fraction
+    fused: Fraction
+    branches: tuple[Fraction, ...]
+    subsets: tuple[SubsetAccuracy, ...]
+
+
+class Macs(_Struct):
+    """Multiply-accumulates per image, counted on the ONNX graphs (`branch` is that of one server)."""
+
+    head: Index
+    fusion: Index
+    branch: Index
+    baseline: Index
+
+
+class Leakage(_Struct):
+    """What one attack by one coalition of servers reconstructs. PSNR and floor in dB."""
+
+    coalition: tuple[Index, ...]
+    attack: str
+    psnr: float
+    ssim: float
+    floor: float
+    images: Positive
+    date: str
+    commit: str
+
+
+class ClientManifest(_Struct):
+    """`client/manifest.json`: what an edge device needs to know of a release."""
+
+    format_version: int
+    release: ReleaseId
+    made_by: MadeBy
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=2)]
+    image: ImageSpec
+    servers: Annotated[tuple[ServerSpec, ...], msgspec.Meta(min_length=1)]
+    max_batch: Positive
+    files: dict[str, Sha256]
+    accuracy: Accuracy
+    macs: Macs
+    leakage: tuple[Leakage, ...] = ()
+
+
+class ServerManifest(_Struct):
+    """`server-<i>/manifest.json`, and the baseline's: what the operator of one server needs to know."""
+
+    format_version: int
+    release: ReleaseId
+    server: Index
+    share_length: Positive
+    scale: PositiveFloat
+    classes: Positive
+    engine: Literal["python", "onnxruntime", "tensorrt"]
+    files: dict[str, Sha256]
+    made_by: MadeBy
+
+
+_Manifest = TypeVar("_Manifest", ClientManifest, ServerManifest)
+
+
+class _Versioned(msgspec.Struct):
+    """The one field that is read before the rest."""
+
+    format_version: Any = None
+
+
+def encode_manifest(manifest: ClientManifest | ServerManifest) -> bytes:
+    """Write a manifest as JSON (2-space indent, trailing newline).
+
+    Raises:
+        BundleFormatError: the manifest would not be accepted when read back (it contradicts itself, holds NaN, …).
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    if isinstance(manifest, ClientManifest):
+        decode_client_manifest(data)
+    else:
+        decode_server_manifest(data)
+    return data
+
+
+def decode_client_manifest(data: bytes) -> ClientManifest:
+    """Read `client/manifest.json`.
+
+    Raises:
+        BundleVersionError: the format version is not the one this version of privdfs reads.
+        BundleFormatError: not JSON, or a field is missing, unknown, of another type, or contradicts another.
+    """
+    manifest = _decode(data, ClientManifest)
+    n_servers = len(manifest.servers)
+    for name in (ENCODER_NAME, FUSION_NAME, GOLDEN_NAME):
+        _require(name in manifest.files, f"`files` lacks {name}")
+    for server in manifest.servers:
+        _require(server.levels % 2 == 1, "`levels` must be odd, so that zero is one of them")
+    _require(len(set(manifest.classes)) == len(manifest.classes), "`classes` has a name twice")
+    _require(len(manifest.accuracy.branches) == n_servers, "`accuracy.branches` must have one value for each server")
+    groups = [s.answered for s in manifest.accuracy.subsets] + [row.coalition for row in manifest.leakage]
+    for group in groups:
+        _require(
+            len(set(group)) == len(group) and all(i < n_servers for i in group),
+            f"a subset or coalition names servers outside 0..{n_servers - 1}, or one twice",
+        )
+    return manifest
+
+
+def decode_server_manifest(data: bytes) -> ServerManifest:
+    """Read `server-<i>/manifest.json`.
+
+    Raises:
+        BundleVersionError: the format version is not the one this version of privdfs reads.
+        BundleFormatError: not JSON, or a field is missing, unknown or of another type.
+    """
+    return _decode(data, ServerManifest)
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """Read the bytes of `manifest.json` in a folder.
+
+    Raises:
+        BundleIntegrityError: there is none, or it is not an ordinary file.
+        BundleFormatError: it is far too large to be a manifest.
+    """
+    path = folder / MANIFEST_NAME
+    if path.is_symlink() or not path.is_file():
+        msg = f"there is no {MANIFEST_NAME} in {folder}: give the folder that the exporter wrote, whole"
+        raise BundleIntegrityError(msg, MANIFEST_NAME)
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        msg = f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
+        raise BundleFormatError(msg)
+    return path.read_bytes()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Check every listed file of a folder against its SHA-256.
+
+    Args:
+        folder: where the manifest lies.
+        files: the manifest's `files`: relative posix path -> SHA-256 in hex.
+
+    Raises:
+        BundleIntegrityError: a file is missing, changed, a symbolic link, or its path leaves the folder.
+    """
+    for name, expected in files.items():
+        _compare(name, expected, sha256_file(_locate(folder, name, expected)))
+
+
+def read_verified(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
+    """Read every listed file once and check the very bytes that are returned, so that no later change can slip in.
+
+    Raises:
+        BundleIntegrityError: as for `verify_files`.
+    """
+    contents: dict[str, bytes] = {}
+    for name, expected in files.items():
+        data = _locate(folder, name, expected).read_bytes()
+        _compare(name, expected, hashlib.sha256(data).hexdigest())
+        contents[name] = data
+    return contents
+
+
+def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:
+    """Check that a folder holds nothing that its manifest does not list.
+
+    Triton serves whatever lies in a model repository (a folder `2/` beside `1/` is a newer version of the model), so
+    a server's folder with an added file is as changed as one with an altered file.
+
+    Raises:
+        BundleIntegrityError: there is an unlisted file.
+    """
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and name not in _UNLISTABLE:
+            msg = f"{name} is not listed in the manifest of {folder}: delete it, or get the release again"
+            raise BundleIntegrityError(msg, name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, symbolic links among them, in a stable order; links are not followed."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _locate(folder: Path, name: str, expected: str) -> Path:
+    """Path of a listed file, which is an ordinary file inside the folder."""
+    _require_safe(name)
+    path = folder
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            msg = f"{name} is a symbolic link, which releases never contain: get the release again"
+            raise BundleIntegrityError(msg, name, expected)
+    if not path.is_file():
+        msg = f"{name} is missing from {folder}: get the release again, whole"
+        raise BundleIntegrityError(msg, name, expected)
+    return path
+
+
+def _compare(name: str, expected: str, actual: str) -> None:
+    if actual != expected:
+        msg = (
+            f"{name} is not the file that the manifest lists (SHA-256 {actual}, expected {expected}): "
+            "it was changed or belongs to another release; get the release again"
+        )
+        raise BundleIntegrityError(msg, name, expected, actual)
+
+
+def _require_safe(name: str) -> None:
+    """Refuse a path that is not relative, not in plain posix form, or leaves the folder."""
+    path = PurePosixPath(name)
+    plain = path.as_posix() == name and not path.is_absolute() and "\\" not in name and ":" not in name
+    if not plain or ".." in path.parts or name in {"", "."} or "\0" in name or name in _UNLISTABLE:
+        msg = f"the manifest lists {name!r}, which is not a plain path inside its folder: get the release again"
+        raise BundleIntegrityError(msg, name)
+
+
+def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
+    """Version first, then strict types, then the checks common to both kinds."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"the manifest is not a JSON object ({_short(error)}): get the release again"
+        raise BundleFormatError(msg) from error
+    # `True == 1`, so the type is compared too.
+    if type(version) is not int or version != FORMAT_VERSION:
+        found = version if isinstance(version, (int, str)) else type(version).__name__
+        msg = (
+            f"the manifest has format version {str(found)[:40]!r}; this version of privdfs reads {FORMAT_VERSION} only: "
+            "install the privdfs that fits the release, or get a release that fits"
+        )
+        raise BundleVersionError(msg, found, FORMAT_VERSION)
+    try:
+        manifest = msgspec.json.decode(data, type=kind, strict=True)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"the manifest is not a {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
+        raise BundleFormatError(msg) from error
+    for name in manifest.files:
+        _require_safe(name)
+    return manifest
+
+
+def _short(error: Exception) -> str:
+    """First line of a parser's message, which names fields and offsets."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - an assertion, read as one
+    if not condition:
+        msg = f"the manifest contradicts itself: {problem}; get the release again"
+        raise BundleFormatError(msg)
