@@ -1,0 +1,58 @@
+# The few commands a person types. `make` alone lists them.
+
+# 3.11 is the Python of the pins' main set; any from 3.10 on works.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+VENV := .venv
+TRITON_VENV := .venv-triton
+BIN := $(VENV)/bin
+PIP_OPTIONS := --quiet --disable-pip-version-check
+# A stamp is newer than the pins it was made from, so a second `make` installs nothing.
+ENV := $(VENV)/.ready
+TRITON_ENV := $(TRITON_VENV)/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format env triton clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: env triton  ## classify real test images on three local tritonservers
+	$(BIN)/python examples/demo.py
+
+test: env triton lint  ## environments, lint, types, import contract, every test
+	$(BIN)/pytest
+
+lint: env  ## style, format, types, import contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: env  ## put the code into its format and fix what can be fixed safely
+	$(BIN)/ruff check --fix-only --exit-zero
+	$(BIN)/ruff format
+
+env: $(ENV)  ## the environment of all three packages (.venv)
+
+triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
+
+$(ENV): pyproject.toml constraints.txt scripts/check-python.sh
+	@scripts/check-python.sh "$(PYTHON)"
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt hatchling editables
+	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[training,export,dev]'
+	@touch $@
+
+$(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
+	@scripts/check-python.sh "$(PYTHON)"
+	"$(PYTHON)" -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/pip install $(PIP_OPTIONS) --constraint constraints-triton.txt numpy onnxruntime
+	$(TRITON_VENV)/bin/pip install $(PIP_OPTIONS) --constraint constraints-triton.txt --no-deps nvidia-pytriton
+	scripts/make-triton-env.sh $(TRITON_VENV)
+	@touch $@
+
+clean:  ## remove environments, caches and everything built
+	rm -rf $(VENV) $(TRITON_VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
