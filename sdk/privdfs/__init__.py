@@ -1,3 +1,66 @@
-"""PrivDFS edge SDK."""
+"""PrivDFS edge SDK: classify images with the help of servers none of which can see them.
+
+    from privdfs import TLS, Client, Server
+
+    servers = [Server(f"{host}:8001", tls=TLS(ca="ca.pem")) for host in ("a.example", "b.example", "c.example")]
+    with Client("model_repository/fashion/client", servers, timeout=0.5) as client:
+        result = client.predict("photo.jpg")
+    print(result.label, result.probability, result.answered, result.timings)
+
+`AsyncClient` is the same for asyncio. `Client.local(release_dir)` runs a whole release in this process, for development
+and tests. All errors derive from `Error`; the module `privdfs.testing` has a programmable server for your tests.
+
+The names in `__all__`, and those of `privdfs.testing`, are the public interface; everything else may change.
+"""
+
+from privdfs._async_client import AsyncClient
+from privdfs._bundle import Bundle, SelfTest
+from privdfs._client import Client
+from privdfs._config import TLS, Server
+from privdfs._errors import (
+    AnswerError,
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    BundleVersionError,
+    ConfigError,
+    DeadlineExceededError,
+    Error,
+    ImageError,
+    NotEnoughAnswersError,
+    SelfTestError,
+    ServerError,
+    ServerMismatchError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
+from privdfs._result import Result, Timings
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "TLS",
+    "AnswerError",
+    "AsyncClient",
+    "Bundle",
+    "BundleError",
+    "BundleFormatError",
+    "BundleIntegrityError",
+    "BundleVersionError",
+    "Client",
+    "ConfigError",
+    "DeadlineExceededError",
+    "Error",
+    "ImageError",
+    "NotEnoughAnswersError",
+    "Result",
+    "SelfTest",
+    "SelfTestError",
+    "Server",
+    "ServerError",
+    "ServerMismatchError",
+    "ServerTimeoutError",
+    "ServerUnavailableError",
+    "Timings",
+    "__version__",
+]

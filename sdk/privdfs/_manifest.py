@@ -51,7 +51,7 @@ class ImageSpec(_Struct):
 
 
 class ServerSpec(_Struct):
-    """What the client knows of one server: its share's length, levels per value (odd), and int8 step in feature units."""
+    """What the client knows of one server: share length, levels per value (odd), and int8 step in feature units."""
 
     share_length: Positive
     levels: Annotated[int, msgspec.Meta(ge=3, le=255)]
@@ -77,7 +77,7 @@ class SubsetAccuracy(_Struct):
 
 
 class Accuracy(_Struct):
-    """Accuracies measured on the exported files, as fractions: baseline, fused, each branch, every subset of servers."""
+    """Accuracies of the exported files, as fractions: baseline, fused, each branch, every subset of servers."""
 
     data: str
     images: Positive
@@ -319,14 +319,14 @@ def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
     if type(version) is not int or version != FORMAT_VERSION:
         found = version if isinstance(version, (int, str)) else type(version).__name__
         msg = (
-            f"the manifest has format version {str(found)[:40]!r}; this version of privdfs reads {FORMAT_VERSION} only: "
+            f"the manifest has format version {str(found)[:40]!r}, this version of privdfs reads {FORMAT_VERSION}: "
             "install the privdfs that fits the release, or get a release that fits"
         )
         raise BundleVersionError(msg, found, FORMAT_VERSION)
     try:
         manifest = msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"the manifest is not a {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
+        msg = f"the manifest is no {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
         raise BundleFormatError(msg) from error
     for name in manifest.files:
         _require_safe(name)

@@ -1,0 +1,267 @@
+"""The bundle: what an edge application embeds of a release."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
+from privdfs._errors import BundleFormatError, BundleIntegrityError, ConfigError, SelfTestError
+from privdfs._manifest import (
+    ENCODER_NAME,
+    FUSION_NAME,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    ClientManifest,
+    decode_client_manifest,
+    read_manifest_bytes,
+    read_verified,
+)
+from privdfs._onnx import Array, Graph, TensorSpec
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How close the golden examples came out on this device.
+
+    Attributes:
+        images: number of golden examples.
+        differing_values: fraction of int8 share values that differ from the recorded ones.
+        probability_error: largest difference of a probability from the recorded one.
+    """
+
+    images: int
+    differing_values: float
+    probability_error: float
+
+
+class Bundle:
+    """The client's part of a release, verified and ready to run. Make one with `Bundle.open`.
+
+    A bundle may be shared by several clients and threads, but not with a forked child process.
+    """
+
+    def __init__(self, folder: Path, manifest: ClientManifest, files: Mapping[str, bytes]) -> None:
+        """Build from verified bytes; applications use `Bundle.open`."""
+        self._folder = folder
+        self._manifest = manifest
+        self._pid = os.getpid()
+        image = manifest.image
+        n_classes = len(manifest.classes)
+        self._encoder = Graph(
+            ENCODER_NAME,
+            files[ENCODER_NAME],
+            [TensorSpec("image", "uint8", (image.height, image.width, image.channels))],
+            [TensorSpec(f"share_{i}", "int8", (server.share_length,)) for i, server in enumerate(manifest.servers)],
+            ONNX_THREADS,
+        )
+        self._fusion = Graph(
+            FUSION_NAME,
+            files[FUSION_NAME],
+            [
+                TensorSpec("logits", "float32", (self.n_servers, n_classes)),
+                TensorSpec("answered", "bool", (self.n_servers,)),
+            ],
+            [TensorSpec("probabilities", "float32", (n_classes,))],
+            1,
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Bundle":
+        """Open the `client` folder of a release.
+
+        Every file is compared with its SHA-256 in the manifest before ONNX Runtime sees a byte of it.
+
+        Raises:
+            BundleVersionError: the manifest's format is not the one this version of privdfs reads.
+            BundleFormatError: the manifest or a graph is not what the format promises.
+            BundleIntegrityError: a file is missing or changed.
+        """
+        folder = Path(path)
+        if not (folder / MANIFEST_NAME).exists() and (folder / "client" / MANIFEST_NAME).exists():
+            raise BundleIntegrityError(
+                f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
+            )
+        manifest = decode_client_manifest(read_manifest_bytes(folder))
+        return cls(folder, manifest, read_verified(folder, manifest.files))
+
+    def __repr__(self) -> str:
+        return f"Bundle(release={self.release!r}, servers={self.n_servers}, classes={len(self.classes)})"
+
+    @property
+    def manifest(self) -> ClientManifest:
+        """Everything the release says about itself."""
+        return self._manifest
+
+    @property
+    def release(self) -> str:
+        """Id of the release; only servers of the same release fit."""
+        return self._manifest.release
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return self._manifest.classes
+
+    @property
+    def n_servers(self) -> int:
+        """Number of servers, N."""
+        return len(self._manifest.servers)
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.int8]]:
+        """Turn images into shares: the head, the mask and the quantisation, in one call of ONNX Runtime.
+
+        Args:
+            images: uint8 [batch, height, width, channels] of the bundle's image size.
+
+        Returns:
+            N arrays, the i-th int8 [batch, K_i]: what server i is sent.
+
+        Raises:
+            ConfigError: another shape or type, or called in a forked child process.
+            BundleFormatError: the graph gives shares of another shape.
+        """
+        self._refuse_fork()
+        spec = self._manifest.image
+        shape = (spec.height, spec.width, spec.channels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
+            raise ConfigError(
+                f"encode takes uint8 [batch, {spec.height}, {spec.width}, {spec.channels}] with at least one image, "
+                f"not {images.dtype} {list(images.shape)}: Client.encode takes images of any size and form"
+            )
+        shares = self._encoder.run({"image": images})
+        for share, server in zip(shares, self._manifest.servers, strict=True):
+            _require_output(ENCODER_NAME, share, "int8", (len(images), server.share_length))
+        return shares
+
+    def fuse(self, logits: npt.NDArray[np.float32], answered: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """Turn the servers' answers into class probabilities.
+
+        Args:
+            logits: float32 [batch, N, classes], finite; rows of servers that did not answer are ignored (put zeros).
+            answered: bool [batch, N], at least one true in every row.
+
+        Returns:
+            float32 [batch, classes].
+
+        Raises:
+            ConfigError: another shape or type, or called in a forked child process.
+            BundleFormatError: the graph gives something that is no probabilities.
+        """
+        self._refuse_fork()
+        shape = (self.n_servers, len(self.classes))
+        fits = logits.dtype == np.float32 and logits.ndim == 3 and logits.shape[1:] == shape and len(logits) > 0
+        if not fits or answered.dtype != np.bool_ or answered.shape != logits.shape[:2]:
+            raise ConfigError(
+                f"fuse takes logits float32 [batch, {shape[0]}, {shape[1]}] and answered bool [batch, {shape[0]}], "
+                f"not {logits.dtype} {list(logits.shape)} and {answered.dtype} {list(answered.shape)}"
+            )
+        (probabilities,) = self._fusion.run({"logits": logits, "answered": answered})
+        _require_output(FUSION_NAME, probabilities, "float32", (len(logits), shape[1]))
+        if not np.isfinite(probabilities).all():
+            raise BundleFormatError(
+                f"{FUSION_NAME} gives probabilities that are no numbers: run the bundle's self-test"
+            )
+        return probabilities
+
+    def selftest(self) -> SelfTest:
+        """Replay the golden examples of the release on this device: images to shares, recorded logits to probabilities.
+
+        Raises:
+            SelfTestError: they come out differently than rounding explains.
+            BundleError: the golden file is missing, changed or incomplete.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        files = {GOLDEN_NAME: self._manifest.files[GOLDEN_NAME]}
+        try:
+            golden: dict[str, Array] = load(read_verified(self._folder, files)[GOLDEN_NAME])
+        except SafetensorError as error:
+            raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
+        self._check_golden(golden)
+        images, logits, recorded = golden["images"], golden["logits"], golden["probabilities"]
+        # One image at a time: whatever the batch, a release must give what was recorded.
+        encoded = [self.encode(image[np.newaxis]) for image in images]
+        differing = 0
+        for i in range(self.n_servers):
+            share = np.concatenate([shares[i] for shares in encoded])
+            differing += int(np.count_nonzero(share != golden[f"share_{i}"]))
+        fraction = differing / sum(golden[f"share_{i}"].size for i in range(self.n_servers))
+        probabilities = self.fuse(logits, np.ones(logits.shape[:2], dtype=np.bool_))
+        error = float(np.abs(probabilities - recorded).max())
+        same_label = bool((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).all())
+        if fraction > SELFTEST_SHARE_TOLERANCE or not error <= SELFTEST_PROBABILITY_TOLERANCE or not same_label:
+            raise SelfTestError(
+                f"the golden examples come out differently here: {fraction:.2%} of the share values differ "
+                f"(allowed {SELFTEST_SHARE_TOLERANCE:.0%}), probabilities by up to {error:.2g} "
+                f"(allowed {SELFTEST_PROBABILITY_TOLERANCE:g}), labels {'agree' if same_label else 'differ'}: "
+                "try another version of onnxruntime; do not use the bundle on this device before this passes"
+            )
+        return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
+
+    def describe(self) -> str:
+        """A page of plain text on the release: what it classifies, its accuracy, cost and measured leakage."""
+        return _describe(self._manifest)
+
+    def _check_golden(self, golden: Mapping[str, Array]) -> None:
+        manifest, spec = self._manifest, self._manifest.image
+        n_images = len(golden.get("images", ()))
+        n_classes = len(manifest.classes)
+        wanted = {
+            "images": ("uint8", (n_images, spec.height, spec.width, spec.channels)),
+            "logits": ("float32", (n_images, self.n_servers, n_classes)),
+            "probabilities": ("float32", (n_images, n_classes)),
+        }
+        for i, server in enumerate(manifest.servers):
+            wanted[f"share_{i}"] = ("int8", (n_images, server.share_length))
+        found = {name: (str(array.dtype), array.shape) for name, array in golden.items()}
+        if n_images == 0 or found != wanted:
+            raise BundleFormatError(f"{GOLDEN_NAME} does not hold the tensors of this release: get the release again")
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise ConfigError(
+                "the bundle was opened before this process was forked, and its threads did not come along: "
+                "open the bundle and make the client in the child process"
+            )
+
+
+def _require_output(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> None:
+    if str(array.dtype) != dtype or array.shape != shape:
+        raise BundleFormatError(
+            f"{name} gives {array.dtype} {list(array.shape)} where {dtype} {list(shape)} is promised: "
+            "get the release again"
+        )
+
+
+def _describe(manifest: ClientManifest) -> str:
+    image, accuracy, macs = manifest.image, manifest.accuracy, manifest.macs
+    lengths = [server.share_length for server in manifest.servers]
+    ratio = (macs.head + macs.fusion) / macs.baseline if macs.baseline else float("nan")
+    names = ", ".join(manifest.classes[:10]) + (", …" if len(manifest.classes) > 10 else "")
+    branches = ", ".join(f"{value:.2%}" for value in accuracy.branches)
+    measured_on = f"{accuracy.data}, {accuracy.images} images"
+    device_macs = macs.head + macs.fusion
+    lines = [
+        f"release      {manifest.release} (format {manifest.format_version})",
+        f"made by      {manifest.made_by.command} at {manifest.made_by.commit}, {manifest.made_by.date}",
+        f"image        {image.height} x {image.width} x {image.channels}, up to {manifest.max_batch} at a time",
+        f"classes      {len(manifest.classes)}: {names}",
+        f"servers      {len(lengths)}, bytes up per image: {' + '.join(map(str, lengths))} = {sum(lengths)}",
+        f"accuracy     fused {accuracy.fused:.2%}, baseline {accuracy.baseline:.2%} ({measured_on})",
+        f"branches     {branches}",
+        f"on device    {device_macs:,} multiply-accumulates per image, {ratio:.1%} of the baseline's",
+    ]
+    if not manifest.leakage:
+        lines.append("leakage      not measured")
+    for row in manifest.leakage:
+        members = ", ".join(map(str, row.coalition))
+        lines.append(
+            f"leakage      servers {members} by {row.attack}: PSNR {row.psnr:.1f} dB (floor {row.floor:.1f} dB), "
+            f"SSIM {row.ssim:.2f}, {row.images} images"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""Where the servers are: small frozen values that check themselves."""
+
+import ipaddress
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+from privdfs._constants import MAX_TIMEOUT_S
+from privdfs._errors import ConfigError
+
+Pem: TypeAlias = "str | PathLike[str] | bytes | None"
+
+_HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_ENDPOINT = re.compile(rf"^(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})$")
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, repr=False)
+class TLS:
+    """How to trust a server, and how to be trusted by it.
+
+    Attributes:
+        ca: certificates that may sign the server's (PEM file, or its bytes); the system's when None.
+        cert: this device's certificate chain for mutual TLS (PEM file, or its bytes).
+        key: the private key of `cert` (PEM file, or its bytes).
+
+    Raises:
+        ConfigError: `cert` without `key` or the other way round.
+    """
+
+    ca: Pem = None
+    cert: Pem = None
+    key: Pem = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            msg = f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither"
+            raise ConfigError(msg)
+
+    def __repr__(self) -> str:
+        return f"TLS(ca={_shown(self.ca)}, cert={_shown(self.cert)}, key={'None' if self.key is None else '…'})"
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """PEM bytes of ca, cert and key.
+
+        Raises:
+            ConfigError: a file cannot be read, or is not PEM.
+        """
+        return _read_pem("ca", self.ca), _read_pem("cert", self.cert), _read_pem("key", self.key)
+
+
+@dataclass(frozen=True, init=False)
+class Server:
+    """One party: one trust domain that holds one branch, at one or more endpoints (its replicas).
+
+    Attributes:
+        endpoints: "host:port" of every replica; all of them belong to this party and may see its share.
+        tls: how to connect; None means plaintext, which is accepted for loopback addresses only.
+        insecure: allow plaintext to other addresses too. Anybody on the way can then read the share.
+
+    Raises:
+        ConfigError: no endpoint, one that is not host:port, one named twice, or plaintext beyond loopback.
+    """
+
+    endpoints: tuple[str, ...]
+    tls: TLS | None
+    insecure: bool
+
+    def __init__(self, endpoints: str | Sequence[str], tls: TLS | None = None, *, insecure: bool = False) -> None:
+        listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
+        if not listed:
+            msg = "a server needs at least one endpoint: Server('host:port')"
+            raise ConfigError(msg)
+        if tls is not None and insecure:
+            msg = "a server has `tls` and `insecure=True`: drop one of them"
+            raise ConfigError(msg)
+        for endpoint in listed:
+            host = split_endpoint(endpoint)[0]
+            if tls is None and not insecure and not is_loopback(host):
+                msg = (
+                    f"{endpoint} is not on this machine and has no TLS, so anybody on the way could read the share: "
+                    "pass tls=TLS(…), or insecure=True for a network that you trust"
+                )
+                raise ConfigError(msg)
+        refuse_repeated(listed)
+        object.__setattr__(self, "endpoints", listed)
+        object.__setattr__(self, "tls", tls)
+        object.__setattr__(self, "insecure", insecure)
+
+
+def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, ...]:
+    """The servers of a client, in the order of the release.
+
+    Raises:
+        ConfigError: not exactly `count` servers, or an endpoint that stands for two of them.
+    """
+    if isinstance(servers, (str, Server)):
+        msg = f"one server was given where a list of {count} is expected: pass [Server(…), …] in the release's order"
+        raise ConfigError(msg)
+    checked = tuple(Server(server) if isinstance(server, str) else server for server in servers)
+    if len(checked) != count:
+        msg = f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
+        raise ConfigError(msg)
+    refuse_repeated([endpoint for server in checked for endpoint in server.endpoints])
+    return checked
+
+
+def check_timeout(timeout: float) -> float:
+    """A timeout in seconds.
+
+    Raises:
+        ConfigError: it is not a number above zero and within an hour.
+    """
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not is_number or not math.isfinite(timeout) or not 0 < timeout <= MAX_TIMEOUT_S:
+        msg = f"timeout={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}"
+        raise ConfigError(msg)
+    return float(timeout)
+
+
+def check_min_answers(min_answers: int | None, count: int) -> int:
+    """How many of `count` servers must answer; all of them when None.
+
+    Raises:
+        ConfigError: it is not a whole number from 1 to `count`.
+    """
+    if min_answers is None:
+        return count
+    if type(min_answers) is not int or not 1 <= min_answers <= count:
+        msg = f"min_answers={min_answers!r} is not a whole number from 1 to {count}, the number of servers"
+        raise ConfigError(msg)
+    return min_answers
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Host (without brackets, lower case) and port of "host:port".
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    match = _ENDPOINT.match(endpoint) if isinstance(endpoint, str) else None
+    port = int(match["port"]) if match else 0
+    if match is None or not 1 <= port <= _MAX_PORT:
+        msg = f"{endpoint!r} is not an endpoint: write host:port, for example a.example:8001 or [::1]:8001"
+        raise ConfigError(msg)
+    return match["host"].strip("[]").lower(), port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host can only be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def refuse_repeated(endpoints: Sequence[str]) -> None:
+    """Check that no endpoint is named twice, whatever the spelling: two shares at one place are not apart.
+
+    Raises:
+        ConfigError: two name the same host and port.
+    """
+    seen: dict[tuple[str, int], str] = {}
+    for endpoint in endpoints:
+        host, port = split_endpoint(endpoint)
+        key = (_canonical(host), port)
+        if key in seen:
+            msg = (
+                f"{endpoint} is named twice (first as {seen[key]}): every server is another party and must not get "
+                "the share of a second one; correct the list of servers"
+            )
+            raise ConfigError(msg)
+        seen[key] = endpoint
+
+
+def _canonical(host: str) -> str:
+    """One spelling per host, as far as it can be told without asking the network."""
+    if host in {"localhost", "127.0.0.1", "::1"}:
+        return "loopback"
+    try:
+        return ipaddress.ip_address(host).compressed
+    except ValueError:
+        return host.rstrip(".")
+
+
+def _read_pem(name: str, source: Pem) -> bytes | None:
+    if source is None:
+        return None
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            msg = f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
+            raise ConfigError(msg) from error
+    if b"-----BEGIN " not in data:
+        msg = f"TLS {name} is not in PEM form: convert it, or pass the right file"
+        raise ConfigError(msg)
+    return data
+
+
+def _shown(source: Pem) -> str:
+    return "…" if isinstance(source, bytes) else repr(None if source is None else str(source))

@@ -1,0 +1,77 @@
+"""The branches of a release, run in this process: for development and tests only, since nothing is private here."""
+
+import logging
+import time
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from privdfs._bundle import Bundle
+from privdfs._constants import ONNX_THREADS
+from privdfs._core import Call, Chunk, Outcome
+from privdfs._errors import AnswerError, BundleFormatError, ServerTimeoutError
+from privdfs._manifest import ClientManifest, read_verified
+from privdfs._onnx import Graph, TensorSpec
+from privdfs._verify import check_server, read_server_manifest
+
+BRANCH_FILE = "branch/1/model.onnx"
+
+_log = logging.getLogger("privdfs")
+
+
+def open_client(release_dir: str | PathLike[str]) -> Bundle:
+    """The bundle of a release folder."""
+    return Bundle.open(Path(release_dir) / "client")
+
+
+def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, server: int) -> Graph:
+    """One verified branch of a release folder.
+
+    Raises:
+        BundleError: the server's folder is missing, changed, of another release, or has no ONNX branch.
+    """
+    folder = Path(release_dir) / f"server-{server}"
+    own = read_server_manifest(folder)
+    check_server(manifest, own, server)
+    files = read_verified(folder, own.files)
+    if BRANCH_FILE not in files:
+        raise BundleFormatError(
+            f"{folder} has no {BRANCH_FILE}: local mode runs the engines 'python' and 'onnxruntime', not {own.engine!r}"
+        )
+    return Graph(
+        f"server-{server}/{BRANCH_FILE}",
+        files[BRANCH_FILE],
+        [TensorSpec("share", "int8", (own.share_length,))],
+        [TensorSpec("logits", "float32", (own.classes,))],
+        ONNX_THREADS,
+    )
+
+
+class LocalServers:
+    """Stands where the servers would be; takes the same shares and gives the same outcomes."""
+
+    def __init__(self, release_dir: str | PathLike[str], manifest: ClientManifest) -> None:
+        self._graphs = [open_branch(release_dir, manifest, i) for i in range(len(manifest.servers))]
+        _log.info("release %s runs in this process: for development and tests only", manifest.release)
+
+    def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
+        """Run every branch on its share, one after the other."""
+        outcomes: list[Outcome] = []
+        for share in chunk.shares:
+            started = time.perf_counter()
+            (logits,) = self._graphs[share.server].run({"share": share.values})
+            ms = (time.perf_counter() - started) * 1e3
+            if call.deadline.remaining == 0:
+                error = ServerTimeoutError("the branch was too slow in this process: raise `timeout`", share.server)
+                outcomes.append(Outcome(share.server, ms, error=error))
+            elif not np.isfinite(logits).all():
+                error = AnswerError("the branch gives NaN or infinite logits: export the release again", share.server)
+                outcomes.append(Outcome(share.server, ms, error=error))
+            else:
+                outcomes.append(Outcome(share.server, ms, logits=logits))
+        return outcomes
+
+    def close(self) -> None:
+        """Forget the graphs."""
+        self._graphs.clear()

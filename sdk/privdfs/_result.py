@@ -1,0 +1,66 @@
+"""What a prediction gives back."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from privdfs._errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a call went, in milliseconds.
+
+    For a batch the times are those of the part that the image travelled in (at most `max_batch` images).
+
+    Attributes:
+        decode_ms: opening, rotating and resizing; of the whole batch, whatever part of it.
+        encode_ms: the encoder graph.
+        servers_ms: from sending to the answer, by server; None for a server that gave no usable answer.
+        fusion_ms: the fusion graph.
+        total_ms: from the call to the result, a first call's connection and release check included.
+    """
+
+    decode_ms: float
+    encode_ms: float
+    servers_ms: tuple[float | None, ...]
+    fusion_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The fused answer for one image.
+
+    Attributes:
+        label: name of the most probable class.
+        index: its index.
+        probability: its probability, 0 to 1.
+        answered: which servers' answers went into it, by server.
+        timings: where the time went.
+        bytes_up: bytes of the share sent to each server for this image.
+        probabilities: float32 [classes].
+        classes: names of all classes, in the order of `probabilities`.
+    """
+
+    label: str
+    index: int
+    probability: float
+    answered: tuple[bool, ...]
+    timings: Timings
+    bytes_up: tuple[int, ...]
+    probabilities: npt.NDArray[np.float32] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The `k` most probable classes (all of them, if there are fewer) with their probabilities, best first.
+
+        Raises:
+            ConfigError: `k` is below 1.
+        """
+        if k < 1:
+            msg = f"top({k}) asks for no class: pass a number from 1"
+            raise ConfigError(msg)
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.classes[i], float(self.probabilities[i])) for i in order]

@@ -1,0 +1,110 @@
+"""Whether the folders of a release are whole, unchanged, and fit each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from privdfs._errors import BundleFormatError, BundleIntegrityError
+from privdfs._manifest import (
+    MANIFEST_NAME,
+    ClientManifest,
+    ServerManifest,
+    decode_client_manifest,
+    decode_server_manifest,
+    read_manifest_bytes,
+    refuse_unlisted,
+    verify_files,
+)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A folder that is as it was exported.
+
+    Attributes:
+        name: "client", "server-<i>" or "baseline".
+        release: id of its release.
+        files: number of files compared.
+    """
+
+    name: str
+    release: str
+    files: int
+
+
+def verify(path: Path) -> list[Verified]:
+    """Verify a client folder, a server's folder, or a whole release (then also that all folders fit each other).
+
+    Raises:
+        BundleError: a file is missing, changed or added, or the folders are of different releases.
+    """
+    if (path / MANIFEST_NAME).exists() or not (path / "client").is_dir():
+        return [_verify_folder(path)]
+    client = decode_client_manifest(read_manifest_bytes(path / "client"))
+    found = [_verify_folder(path / "client")]
+    for i in range(len(client.servers)):
+        folder = path / f"server-{i}"
+        check_server(client, read_server_manifest(folder), i)
+        found.append(_verify_folder(folder))
+    for folder in sorted(path.glob("server-*")):
+        if folder.name not in {row.name for row in found}:
+            raise BundleIntegrityError(
+                f"{folder.name} is no server of release {client.release}, which has {len(client.servers)}: remove it",
+                folder.name,
+            )
+    if (path / "baseline").is_dir():
+        baseline = _verify_folder(path / "baseline")
+        if baseline.release != client.release:
+            raise BundleFormatError(_other_release("baseline", baseline.release, client.release))
+        found.append(baseline)
+    return found
+
+
+def read_server_manifest(folder: Path) -> ServerManifest:
+    """The manifest of a server's folder.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    return decode_server_manifest(read_manifest_bytes(folder))
+
+
+def check_server(client: ClientManifest, server: ServerManifest, index: int) -> None:
+    """Check that a server's folder is the one that a client's manifest speaks of.
+
+    Raises:
+        BundleFormatError: another release, another server, or another share length, scale or number of classes.
+    """
+    name = f"server-{index}"
+    if server.release != client.release:
+        raise BundleFormatError(_other_release(name, server.release, client.release))
+    if server.server != index:
+        raise BundleFormatError(f"{name} holds server {server.server} of the release: put the folders back in order")
+    spec = client.servers[index]
+    if (server.share_length, server.scale, server.classes) != (spec.share_length, spec.scale, len(client.classes)):
+        raise BundleFormatError(
+            f"{name} and the client disagree on share length, scale or number of classes: get the release again"
+        )
+
+
+def _verify_folder(folder: Path) -> Verified:
+    data = read_manifest_bytes(folder)
+    manifest = _decode_any(data)
+    verify_files(folder, manifest.files)
+    refuse_unlisted(folder, manifest.files)
+    name = "client" if isinstance(manifest, ClientManifest) else f"server-{manifest.server}"
+    return Verified("baseline" if folder.name == "baseline" else name, manifest.release, len(manifest.files))
+
+
+def _decode_any(data: bytes) -> ClientManifest | ServerManifest:
+    """Client's or server's, told apart by the field that only a server's has."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = {}
+    return decode_server_manifest(data) if "server" in fields else decode_client_manifest(data)
+
+
+def _other_release(name: str, found: str, expected: str) -> str:
+    return f"{name} is of release {found}, the client of {expected}: use the folders of one release only"
