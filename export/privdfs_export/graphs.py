@@ -1,0 +1,277 @@
+"""A trained system to ONNX: encoder, branches, fusion, baseline. Standard operators only, opset 20, dynamic batch.
+
+Guarantees:
+
+- The encoder takes uint8 pixels and gives int8 shares: cast, normalisation, int8 head, quantisation and gather are all inside.
+- A branch takes the int8 share as it travels; DequantizeLinear and the scatter back into place are its first nodes. Its graph
+  holds the positions of its own elements and nothing of another share.
+- Everything that does not depend on the input is folded, so int8 weights are stored as int8.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+from privdfs_training.models.system import System
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+OPSET = 20  # TensorRT's parser wants at most 22; the tracing exporter writes at most 20
+
+
+class Encoder(nn.Module):
+    """Pixels to shares, as the device runs it."""
+
+    def __init__(self, system: System) -> None:
+        """Take the client's half of a system whose masks are frozen.
+
+        Args:
+            system: In evaluation mode.
+        """
+        super().__init__()
+        self.head, self.quantiser = system.head, system.quantiser
+        self.indices = [system.masks.indices(server) for server in range(system.masks.servers)]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Encode.
+
+        Args:
+            image: uint8 [batch, height, width, channels].
+
+        Returns:
+            One int8 [batch, values] per server.
+        """
+        feature = self.head(image.permute(0, 3, 1, 2))
+        integers = self.quantiser.integers(feature).to(torch.int8).flatten(1)
+        return tuple(integers[:, indices] for indices in self.indices)
+
+
+class PlacedBranch(nn.Module):
+    """A branch that starts from the packed, dequantised share."""
+
+    def __init__(self, system: System, server: int) -> None:
+        """Take one server's half.
+
+        Args:
+            system: In evaluation mode, masks frozen.
+            server: Which.
+        """
+        super().__init__()
+        self.branch, self.shape = system.branches[server], system.masks.shape
+        indices = system.masks.indices(server)
+        # Where each element of the feature finds its value: one past the end is the zero that pads the share.
+        self.places = torch.full((system.masks.owner.numel(),), len(indices))
+        self.places[indices] = torch.arange(len(indices))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            values: float [batch, values], in feature units.
+
+        Returns:
+            Logits, float [batch, classes].
+        """
+        return self.branch(F.pad(values, (0, 1))[:, self.places].view(-1, *self.shape))
+
+
+class FusionProbabilities(nn.Module):
+    """Fusion, to probabilities."""
+
+    def __init__(self, system: System) -> None:
+        """Take the fusion.
+
+        Args:
+            system: In evaluation mode.
+        """
+        super().__init__()
+        self.fusion = system.fusion
+
+    def forward(self, logits: Tensor, answered: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            logits: float [batch, servers, classes].
+            answered: bool [batch, servers].
+
+        Returns:
+            Probabilities, float [batch, classes].
+        """
+        return self.fusion(logits, answered).softmax(dim=1)
+
+
+class BaselinePixels(nn.Module):
+    """The unprotected model on pixels as a device has them."""
+
+    def __init__(self, system: System) -> None:
+        """Take the baseline.
+
+        Args:
+            system: In evaluation mode.
+        """
+        super().__init__()
+        self.baseline = system.baseline
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            image: uint8 [batch, height, width, channels].
+
+        Returns:
+            Logits, float [batch, classes].
+        """
+        return self.baseline(image.permute(0, 3, 1, 2))
+
+
+def encoder_graph(system: System) -> onnx.ModelProto:
+    """`image` uint8 [batch, height, width, channels] to `share_0`, `share_1`, … int8 [batch, values].
+
+    Args:
+        system: In evaluation mode, masks frozen, head quantised.
+
+    Returns:
+        A checked ONNX model.
+    """
+    channels, height, width = system.image_shape
+    image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    outputs = [f"share_{server}" for server in range(system.masks.servers)]
+    return _export(Encoder(system), (image,), ["image"], outputs)
+
+
+def branch_graph(system: System, server: int) -> onnx.ModelProto:
+    """`share` int8 [batch, values] to `logits` float32 [batch, classes].
+
+    Args:
+        system: In evaluation mode, masks frozen.
+        server: Whose branch.
+
+    Returns:
+        A checked ONNX model.
+    """
+    values = torch.zeros(2, system.masks.values)
+    graph = _export(PlacedBranch(system, server), (values,), ["values"], ["logits"])
+    return _start_from_int8(graph, system.quantiser.scale)
+
+
+def fusion_graph(system: System) -> onnx.ModelProto:
+    """`logits` float32 [batch, servers, classes] and `answered` bool [batch, servers] to `probabilities` float32 [batch, classes].
+
+    Args:
+        system: In evaluation mode.
+
+    Returns:
+        A checked ONNX model.
+    """
+    servers = system.masks.servers
+    inputs = (torch.zeros(2, servers, system.classes), torch.ones(2, servers, dtype=torch.bool))
+    return _export(FusionProbabilities(system), inputs, ["logits", "answered"], ["probabilities"])
+
+
+def baseline_graph(system: System) -> onnx.ModelProto:
+    """`image` uint8 [batch, height, width, channels] to `logits` float32 [batch, classes].
+
+    Args:
+        system: In evaluation mode.
+
+    Returns:
+        A checked ONNX model.
+    """
+    channels, height, width = system.image_shape
+    image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    return _export(BaselinePixels(system), (image,), ["image"], ["logits"])
+
+
+def count_macs(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates per image of all convolutions and matrix products.
+
+    Args:
+        model: With a dynamic batch as first dimension of every activation.
+
+    Returns:
+        The count for a batch of one.
+    """
+    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    shapes = {
+        value.name: [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim]
+        for value in [*inferred.input, *inferred.value_info, *inferred.output]
+    }
+    shapes |= {initializer.name: list(initializer.dims) for initializer in inferred.initializer}
+    total = 0
+    for node in inferred.node:
+        if node.op_type == "Conv":
+            # [outputs, inputs / groups, height, width]: each output value costs one kernel.
+            total += int(np.prod(shapes[node.output[0]]) * np.prod(shapes[node.input[1]][1:]))
+        elif node.op_type in ("Gemm", "MatMul"):
+            total += int(np.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1])
+    return total
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    buffer = io.BytesIO()
+    dynamic = {name: {0: "batch"} for name in (*names, *outputs)}
+    with warnings.catch_warnings():
+        # The tracing exporter is the one that writes fake quantisation as QuantizeLinear and DequantizeLinear; torch calls it old.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    _fold_constants(model.graph)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _fold_constants(graph: onnx.GraphProto) -> None:
+    """Evaluate every node whose inputs are all known, except the dequantisation of weights, which engines must see."""
+    known = {initializer.name: initializer for initializer in graph.initializer}
+    kept = []
+    for node in graph.node:
+        # An empty name is an optional input that is not given.
+        constant = all(name in known or not name for name in node.input) and node.op_type != "DequantizeLinear"
+        if not constant:
+            kept.append(node)
+            continue
+        values = ReferenceEvaluator(_single_node(node)).run(None, {name: numpy_helper.to_array(known[name]) for name in node.input if name})
+        for name, value in zip(node.output, values, strict=True):
+            known[name] = numpy_helper.from_array(np.asarray(value), name)
+    used = {name for node in kept for name in node.input}
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(tensor for name, tensor in known.items() if name in used)
+
+
+def _single_node(node: onnx.NodeProto) -> onnx.ModelProto:
+    inputs = [helper.make_empty_tensor_value_info(name) for name in node.input if name]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+    graph = helper.make_graph([node], "constant", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def _start_from_int8(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:
+    """Put DequantizeLinear before a graph whose only input is the dequantised share."""
+    graph = model.graph
+    values = graph.input[0].name
+    node = helper.make_node("DequantizeLinear", ["share", "share_scale", "share_zero_point"], [values], "dequantise_share")
+    length = graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("share", onnx.TensorProto.INT8, ["batch", length]))
+    graph.node.insert(0, node)
+    graph.initializer.append(numpy_helper.from_array(np.float32(scale), "share_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.int8(0), "share_zero_point"))
+    onnx.checker.check_model(model, full_check=True)
+    return model

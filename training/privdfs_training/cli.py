@@ -1,0 +1,55 @@
+"""`privdfs-train CONFIG`: run the stages of one config, or continue them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from privdfs_training.config import load_config
+from privdfs_training.data import load_data
+from privdfs_training.errors import TrainingError
+from privdfs_training.loop import InterruptedTrainingError, train
+
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point.
+
+    Args:
+        arguments: Of the command line; None means those of the process.
+
+    Returns:
+        Exit code: 0 done, 2 an error that the message explains, 130 interrupted and saved.
+    """
+    parser = argparse.ArgumentParser(prog="privdfs-train", description="Train the system of one TOML config, or continue it.")
+    parser.add_argument("config", type=Path, help="a TOML file, such as configs/fashion-resnet20.toml")
+    parser.add_argument("--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--threads", type=int, help="CPU threads; two single-thread runs beat one two-thread run")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        config = load_config(options.config)
+        data = load_data(config.data.name, options.data)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        folder = options.out / config.name
+        folder.mkdir(parents=True, exist_ok=True)
+        console.print(f"{config.name}: {data!r}; everything goes to {folder}")
+        path = train(config, data, folder, console)
+    except InterruptedTrainingError:
+        console.print("[yellow]stopped and saved; the same command continues[/]")
+        return EXIT_INTERRUPTED
+    except TrainingError as error:
+        print(f"privdfs-train: {error}", file=sys.stderr)
+        return 2
+    console.print(f"finished: {path}\nnext: privdfs-export {path} --out model_repository/{config.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

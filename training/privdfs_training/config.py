@@ -1,0 +1,191 @@
+"""One typed TOML file describes a whole run.
+
+Every key has one place and one type; a misspelt key is an error before any time is spent. `load_config` is the only reader.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from privdfs_training.errors import TrainingConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Common behaviour of all sections: immutable, and unknown keys are errors."""
+
+
+class DataConfig(_Section):
+    """Which images, and how the training half is augmented."""
+
+    name: Literal["fashion-mnist"]
+    flip: bool
+    crop_padding: int  # pixels added on each side before a random crop of the original size
+
+
+class BackboneConfig(_Section):
+    """The unprotected model that the release is compared with, and the teacher of the split model."""
+
+    name: Literal["resnet8", "resnet20", "resnet32", "resnet56"]
+    width: int  # channels of the first stage; the second and third have twice and four times as many
+
+
+class HeadConfig(_Section):
+    """The client network: a strided stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution."""
+
+    stem: int
+    stages: tuple[tuple[int, int], ...]  # (channels, blocks); every stage but the first halves height and width
+    channels: int  # of the feature that the masks cut
+
+
+class MaskConfig(_Section):
+    """How the feature is cut into shares."""
+
+    servers: int
+    values: int  # elements of the feature that each server owns
+    levels: int  # quantisation levels of one value; odd, so that zero is one of them
+    temperature: tuple[float, float]  # of the Gumbel-softmax, at the first and at the last step
+
+
+class BranchConfig(_Section):
+    """One server's network."""
+
+    width: int
+    blocks: int
+
+
+class FusionConfig(_Section):
+    """The client network that combines the answers."""
+
+    hidden: int
+    branch_dropout: float  # probability that an answer is withheld during training
+
+
+class LossConfig(_Section):
+    """Weights of the terms of the split model's loss, beside the fused cross-entropy with weight one."""
+
+    auxiliary: float  # mean cross-entropy of the branches alone
+    distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
+    distillation_temperature: float
+    label_smoothing: float
+
+
+class StageConfig(_Section):
+    """Budget and optimiser of one stage."""
+
+    epochs: int
+    batch: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    weight_decay: float
+
+
+class TrainConfig(_Section):
+    """The three stages, in the order in which they run."""
+
+    baseline: StageConfig
+    masks: StageConfig
+    finetune: StageConfig
+
+
+class Config(_Section):
+    """A whole run."""
+
+    name: str
+    seed: int
+    data: DataConfig
+    backbone: BackboneConfig
+    head: HeadConfig
+    masks: MaskConfig
+    branch: BranchConfig
+    fusion: FusionConfig
+    loss: LossConfig
+    train: TrainConfig
+
+
+def load_config(path: Path) -> Config:
+    """Read and check one TOML config.
+
+    Args:
+        path: The TOML file.
+
+    Returns:
+        The typed config.
+
+    Raises:
+        TrainingConfigError: The file is missing, is not TOML, has an unknown or missing key, a value of the wrong type, or
+            values that cannot work together.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read the config {path}: {error.strerror}. Pass the path of a TOML file, such as configs/fashion-resnet20.toml."
+        raise TrainingConfigError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{path} is not a TOML file: {error}"
+        raise TrainingConfigError(message) from error
+    _refuse_unknown_keys(raw, Config, path, "")
+    return config_from_dict(raw, str(path))
+
+
+def config_from_dict(raw: dict[str, Any], source: str) -> Config:
+    """Build a config from plain values and check that they can work together.
+
+    Args:
+        raw: Nested dictionaries, as TOML or JSON give them.
+        source: Where they come from; used in messages.
+
+    Returns:
+        The typed config.
+
+    Raises:
+        TrainingConfigError: As `load_config`.
+    """
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        message = f"{source}: {error}"
+        raise TrainingConfigError(message) from error
+    for problem in _problems(config):
+        message = f"{source}: {problem}"
+        raise TrainingConfigError(message)
+    return config
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in raw.items():
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
+            message = f"{path}: unknown key '{prefix}{key}'.{hint}"
+            raise TrainingConfigError(message)
+        kind = fields[key]
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _refuse_unknown_keys(value, kind, path, f"{prefix}{key}.")
+
+
+def _problems(config: Config) -> list[str]:
+    masks, problems = config.masks, []
+    if masks.servers < 2:  # noqa: PLR2004  with one server there is nothing to split
+        problems.append(f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority")
+    if masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255:  # noqa: PLR2004  int8 on the wire
+        problems.append(f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it")
+    if masks.values < 1:
+        problems.append(f"masks.values is {masks.values}; every server needs at least one value")
+    if not config.head.stages:
+        problems.append("head.stages is empty; give at least one [channels, blocks]")
+    if not 0 <= config.fusion.branch_dropout < 1:
+        problems.append(f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1")
+    for name in ("baseline", "masks", "finetune"):
+        stage: StageConfig = getattr(config.train, name)
+        if stage.epochs < 1 or stage.batch < 2:  # noqa: PLR2004  batch normalisation needs two images
+            problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
+    return problems

@@ -1,0 +1,234 @@
+"""The training loop: one function runs any stage.
+
+Every step seeds torch from (seed, stage, step), so a run that was interrupted and continued is the run that was not.
+"""
+
+import hashlib
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from privdfs_training.augment import crop_and_flip
+from privdfs_training.checkpoint import (
+    load_weights,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+    save_system,
+    write_checkpoint,
+)
+from privdfs_training.config import Config, StageConfig
+from privdfs_training.data import DataSet
+from privdfs_training.errors import CheckpointError, DivergenceError
+from privdfs_training.models.system import System
+from privdfs_training.stages import Stage, accuracy, stages, trained_modules
+
+WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
+
+
+@dataclass
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM; the loop looks at it between steps, so that a checkpoint is never of half a step."""
+
+    wanted: bool = field(default=False)
+
+
+class InterruptedTrainingError(Exception):
+    """The run was stopped by the user; everything is saved."""
+
+
+def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path:
+    """Run all stages of a config, continuing where an earlier call stopped.
+
+    Args:
+        config: The run.
+        data: Its images.
+        folder: For checkpoints and metrics.jsonl.
+        console: Where progress is shown.
+
+    Returns:
+        The path of the finished system.
+
+    Raises:
+        CheckpointError: A stage's checkpoint is damaged, of another config, or cannot be written.
+        DivergenceError: The loss stopped being finite.
+        InterruptedTrainingError: The user stopped the run; the same call continues it.
+    """
+    torch.manual_seed(config.seed)
+    system = System(config, image_shape=data.image_shape, classes=len(data.classes))
+    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result = {}
+    with _stop_on_signal() as stop:
+        for stage in stages(config, system, data):
+            run_stage(stage, config, system, data, folder, console, stop)
+            system.eval()
+            result[stage.name] = accuracy(stage.classify, data.test_images, data.test_labels)
+            console.print(f"{stage.name}: {result[stage.name]:.2%} of {len(data.test_labels)} test images")
+    path = folder / "system.safetensors"
+    save_system(path, system, config, data, {"baseline": result["baseline"], "fused": result["finetune"]})
+    return path
+
+
+def run_stage(
+    stage: Stage, config: Config, system: System, data: DataSet, folder: Path, console: Console, stop: StopRequest
+) -> None:
+    """Train one stage to its end, or load it where it is done.
+
+    Args:
+        stage: What to train.
+        config: The run.
+        system: Receives the weights.
+        data: Images.
+        folder: For the checkpoint and metrics.jsonl.
+        console: Where progress is shown.
+        stop: Looked at after every step.
+
+    Raises:
+        CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
+        DivergenceError: The loss stopped being finite.
+        InterruptedTrainingError: `stop` was set; the checkpoint is saved.
+    """
+    path = folder / f"{stage.name}.safetensors"
+    modules = trained_modules(system, stage)
+    made_by = _made_by(stage, config)
+    torch.manual_seed(_seed(config.seed, stage.name, "start"))
+    optimizer = _optimizer(modules, stage.config)
+    step = 0
+    if path.exists():
+        checkpoint = read_checkpoint(path)
+        _refuse_other_config(path, checkpoint.about["made_by"], made_by)
+        weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("optimizer.")}
+        load_weights(modules, weights, path)
+        step = int(checkpoint.about["step"])
+        if checkpoint.about["finished"]:
+            return
+        restore_optimizer(optimizer, checkpoint.tensors)
+        console.print(f"{stage.name}: continuing at step {step}")
+    else:
+        stage.prepare()
+
+    batch, images = stage.config.batch, len(data.train_labels)
+    per_epoch = images // batch
+    steps = per_epoch * stage.config.epochs
+
+    def save(*, finished: bool) -> None:
+        tensors = {} if finished else optimizer_tensors(optimizer)
+        write_checkpoint(path, modules.state_dict() | tensors, {"made_by": made_by, "step": step, "finished": finished})
+
+    with _progress(console) as progress:
+        bar = progress.add_task(stage.name, total=steps, completed=step, note="")
+        while step < steps:
+            epoch, started = step // per_epoch, time.monotonic()
+            order = torch.randperm(images, generator=torch.Generator().manual_seed(_seed(config.seed, stage.name, epoch)))
+            modules.train()
+            total, terms, counted = 0.0, {}, 0
+            for chosen in order[: per_epoch * batch].split(batch)[step % per_epoch :]:
+                torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.config.learning_rate * _schedule(step / steps)
+                pixels = crop_and_flip(data.train_images[chosen], padding=config.data.crop_padding, flip=config.data.flip)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss, values = stage.loss(pixels, data.train_labels[chosen], step / steps)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    message = (
+                        f"the loss of stage {stage.name} is {value} at step {step} of {steps}. {path} keeps the last good epoch, if one "
+                        f"was finished. Lower train.{stage.name}.learning_rate."
+                    )
+                    raise DivergenceError(message)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                step += 1
+                total, counted = total + value, counted + 1
+                terms = {name: terms.get(name, 0.0) + part for name, part in values.items()}
+                progress.update(bar, completed=step, note=f"epoch {epoch + 1}/{stage.config.epochs} loss {total / counted:.3f}")
+                if stop.wanted:
+                    save(finished=False)
+                    raise InterruptedTrainingError
+            modules.eval()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                measured = accuracy(stage.classify, data.test_images, data.test_labels)
+            record = {
+                "stage": stage.name,
+                "epoch": epoch + 1,
+                "step": step,
+                "loss": total / counted,
+                **{f"loss_{name}": part / counted for name, part in terms.items()},
+                "test_accuracy": measured,
+                "seconds": time.monotonic() - started,
+            }
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: loss {total / counted:.3f}, test {measured:.2%}")
+            save(finished=step == steps)
+    modules.eval()
+
+
+def _schedule(progress: float) -> float:
+    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+
+
+def _optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    # Weight decay on matrices and kernels only: decaying gains, biases and mask preferences would move what they mean.
+    decayed = [value for name, value in modules.named_parameters() if value.ndim > 1 and not name.endswith("logits")]
+    others = [value for name, value in modules.named_parameters() if value.ndim <= 1 or name.endswith("logits")]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def _made_by(stage: Stage, config: Config) -> dict[str, Any]:
+    everything = msgspec.to_builtins(config)
+    return {section: everything[section] for section in stage.sections} | {"train": msgspec.to_builtins(stage.config)}
+
+
+def _refuse_other_config(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    theirs, ours = json.loads(json.dumps(theirs)), json.loads(json.dumps(ours))
+    changed = [section for section in ours if theirs.get(section) != ours[section]]
+    if changed:
+        message = (
+            f"{path} was made with other settings in: {', '.join(changed)}. Give the run another name, or remove the file to train "
+            "the stage again."
+        )
+        raise CheckpointError(message)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=console, transient=True)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[StopRequest]:
+    stop = StopRequest()
+
+    def request(_number: int, _frame: object) -> None:
+        stop.wanted = True
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Networks: backbones, the compact head, branches, fusion, and the system that joins them."""

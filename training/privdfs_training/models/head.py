@@ -1,0 +1,156 @@
+"""The compact head: what a device runs. Depthwise-separable blocks (Howard et al., arXiv 1704.04861) with a narrow end.
+
+Depth is what lets a head throw away what the classes do not need; depthwise-separable convolutions make depth cheap.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from privdfs_training.models.normalise import Normalise
+from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight, round_to
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation and, usually, ReLU.
+
+    Once its input is quantised, the statistics are fixed, the normalisation is folded into the weight, and the unit computes what
+    int8 arithmetic computes: seven-bit weights, bias in steps of the 32-bit sums, eight-bit output.
+    """
+
+    def __init__(
+        self,
+        source: ActivationQuantiser,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = True,
+    ) -> None:
+        """Build one unit.
+
+        Args:
+            source: The quantiser whose output this unit takes.
+            inputs: Channels in.
+            outputs: Channels out.
+            kernel: Height and width of the kernel.
+            stride: Of the convolution.
+            groups: Of the convolution; `inputs` for a depthwise one.
+            relu: Whether a ReLU and an output quantiser follow. The last unit of a head has neither: the shares' own
+                quantiser follows it.
+        """
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.output = ActivationQuantiser(signed=False) if relu else None
+        self._source = (source,)  # in a tuple, since it is another module's own submodule
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride], float."""
+        features = self._integer_convolution(features) if self._source[0].enabled else self.bn(self.conv(features))
+        return features if self.output is None else self.output(F.relu(features))
+
+    def _integer_convolution(self, features: Tensor) -> Tensor:
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        if mean is None or variance is None:  # only where statistics are switched off, which this module never does
+            raise AssertionError
+        gain = self.bn.weight / torch.sqrt(variance + self.bn.eps)
+        weight, scale = fake_quantise_weight(self.conv.weight * gain[:, None, None, None])
+        bias = round_to(self.bn.bias - mean * gain, self._source[0].scale * scale)
+        return F.conv2d(features, weight, bias, self.conv.stride, self.conv.padding, 1, self.conv.groups)
+
+
+class SeparableBlock(nn.Module):
+    """A depthwise 3x3 unit and a pointwise one, with a shortcut where the shapes allow it."""
+
+    def __init__(self, source: ActivationQuantiser, inputs: int, outputs: int, stride: int) -> None:
+        """Build one block.
+
+        Args:
+            source: The quantiser whose output this block takes.
+            inputs: Channels in.
+            outputs: Channels out.
+            stride: Of the depthwise convolution.
+        """
+        super().__init__()
+        self.depthwise = ConvUnit(source, inputs, inputs, 3, stride=stride, groups=inputs)
+        self.pointwise = ConvUnit(_output(self.depthwise), inputs, outputs, 1)
+        self.sum = ActivationQuantiser(signed=False) if stride == 1 and inputs == outputs else None
+
+    @property
+    def output(self) -> ActivationQuantiser:
+        """The quantiser of what this block returns."""
+        return self.sum or _output(self.pointwise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride], float."""
+        change = self.pointwise(self.depthwise(features))
+        return change if self.sum is None else self.sum(features + change)
+
+
+class CompactHead(nn.Module):
+    """Client network: image to feature."""
+
+    def __init__(
+        self, *, image_channels: int, stem: int, stages: tuple[tuple[int, int], ...], channels: int
+    ) -> None:
+        """Build the head.
+
+        Args:
+            image_channels: Of the image.
+            stem: Channels of the strided first convolution.
+            stages: (channels, blocks) of each stage; every stage but the first halves height and width.
+            channels: Of the feature.
+        """
+        super().__init__()
+        self.normalise = Normalise(image_channels)
+        self.input = ActivationQuantiser(signed=True)
+        self.stem = ConvUnit(self.input, image_channels, stem, 3, stride=2)
+        source, inputs = _output(self.stem), stem
+        self.blocks = nn.Sequential()
+        for stage, (outputs, count) in enumerate(stages):
+            for index in range(count):
+                block = SeparableBlock(source, inputs, outputs, stride=2 if stage and not index else 1)
+                self.blocks.append(block)
+                source, inputs = block.output, outputs
+        self.narrow = ConvUnit(source, inputs, channels, 1, relu=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the feature.
+
+        Args:
+            images: uint8 [batch, image_channels, height, width].
+
+        Returns:
+            float [batch, channels, height / 2^stages, width / 2^stages], about unit variance.
+        """
+        # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
+        with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not self.input.enabled):
+            features = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
+            return self.narrow(self.blocks(self.stem(features)))
+
+    def calibrate(self, *, on: bool) -> None:
+        """Start or stop watching the activation ranges.
+
+        Args:
+            on: Whether to watch.
+        """
+        for quantiser in self._activation_quantisers():
+            quantiser.calibrating = on
+
+    def quantise(self) -> None:
+        """Fold the normalisations and go to int8 for good. Call after some calibrated batches."""
+        for quantiser in self._activation_quantisers():
+            quantiser.enabled.fill_(True)  # noqa: FBT003  a tensor's own method
+
+    def _activation_quantisers(self) -> list[ActivationQuantiser]:
+        return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]
+
+
+def _output(unit: ConvUnit) -> ActivationQuantiser:
+    if unit.output is None:
+        message = "only a head's last unit has no output quantiser, and nothing follows it"
+        raise AssertionError(message)
+    return unit.output

@@ -1,0 +1,140 @@
+"""What each stage trains, and on which loss. The loop that runs them is in loop.py; a new stage is one more entry of `stages`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from privdfs_training.config import Config, StageConfig
+from privdfs_training.data import DataSet
+from privdfs_training.losses import random_answered, split_loss
+from privdfs_training.models.system import System
+
+CALIBRATION_IMAGES = 2048
+EVALUATION_BATCH = 1000
+SPLIT_PARTS = ("head", "masks", "branches", "fusion")
+
+Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: Also the name of its checkpoint.
+        config: Budget and optimiser.
+        parts: Attributes of the system that it trains and saves.
+        sections: Sections of the config that its result depends on.
+        prepare: Called once, before the first step of the stage, with the results of the stages before it in place.
+        loss: Images uint8 [batch, channels, height, width], labels int64 [batch] and the progress of the stage in 0..1 to the
+            scalar to minimise and the values to report.
+        classify: Images to logits, for the accuracy after each epoch.
+    """
+
+    name: str
+    config: StageConfig
+    parts: tuple[str, ...]
+    sections: tuple[str, ...]
+    prepare: Callable[[], None]
+    loss: Loss
+    classify: Callable[[Tensor], Tensor]
+
+
+def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
+    """The stages of a run, in order: baseline, masks and branches, fine-tuning with frozen masks and an int8 head.
+
+    Args:
+        config: The run.
+        system: Its networks.
+        data: Its images.
+
+    Returns:
+        Baseline, masks, finetune.
+    """
+    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
+    first, last = config.masks.temperature
+
+    def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        return F.cross_entropy(system.baseline(images).float(), labels, label_smoothing=config.loss.label_smoothing), {}
+
+    def joint_loss(images: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            system.baseline.eval()  # the teacher; its statistics are no longer its own business
+            teacher = system.baseline(images).float()
+        answers = system.answer(images, temperature=first * (last / first) ** progress).float()
+        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
+        return split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+
+    def prepare_finetune() -> None:
+        system.masks.freeze()
+        system.head.eval()
+        system.head.calibrate(on=True)
+        with torch.no_grad():
+            for images in data.train_images[:CALIBRATION_IMAGES].split(256):
+                system.head(images)
+        system.head.calibrate(on=False)
+        system.head.quantise()
+
+    return (
+        Stage(
+            name="baseline",
+            config=config.train.baseline,
+            parts=("baseline",),
+            sections=("seed", "data", "backbone"),
+            prepare=lambda: system.baseline.normalise.fit(data.train_images),
+            loss=baseline_loss,
+            classify=system.baseline,
+        ),
+        Stage(
+            name="masks",
+            config=config.train.masks,
+            parts=SPLIT_PARTS,
+            sections=split_sections,
+            prepare=lambda: system.head.normalise.fit(data.train_images),
+            loss=joint_loss,
+            classify=system,
+        ),
+        Stage(
+            name="finetune",
+            config=config.train.finetune,
+            parts=SPLIT_PARTS,
+            sections=split_sections,
+            prepare=prepare_finetune,
+            loss=joint_loss,
+            classify=system,
+        ),
+    )
+
+
+def accuracy(classify: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+    """Fraction of images whose largest logit is the label's.
+
+    Args:
+        classify: Images to logits.
+        images: uint8 [images, channels, height, width].
+        labels: int64 [images].
+
+    Returns:
+        In 0..1.
+    """
+    correct = 0
+    with torch.inference_mode():
+        for batch, wanted in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            correct += int((classify(batch).argmax(1) == wanted).sum())
+    return correct / len(labels)
+
+
+def trained_modules(system: System, stage: Stage) -> nn.ModuleDict:
+    """The parts of the system that a stage trains.
+
+    Args:
+        system: All networks.
+        stage: One of `stages`.
+
+    Returns:
+        The modules by name.
+    """
+    return nn.ModuleDict({part: getattr(system, part) for part in stage.parts})
