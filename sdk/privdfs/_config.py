@@ -1,7 +1,6 @@
 """Where the servers are: small frozen values that check themselves."""
 
 import ipaddress
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,17 +109,17 @@ def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, 
     return checked
 
 
-def check_timeout(timeout: float) -> float:
+def check_timeout(timeout: object) -> float:
     """A timeout in seconds.
 
     Raises:
         ConfigError: it is not a number above zero and within an hour.
     """
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if not is_number or not math.isfinite(timeout) or not 0 < timeout <= MAX_TIMEOUT_S:
+    seconds = float(timeout) if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) else 0.0
+    if not 0 < seconds <= MAX_TIMEOUT_S:  # NaN compares false
         msg = f"timeout={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}"
         raise ConfigError(msg)
-    return float(timeout)
+    return seconds
 
 
 def check_min_answers(min_answers: int | None, count: int) -> int:
@@ -137,7 +136,7 @@ def check_min_answers(min_answers: int | None, count: int) -> int:
     return min_answers
 
 
-def split_endpoint(endpoint: str) -> tuple[str, int]:
+def split_endpoint(endpoint: object) -> tuple[str, int]:
     """Host (without brackets, lower case) and port of "host:port".
 
     Raises:

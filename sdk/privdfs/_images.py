@@ -53,7 +53,7 @@ def load_image(image: ImageLike, spec: ImageSpec) -> Pixels:
         return _decoded(lambda: _convert(image, spec))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _load_encoded(bytes(image), spec)
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         return _load_encoded(_read(Path(image)), spec)
     msg = f"a {type(image).__name__} is not an image: {_ACCEPTED}"
     raise ImageError(msg)
@@ -144,9 +144,9 @@ def _too_many_bytes(size: int) -> str:
 def _load_encoded(data: bytes, spec: ImageSpec) -> Pixels:
     if len(data) > MAX_ENCODED_BYTES:
         raise ImageError(_too_many_bytes(len(data)))
-    with _open(data) as opened:
-        _check_size(opened.size)
-        return _decoded(lambda: _convert(opened, spec))
+    opened = _open(data)
+    _check_size(opened.size)
+    return _decoded(lambda: _convert(opened, spec))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -160,7 +160,8 @@ def _open(data: bytes) -> Image.Image:
         factory, accept = Image.OPEN.get(name, (None, None))
         try:
             if factory is not None and (accept is None or accept(data[:16]) is True):
-                return factory(io.BytesIO(data), "")
+                opened: Image.Image = factory(io.BytesIO(data), "")
+                return opened
         except Exception:  # noqa: BLE001, S112 - decoders raise anything on foreign bytes; the next format is tried
             continue
     msg = f"the bytes are not an image this package reads ({', '.join(FORMATS)}), or are damaged: {_ACCEPTED}"
@@ -192,7 +193,7 @@ def _convert(image: Image.Image, spec: ImageSpec) -> Pixels:
     flat = upright.convert("L" if spec.channels == 1 else "RGB")
     if flat.size != (spec.width, spec.height):
         flat = flat.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    return np.asarray(flat, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+    return np.reshape(np.asarray(flat, dtype=np.uint8), (spec.height, spec.width, spec.channels))
 
 
 def _to_eight_bits(values: npt.NDArray[Any]) -> Pixels:

@@ -42,7 +42,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of all parts of a manifest."""
 
 
-class ImageSpec(_Struct):
+class ImageSpec(_Struct, frozen=True):
     """Size of the images that the encoder takes, in pixels; channels is 1 (grey) or 3 (RGB)."""
 
     height: Positive
@@ -50,7 +50,7 @@ class ImageSpec(_Struct):
     channels: Literal[1, 3]
 
 
-class ServerSpec(_Struct):
+class ServerSpec(_Struct, frozen=True):
     """What the client knows of one server: share length, levels per value (odd), and int8 step in feature units."""
 
     share_length: Positive
@@ -58,7 +58,7 @@ class ServerSpec(_Struct):
     scale: PositiveFloat
 
 
-class MadeBy(_Struct):
+class MadeBy(_Struct, frozen=True):
     """Everything needed to make the release again."""
 
     command: str
@@ -69,14 +69,14 @@ class MadeBy(_Struct):
     versions: dict[str, str]
 
 
-class SubsetAccuracy(_Struct):
+class SubsetAccuracy(_Struct, frozen=True):
     """Accuracy of the fused answer when exactly these servers answer."""
 
     answered: tuple[Index, ...]
     accuracy: Fraction
 
 
-class Accuracy(_Struct):
+class Accuracy(_Struct, frozen=True):
     """Accuracies of the exported files, as fractions: baseline, fused, each branch, every subset of servers."""
 
     data: str
@@ -87,7 +87,7 @@ class Accuracy(_Struct):
     subsets: tuple[SubsetAccuracy, ...]
 
 
-class Macs(_Struct):
+class Macs(_Struct, frozen=True):
     """Multiply-accumulates per image, counted on the ONNX graphs (`branch` is that of one server)."""
 
     head: Index
@@ -96,7 +96,7 @@ class Macs(_Struct):
     baseline: Index
 
 
-class Leakage(_Struct):
+class Leakage(_Struct, frozen=True):
     """What one attack by one coalition of servers reconstructs. PSNR and floor in dB."""
 
     coalition: tuple[Index, ...]
@@ -109,7 +109,7 @@ class Leakage(_Struct):
     commit: str
 
 
-class ClientManifest(_Struct):
+class ClientManifest(_Struct, frozen=True):
     """`client/manifest.json`: what an edge device needs to know of a release."""
 
     format_version: int
@@ -125,7 +125,7 @@ class ClientManifest(_Struct):
     leakage: tuple[Leakage, ...] = ()
 
 
-class ServerManifest(_Struct):
+class ServerManifest(_Struct, frozen=True):
     """`server-<i>/manifest.json`, and the baseline's: what the operator of one server needs to know."""
 
     format_version: int

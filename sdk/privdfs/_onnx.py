@@ -37,8 +37,9 @@ class Graph:
         Raises:
             BundleFormatError: ONNX Runtime cannot load it, or its inputs or outputs are others.
         """
-        import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+        import onnxruntime as untyped  # pyright: ignore[reportMissingTypeStubs]
 
+        onnxruntime: Any = untyped
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -73,7 +74,9 @@ class Graph:
 
 def _compare(name: str, side: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:
     """Names, types and shapes must be exactly those expected, the batch axis dynamic."""
-    actual = [_describe(value.name, _DTYPES.get(value.type, value.type), tuple(value.shape)) for value in found]
+    actual = [
+        _describe(value.name, _DTYPES.get(str(value.type), "another type"), tuple(value.shape)) for value in found
+    ]
     wanted = [_describe(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in expected]
     if actual != wanted:
         raise BundleFormatError(

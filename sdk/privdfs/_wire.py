@@ -332,7 +332,7 @@ def _parse_answer(branch: Branch, batch: int, response: Message) -> npt.NDArray[
             f"{_ADVICE}",
             branch.server,
         )
-    logits = np.frombuffer(raw, dtype="<f4").reshape(batch, branch.classes)
+    logits = np.reshape(np.frombuffer(raw, dtype="<f4"), (batch, branch.classes))
     if not (np.abs(logits) <= MAX_ABS_LOGIT).all():  # NaN compares false
         raise AnswerError(f"answered with NaN, infinite or absurdly large logits: {_ADVICE}", branch.server)
     return logits.astype(np.float32, copy=False)

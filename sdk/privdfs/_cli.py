@@ -1,0 +1,165 @@
+"""The command `privdfs`: the edge side of a release.
+
+    privdfs predict BUNDLE IMAGE... --server HOST:PORT --server HOST:PORT --server HOST:PORT
+    privdfs predict --local RELEASE IMAGE...
+    privdfs describe BUNDLE
+    privdfs selftest BUNDLE
+    privdfs verify DIR
+
+Results go to standard output (`--json` for programs). What goes wrong is one line on standard error and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from privdfs import __version__
+from privdfs._bundle import Bundle
+from privdfs._client import Client
+from privdfs._config import TLS, Server
+from privdfs._constants import DEFAULT_TIMEOUT_S
+from privdfs._errors import ConfigError, Error
+from privdfs._result import Result
+from privdfs._verify import verify
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except Error as error:
+        print(f"privdfs: {' '.join(error.message.split())}", file=sys.stderr)
+        return _FAILED
+    except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
+        sys.stderr.close()
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="privdfs", description="Classify images without showing them to any server.")
+    parser.add_argument("--version", action="version", version=f"privdfs {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="classify images")
+    predict.set_defaults(run=_predict)
+    predict.add_argument("bundle", metavar="BUNDLE", help="client folder of a release (an image with --local)")
+    predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files")
+    predict.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="endpoint of a server; once for every server, in the release's order (replicas: A:1,B:1)",
+    )
+    predict.add_argument("--local", metavar="RELEASE", help="run a whole release folder in this process (not private)")
+    predict.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds per call")
+    predict.add_argument("--min-answers", type=int, metavar="N", help="how many servers must answer (default: all)")
+    predict.add_argument("--tls", action="store_true", help="connect with TLS and the system's certificates")
+    predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
+    predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
+    predict.add_argument("--key", metavar="PEM", help="the private key of --cert")
+    predict.add_argument("--insecure", action="store_true", help="allow plaintext beyond this machine")
+
+    for name, run, metavar, help_text in (
+        ("describe", _describe, "BUNDLE", "show what a release says about itself"),
+        ("selftest", _selftest, "BUNDLE", "replay the golden examples of a release on this device"),
+        ("verify", _verify, "DIR", "compare a client folder, a server's folder or a whole release with its manifests"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.set_defaults(run=run)
+        command.add_argument("folder", metavar=metavar, type=Path)
+
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> None:
+    with _client(options) as client:
+        images = [options.bundle, *options.images] if options.local else options.images
+        if not images:
+            raise ConfigError("no image was given: privdfs predict BUNDLE IMAGE... --server HOST:PORT ...")
+        results = [client.predict(image) for image in images]
+        if options.json:
+            rows = [{"image": image, **_plain(result)} for image, result in zip(images, results, strict=True)]
+            _print_json({"release": client.bundle.release, "results": rows})
+            return
+    width = max(len(image) for image in images)
+    for image, result in zip(images, results, strict=True):
+        who = f"{sum(result.answered)}/{len(result.answered)} servers"
+        print(
+            f"{image:<{width}}  {result.label:<16} {result.probability:7.2%}  {who}  "
+            f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up"
+        )
+
+
+def _client(options: argparse.Namespace) -> Client:
+    limits: dict[str, Any] = {"timeout": options.timeout, "min_answers": options.min_answers}
+    if options.local:
+        if options.server:
+            raise ConfigError("--local and --server were both given: drop one of them")
+        return Client.local(options.local, **limits)
+    wants_tls = options.tls or any((options.ca, options.cert, options.key))
+    tls = TLS(ca=options.ca, cert=options.cert, key=options.key) if wants_tls else None
+    servers = [Server(endpoints.split(","), tls, insecure=options.insecure) for endpoints in options.server]
+    return Client(options.bundle, servers, **limits)
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "label": result.label,
+        "index": result.index,
+        "probability": result.probability,
+        "top": result.top(5),
+        "answered": result.answered,
+        "bytes_up": result.bytes_up,
+        "timings": result.timings,
+    }
+
+
+def _describe(options: argparse.Namespace) -> None:
+    bundle = Bundle.open(options.folder)
+    if options.json:
+        _print_json(bundle.manifest)
+    else:
+        print(bundle.describe())
+
+
+def _selftest(options: argparse.Namespace) -> None:
+    bundle = Bundle.open(options.folder)
+    outcome = bundle.selftest()
+    if options.json:
+        _print_json({"release": bundle.release, "selftest": outcome})
+        return
+    print(
+        f"ok: {outcome.images} golden examples of release {bundle.release}: {outcome.differing_values:.2%} of the "
+        f"share values differ, probabilities by at most {outcome.probability_error:.1g}"
+    )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    found = verify(options.folder)
+    if options.json:
+        _print_json({"release": found[0].release, "folders": found})
+        return
+    for folder in found:
+        print(f"ok: {folder.name}, {folder.files} files of release {folder.release}")
+
+
+def _print_json(value: object) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""A programmable server for tests of applications: it speaks real gRPC on loopback, and fails the way it is told to.
+
+    from privdfs import Client
+    from privdfs.testing import FakeServer, Fault
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(FakeServer.for_release("model_repository/fashion", i)) for i in range(3)]
+        servers[1].fault = Fault(status="UNAVAILABLE")
+        client = Client("model_repository/fashion/client", [server.endpoint for server in servers], min_answers=2)
+        assert client.predict("photo.jpg").answered == (True, False, True)
+
+A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is no
+server for production: it has no batching and no limits.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from privdfs._bundle import Bundle
+from privdfs._local import open_branch, open_client
+from privdfs._wire import LOGITS, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, branches
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Answer", "FakeServer", "Fault"]
+
+#: shares int8 [batch, K] -> logits float32 [batch, classes]
+Answer = Callable[[npt.NDArray[np.int8]], npt.NDArray[Any]]
+
+_DATATYPES = {
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "int8": "INT8",
+    "int32": "INT32",
+    "int64": "INT64",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with a call.
+
+    Attributes:
+        delay: seconds to wait before anything else.
+        status: name of the gRPC status code to fail with, for example "UNAVAILABLE".
+        logits: replaces the answer's logits: float32 [batch, classes] -> an array of any shape and type.
+        response: last word on the protobuf message that is sent.
+    """
+
+    delay: float = 0.0
+    status: str | None = None
+    logits: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
+    response: Callable[[Any], None] | None = None
+
+
+class FakeServer:
+    """One server of a release, on a free port of the loopback interface. Use it as a context manager.
+
+    Args:
+        bundle: the client's part of the release.
+        server: which server of the release to be.
+        answer: from shares to logits.
+        credentials: `grpc.ServerCredentials` for TLS; plaintext when None.
+
+    Attributes:
+        endpoint: "127.0.0.1:port".
+        received: the shares received, int8 [batch, K], oldest first.
+        checks: how often it was asked what it serves.
+        fault: what goes wrong with the next answers; None for nothing.
+        check_fault: what goes wrong when it is asked what it serves (`response` edits the ModelConfigResponse).
+    """
+
+    def __init__(self, bundle: Bundle, server: int, answer: Answer, *, credentials: Any = None) -> None:  # noqa: ANN401 - grpcio has no types
+        import grpc  # pyright: ignore[reportMissingTypeStubs]
+        from tritonclient.grpc import (  # pyright: ignore[reportMissingTypeStubs]
+            model_config_pb2,
+            service_pb2,
+            service_pb2_grpc,
+        )
+
+        self._grpc: Any = grpc
+        self._config_messages: Any = model_config_pb2
+        self._messages: Any = service_pb2
+        stubs: Any = service_pb2_grpc
+        self._branch = branches(bundle.manifest)[server]
+        self._answer = answer
+        self._closing = threading.Event()
+        self.received: list[npt.NDArray[np.int8]] = []
+        self.checks = 0
+        self.fault: Fault | None = None
+        self.check_fault: Fault | None = None
+
+        fake = self
+
+        class Servicer(stubs.GRPCInferenceServiceServicer):
+            def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802 - protobuf's name
+                return fake._model_config(request, context)
+
+            def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802 - protobuf's name
+                return fake._model_infer(request, context)
+
+        self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=8))
+        stubs.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.endpoint = f"127.0.0.1:{port}"
+        self._server.start()
+
+    @classmethod
+    def for_release(cls, release_dir: str | PathLike[str], server: int, *, credentials: Any = None) -> "Self":  # noqa: ANN401 - grpcio has no types
+        """A fake that answers with the real branch of a release folder, run in this process."""
+        bundle = open_client(release_dir)
+        branch = open_branch(release_dir, bundle.manifest, server)
+        return cls(bundle, server, lambda shares: branch.run({SHARE: shares})[0], credentials=credentials)
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"FakeServer(server={self._branch.server}, endpoint={self.endpoint!r})"
+
+    def close(self) -> None:
+        """Stop at once: calls in progress fail, later ones find a dead port."""
+        self._closing.set()
+        self._server.stop(None).wait()
+
+    def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+        self.checks += 1
+        self._fail(self.check_fault, context)
+        branch = self._branch
+        types = self._config_messages.DataType
+        config = self._config_messages.ModelConfig(name=request.name, max_batch_size=branch.max_batch)
+        config.input.add(name=SHARE, data_type=types.Value("TYPE_INT8"), dims=[branch.share_length])
+        config.output.add(name=LOGITS, data_type=types.Value("TYPE_FP32"), dims=[branch.classes])
+        config.parameters[RELEASE_PARAMETER].string_value = branch.release
+        config.parameters[SERVER_PARAMETER].string_value = str(branch.server)
+        return _edited(self.check_fault, self._messages.ModelConfigResponse(config=config))
+
+    def _model_infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+        shares = np.reshape(np.frombuffer(request.raw_input_contents[0], np.int8), tuple(request.inputs[0].shape))
+        self.received.append(shares)
+        self._fail(self.fault, context)
+        logits = self._answer(shares)
+        if self.fault is not None and self.fault.logits is not None:
+            logits = self.fault.logits(logits)
+        response = self._messages.ModelInferResponse(model_name=request.model_name, model_version="1")
+        response.outputs.add(name=LOGITS, datatype=_DATATYPES[str(logits.dtype)], shape=logits.shape)
+        response.raw_output_contents.append(logits.tobytes())
+        return _edited(self.fault, response)
+
+    def _fail(self, fault: Fault | None, context: Any) -> None:  # noqa: ANN401 - grpcio has no types
+        if fault is None:
+            return
+        until = time.monotonic() + fault.delay
+        while time.monotonic() < until and context.is_active() and not self._closing.wait(0.005):
+            pass
+        if fault.status is not None:
+            context.abort(self._grpc.StatusCode[fault.status], "told to by the test")
+
+
+def _edited(fault: Fault | None, response: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+    if fault is not None and fault.response is not None:
+        fault.response(response)
+    return response
