@@ -4,7 +4,7 @@
 #   make-triton-env.sh VENV     VENV has the wheel installed; afterwards VENV/bin/tritonserver works.
 #
 # The wheel holds the server and its Python backend, but the backend's stub, one for each Python version, lies apart,
-# and the stub has to be told where this Python's shared library, standard library and packages are.
+# and the stub has to be told where this Python's shared library and packages are.
 set -eu
 venv=$(cd "$1" && pwd)
 python=$venv/bin/python
@@ -15,7 +15,6 @@ get = sysconfig.get_config_var
 for name, value in {
     "version": f"{sys.version_info.major}.{sys.version_info.minor}",
     "site": sysconfig.get_path("platlib"),
-    "home": sys.base_prefix,
     "library": f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0",
     "folders": " ".join(filter(None, [get("LIBDIR"), f"{get('LIBDIR')}/{get('MULTIARCH')}", get("LIBPL")])),
 }.items():
@@ -46,13 +45,14 @@ mkdir -p "$backends/python"
 cp "$server/backends/python/libtriton_python.so" "$server/backends/python/triton_python_backend_utils.py" "$stub" \
     "$backends/python/"
 
+# The stub reads no PYTHON… variables: it takes the Python that it finds on PATH, packages included. Models are read,
+# never written beside, so that a served repository stays the one that its manifest lists.
+echo 'import sys; sys.dont_write_bytecode = True' >"$site/no_bytecode.pth"
 cat >"$venv/bin/tritonserver" <<WRAPPER
 #!/bin/sh
 # Written by scripts/make-triton-env.sh: Triton with the Python backend of this environment.
 export LD_LIBRARY_PATH='$site/nvidia_pytriton.libs:$libdir'"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
-export PYTHONHOME='$home' PYTHONPATH='$site' PYTHONNOUSERSITE=1
-# Models are read, never written beside.
-export PYTHONDONTWRITEBYTECODE=1
+export PATH='$venv/bin:'"\$PATH"
 exec '$server/bin/tritonserver' --backend-directory='$backends' "\$@"
 WRAPPER
 chmod +x "$venv/bin/tritonserver"

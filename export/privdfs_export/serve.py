@@ -1,0 +1,378 @@
+"""Local tritonservers for a release: `privdfs-serve RELEASE`, and `serve` for programs.
+
+Each server of the release gets a tritonserver process of its own, as if it belonged to another party:
+
+- It serves a private copy of the files that its manifest lists, made from the very bytes that were checked. What else
+  lies in the folder is never looked at, and nothing is ever written there.
+- It listens on 127.0.0.1 only, speaks gRPC only, loads nothing but what it started with, completes no configuration,
+  keeps no cache and no trace. The calls that clients do not need (shared memory, model repository, statistics, trace,
+  logging) ask for a secret that nobody is told.
+- It ends with the process that asked for it, however that process ends.
+"""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from privdfs._errors import BundleIntegrityError, Error
+from privdfs._manifest import (
+    ServerManifest,
+    decode_client_manifest,
+    decode_server_manifest,
+    read_manifest_bytes,
+    read_verified,
+)
+from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
+
+#: Longest that a server may take to load its models and warm them up.
+READY_LIMIT_S = 120.0
+#: Longest that a server may take to end: a little more than its keeper gives it.
+_STOP_LIMIT_S = 12.0
+#: How often another port is tried when somebody took the one that was free a moment ago.
+_PORT_ATTEMPTS = 5
+_LOOK_S = 0.05
+_LOG_TAIL_LINES = 12
+_ENVIRONMENT_NAME = ".venv-triton"
+_PORT_TAKEN = re.compile(r"(already in use|Address already in use|Failed to bind)", re.IGNORECASE)
+#: What clients need stays open: health, metadata, model configuration (it names the release), inference.
+_RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """One server's folder, checked: its manifest, and the bytes of the files that the manifest lists."""
+
+    path: Path
+    manifest: ServerManifest
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """One tritonserver: its repository's folder, where it listens, its log, its keeper, and the id it answers with."""
+
+    repository: Path
+    endpoint: str
+    log: Path
+    keeper: "subprocess.Popen[bytes]"
+    token: str
+
+
+@contextmanager
+def serve(
+    repositories: Sequence[Path], *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+) -> Iterator[list[str]]:
+    """Run one local tritonserver for each repository; they are ready inside the `with`, and gone after it.
+
+    Args:
+        repositories: servers' folders of releases (`server-0`, `baseline`, …), each with its manifest.
+        tritonserver: the program; without it that on PATH, else that of `make triton`.
+        log_dir: where the servers' logs go; without it a temporary folder, which is kept only after an error.
+
+    Yields:
+        The endpoints, "127.0.0.1:PORT", in the order of the repositories.
+
+    Raises:
+        privdfs.BundleError: a folder is not what its manifest says.
+        TritonserverMissingError: there is no tritonserver.
+        TritonserverFailedError: a server ended or did not get ready.
+    """
+    checked = [_check(Path(path)) for path in repositories]
+    with _running(checked, tritonserver, log_dir) as servers:
+        yield [server.endpoint for server in servers]
+
+
+@contextmanager
+def serve_release(
+    release_dir: Path, *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+) -> Iterator[list[str]]:
+    """Run local tritonservers for all servers of a release; see `serve`.
+
+    Yields:
+        The endpoints of server 0..N-1, in order.
+    """
+    with _running(_check_release(Path(release_dir)), tritonserver, log_dir) as servers:
+        yield [server.endpoint for server in servers]
+
+
+def find_tritonserver(program: str | Path | None = None) -> Path:
+    """Find the tritonserver to run.
+
+    Args:
+        program: a path, or a name on PATH; without it `tritonserver` on PATH, else that of `make triton` in the
+            project's folder or the current one.
+
+    Raises:
+        TritonserverMissingError: there is none.
+    """
+    if program is not None:
+        found = shutil.which(program)
+        if found is None:
+            msg = f"{program} is not a program that can be run: give the path of a tritonserver"
+            raise TritonserverMissingError(msg)
+        return Path(found)
+    places = [Path(__file__).parents[2], Path.cwd()]
+    for candidate in ("tritonserver", *(place / _ENVIRONMENT_NAME / "bin" / "tritonserver" for place in places)):
+        found = shutil.which(candidate)
+        if found is not None:
+            return Path(found)
+    msg = "no tritonserver found: run `make triton` in the project's folder, or name one with --tritonserver"
+    raise TritonserverMissingError(msg)
+
+
+def _check(path: Path) -> _Repository:
+    """Read a server's folder, and check it against its manifest."""
+    manifest = decode_server_manifest(read_manifest_bytes(path))
+    return _Repository(path, manifest, read_verified(path, manifest.files))
+
+
+def _check_release(path: Path) -> list[_Repository]:
+    """Read all servers' folders of a release, and check that they belong together."""
+    client = decode_client_manifest(read_manifest_bytes(path / "client"))
+    repositories = [_check(path / f"server-{index}") for index in range(len(client.servers))]
+    for index, repository in enumerate(repositories):
+        manifest = repository.manifest
+        if (manifest.release, manifest.server) != (client.release, index):
+            msg = (
+                f"{repository.path} holds server {manifest.server} of release {manifest.release}, expected server "
+                f"{index} of {client.release}: get the release again, whole"
+            )
+            raise BundleIntegrityError(msg, f"server-{index}")
+    return repositories
+
+
+@contextmanager
+def _running(
+    repositories: Sequence[_Repository], tritonserver: str | Path | None, log_dir: Path | None
+) -> Iterator[list[RunningServer]]:
+    """Servers that are ready inside the `with`, and gone after it."""
+    program = find_tritonserver(tritonserver)
+    try:
+        logs = log_dir or Path(tempfile.mkdtemp(prefix="privdfs-logs-"))
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot write logs into {log_dir or tempfile.gettempdir()} ({error}): name another folder with --log-dir"
+        raise ServeError(msg) from error
+    servers: list[RunningServer] = []
+    try:
+        for index, repository in enumerate(repositories):
+            servers.append(_start(program, repository, logs / f"{index}-{repository.path.name}.log"))
+        deadline = time.monotonic() + READY_LIMIT_S
+        for index, repository in enumerate(repositories):
+            servers[index] = _make_ready(program, repository, servers[index], deadline)
+        yield servers
+    finally:
+        _stop(servers)
+    if log_dir is None:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def _start(program: Path, repository: _Repository, log: Path) -> RunningServer:
+    """Start a tritonserver for a private copy of a repository, on a port that is free at this moment."""
+    try:
+        copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))
+        for name, data in repository.files.items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(data)
+        output = log.open("wb")
+    except OSError as error:
+        msg = f"cannot write a copy of {repository.path} and its log ({error}): make room, or set TMPDIR"
+        raise ServeError(msg) from error
+    token = f"privdfs-{secrets.token_hex(8)}"
+    endpoint = f"127.0.0.1:{_free_port()}"
+    keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
+    with output:
+        process = subprocess.Popen(
+            [*keeper, *_command(program, copy, endpoint, token)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=copy,
+        )
+    return RunningServer(repository.path, endpoint, log, process, token)
+
+
+def _command(program: Path, repository: Path, endpoint: str, token: str) -> list[str]:
+    """The hardened command line of one tritonserver."""
+    address, port = endpoint.split(":")
+    return [
+        str(program.absolute()),
+        f"--model-repository={repository}",
+        f"--id={token}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        "--exit-on-error=true",
+        "--exit-timeout-secs=3",
+        "--allow-http=false",
+        "--allow-metrics=false",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
+        "--allow-grpc=true",
+        f"--grpc-address={address}",
+        f"--grpc-port={port}",
+        "--reuse-grpc-port=false",
+        f"--grpc-restricted-protocol={_RESTRICTED}:privdfs-admin={secrets.token_hex(16)}",
+        "--trace-config=level=OFF",
+        "--log-verbose=0",
+        f"--backend-config=python,shm-region-prefix-name={repository.name}",
+    ]
+
+
+def _make_ready(program: Path, repository: _Repository, server: RunningServer, deadline: float) -> RunningServer:
+    """Wait until a server is ready; one that lost its port to somebody else is started again on another."""
+    for _ in range(_PORT_ATTEMPTS):
+        if _wait_until_ready(server, deadline):
+            return server
+        if not _PORT_TAKEN.search(_read_log(server.log)):
+            break
+        server = _start(program, repository, server.log)
+    raise _failed(server, f"ended with status {_end(server)} before it was ready")
+
+
+def _wait_until_ready(server: RunningServer, deadline: float) -> bool:
+    """True when the server is ready, False when it has ended."""
+    while server.keeper.poll() is None:
+        if _is_ready(server):
+            return True
+        if time.monotonic() > deadline:
+            _end(server)
+            raise _failed(server, f"was not ready after {READY_LIMIT_S:.0f} s")
+        time.sleep(_LOOK_S)
+    return False
+
+
+def _is_ready(server: RunningServer) -> bool:
+    """Ask over gRPC; somebody else's server on the same port does not count."""
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    address, port = server.endpoint.split(":")
+    try:
+        socket.create_connection((address, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    with InferenceServerClient(server.endpoint) as client:
+        try:
+            metadata = client.get_server_metadata(as_json=True, client_timeout=2) or {}
+            return metadata.get("name") == server.token and bool(client.is_server_ready(client_timeout=2))
+        except InferenceServerException:
+            return False
+
+
+def _free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _stop(servers: Sequence[RunningServer]) -> None:
+    """End all servers at once, and wait for them."""
+    for server in servers:
+        if server.keeper.stdin is not None:
+            server.keeper.stdin.close()
+    for server in servers:
+        _end(server)
+
+
+def _end(server: RunningServer) -> int:
+    """End a server; its exit status."""
+    if server.keeper.stdin is not None:
+        server.keeper.stdin.close()
+    try:
+        return server.keeper.wait(_STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        server.keeper.kill()
+        return server.keeper.wait()
+
+
+def _failed(server: RunningServer, what: str) -> TritonserverFailedError:
+    lines = _read_log(server.log).splitlines()
+    # Triton prints wide tables; the lines of its messages say what went wrong.
+    told = [line[:300] for line in lines if line.strip() and not line.startswith(("+", "|"))][-_LOG_TAIL_LINES:]
+    msg = f"the tritonserver of {server.repository} {what}. Its log is {server.log}; it ends with:\n" + "\n".join(told)
+    return TritonserverFailedError(msg, str(server.log))
+
+
+def _read_log(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `privdfs-serve`: serve a release until Ctrl-C, SIGTERM, or the end of the process that started it."""
+    parser = argparse.ArgumentParser(
+        prog="privdfs-serve",
+        description="Run local tritonservers for a release, one for each of its servers, on 127.0.0.1. "
+        "They end on Ctrl-C, on SIGTERM, and when the process that started this command ends.",
+    )
+    parser.add_argument(
+        "release", type=Path, metavar="RELEASE", help="folder of the release, with client and server-0 …"
+    )
+    parser.add_argument("--json", action="store_true", help="print endpoints and logs as one line of JSON")
+    parser.add_argument("--tritonserver", metavar="PATH", help="the tritonserver to run")
+    parser.add_argument("--log-dir", type=Path, metavar="DIR", help="where the servers' logs go")
+    options = parser.parse_args(arguments)
+
+    parent = os.getppid()
+    # A shell starts background jobs with SIGINT ignored; both signals are to end the servers all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        repositories = _check_release(options.release)
+        with _running(repositories, options.tritonserver, options.log_dir) as servers:
+            _show(repositories[0].manifest.release, servers, as_json=options.json)
+            _watch(servers, parent)
+    except KeyboardInterrupt:
+        return 0
+    except Error as error:
+        print(f"privdfs-serve: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _show(release: str, servers: Sequence[RunningServer], *, as_json: bool) -> None:
+    if as_json:
+        found = {
+            "release": release,
+            "endpoints": [server.endpoint for server in servers],
+            "logs": [str(server.log) for server in servers],
+        }
+        print(json.dumps(found), flush=True)
+        return
+    print(f"{'server':<10}  {'endpoint':<21}  log")
+    for server in servers:
+        print(f"{server.repository.name:<10}  {server.endpoint:<21}  {server.log}")
+    print(f"Release {release} is being served; Ctrl-C ends it.", flush=True)
+
+
+def _watch(servers: Sequence[RunningServer], parent: int) -> None:
+    """Return when the parent has ended.
+
+    Raises:
+        TritonserverFailedError: a server ended by itself.
+    """
+    while os.getppid() == parent:
+        for server in servers:
+            status = server.keeper.poll()
+            if status is not None:
+                raise _failed(server, f"ended by itself with status {status}")
+        time.sleep(0.25)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
