@@ -2,9 +2,10 @@
 
 Guarantees:
 
-- The encoder takes uint8 pixels and gives int8 shares: cast, normalisation, int8 head, quantisation and gather are all inside.
-- A branch takes the int8 share as it travels; DequantizeLinear and the scatter back into place are its first nodes. Its graph
-  holds the positions of its own elements and nothing of another share.
+- The encoder takes uint8 pixels and gives int8 shares: cast, normalisation, int8 head, quantisation and gather are
+  all inside.
+- A branch takes the int8 share as it travels; DequantizeLinear and the scatter back into place are its first nodes.
+  Its graph holds the positions of its own elements and nothing of another share.
 - Everything that does not depend on the input is folded, so int8 weights are stored as int8.
 """
 
@@ -17,9 +18,10 @@ import onnx
 import torch
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
-from privdfs_training.models.system import System
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from privdfs_training.models.system import System
 
 OPSET = 20  # TensorRT's parser wants at most 22; the tracing exporter writes at most 20
 
@@ -160,7 +162,7 @@ def branch_graph(system: System, server: int) -> onnx.ModelProto:
 
 
 def fusion_graph(system: System) -> onnx.ModelProto:
-    """`logits` float32 [batch, servers, classes] and `answered` bool [batch, servers] to `probabilities` float32 [batch, classes].
+    """`logits` float32 [batch, servers, classes], `answered` bool [batch, servers] to `probabilities` float32.
 
     Args:
         system: In evaluation mode.
@@ -212,16 +214,19 @@ def count_macs(model: onnx.ModelProto) -> int:
     return total
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
     buffer = io.BytesIO()
     dynamic = {name: {0: "batch"} for name in (*names, *outputs)}
     with warnings.catch_warnings():
-        # The tracing exporter is the one that writes fake quantisation as QuantizeLinear and DequantizeLinear; torch calls it old.
+        # The tracing exporter is the one that writes fake quantisation as QuantizeLinear and DequantizeLinear; torch
+        # calls it old.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
             inputs,
-            buffer,
+            buffer,  # pyright: ignore[reportArgumentType]  the tracing exporter writes to any file object
             dynamo=False,
             opset_version=OPSET,
             input_names=list(names),
@@ -246,7 +251,9 @@ def _fold_constants(graph: onnx.GraphProto) -> None:
         if not constant:
             kept.append(node)
             continue
-        values = ReferenceEvaluator(_single_node(node)).run(None, {name: numpy_helper.to_array(known[name]) for name in node.input if name})
+        values = ReferenceEvaluator(_single_node(node)).run(
+            None, {name: numpy_helper.to_array(known[name]) for name in node.input if name}
+        )
         for name, value in zip(node.output, values, strict=True):
             known[name] = numpy_helper.from_array(np.asarray(value), name)
     used = {name for node in kept for name in node.input}
@@ -266,12 +273,14 @@ def _start_from_int8(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:
     """Put DequantizeLinear before a graph whose only input is the dequantised share."""
     graph = model.graph
     values = graph.input[0].name
-    node = helper.make_node("DequantizeLinear", ["share", "share_scale", "share_zero_point"], [values], "dequantise_share")
+    node = helper.make_node(
+        "DequantizeLinear", ["share", "share_scale", "share_zero_point"], [values], "dequantise_share"
+    )
     length = graph.input[0].type.tensor_type.shape.dim[1].dim_value
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info("share", onnx.TensorProto.INT8, ["batch", length]))
     graph.node.insert(0, node)
-    graph.initializer.append(numpy_helper.from_array(np.float32(scale), "share_scale"))
-    graph.initializer.append(numpy_helper.from_array(np.int8(0), "share_zero_point"))
+    graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "share_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "share_zero_point"))
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -25,7 +25,7 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool) -> Tensor:
     rows = top + torch.arange(height)
     columns = torch.arange(width).expand(batch, width)
     if flip:
-        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)  # noqa: PLR2004  one half
+        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
     columns = left + columns
     return padded[
         torch.arange(batch)[:, None, None, None],

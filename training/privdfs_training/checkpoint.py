@@ -1,12 +1,11 @@
 """Checkpoints: one safetensors file, nothing pickled, replaced atomically.
 
-A stage's file holds the networks that the stage trains and, until the stage ends, the optimiser's state and the step. Its metadata holds
-the part of the config that made it, so that a stage is continued or reused only by the config it belongs to. `system.safetensors`
-holds a finished system; it is what the exporter and the attacks open.
+A stage's file holds the networks that the stage trains and, until the stage ends, the optimiser's state and the step.
+Its metadata holds the part of the config that made it, so that a stage is continued or reused only by the config it
+belongs to. `system.safetensors` holds a finished system; it is what the exporter and the attacks open.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,13 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, An
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(whole, partial, metadata={"format": FORMAT, "about": json.dumps(about)})
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        message = f"cannot write {path}: {error}. Free some disk space or choose another folder with --out; what was there is untouched."
+        message = (
+            f"cannot write {path}: {error}. Free some disk space or choose another folder with --out; what was there "
+            "is untouched."
+        )
         raise CheckpointError(message) from error
 
 
@@ -88,7 +90,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         message = f"{path} is not a readable safetensors file: {error}. Restore it, or remove it and train again."
         raise CheckpointError(message) from error
     if metadata.get("format") != FORMAT:
-        message = f"{path} is of format {metadata.get('format', 'unknown')!r}, this version reads {FORMAT!r}. Train again or use the version that wrote it."
+        message = (
+            f"{path} is of format {metadata.get('format', 'unknown')!r}, this version reads {FORMAT!r}. Train "
+            "again, or use the version that wrote it."
+        )
         raise CheckpointError(message)
     return Checkpoint(tensors, json.loads(metadata["about"]))
 
@@ -179,7 +184,10 @@ def load_system(path: Path) -> TrainedSystem:
     """
     checkpoint = read_checkpoint(path)
     if "classes" not in checkpoint.about:
-        message = f"{path} holds one stage, not a finished system. Finish the run with privdfs-train, then pass its system.safetensors."
+        message = (
+            f"{path} holds one stage, not a finished system. Finish the run with privdfs-train, then pass its "
+            "system.safetensors."
+        )
         raise CheckpointError(message)
     config = config_from_dict(checkpoint.about["config"], str(path))
     classes = tuple(checkpoint.about["classes"])
@@ -202,10 +210,14 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = [f"{name} is {given.get(name, 'missing')}, not {shape}" for name, shape in wanted.items() if given.get(name) != shape]
+    wrong = [
+        f"{name} is {given.get(name, 'missing')}, not {shape}"
+        for name, shape in wanted.items()
+        if given.get(name) != shape
+    ]
     wrong += [f"{name} is not known" for name in given if name not in wanted]
     if wrong:
-        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")  # noqa: PLR2004  a readable line
+        shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         message = f"{path} does not fit this model: {shown}. Use the config that made it."
         raise CheckpointError(message)
     module.load_state_dict(tensors)

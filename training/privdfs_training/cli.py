@@ -25,9 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the message explains, 130 interrupted and saved.
     """
-    parser = argparse.ArgumentParser(prog="privdfs-train", description="Train the system of one TOML config, or continue it.")
+    parser = argparse.ArgumentParser(
+        prog="privdfs-train", description="Train the system of one TOML config, or continue it."
+    )
     parser.add_argument("config", type=Path, help="a TOML file, such as configs/fashion-resnet20.toml")
-    parser.add_argument("--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it")
+    parser.add_argument(
+        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--threads", type=int, help="CPU threads; two single-thread runs beat one two-thread run")
     options = parser.parse_args(arguments)

@@ -1,6 +1,7 @@
 """One typed TOML file describes a whole run.
 
-Every key has one place and one type; a misspelt key is an error before any time is spent. `load_config` is the only reader.
+Every key has one place and one type; a misspelt key is an error before any time is spent. `load_config` is the
+only reader.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from privdfs_training.errors import TrainingConfigError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,7 +52,8 @@ class MaskConfig(_Section):
     servers: int
     values: int  # elements of the feature that each server owns
     levels: int  # quantisation levels of one value; odd, so that zero is one of them
-    temperature: tuple[float, float]  # of the Gumbel-softmax, at the first and at the last step
+    temperature: tuple[float, float]  # of the Gumbel-softmax, at the first step and once settled
+    settled: float  # share of the masks stage after which the draw is without noise, so that branches can rely on it
 
 
 class BranchConfig(_Section):
@@ -120,13 +122,16 @@ def load_config(path: Path) -> Config:
         The typed config.
 
     Raises:
-        TrainingConfigError: The file is missing, is not TOML, has an unknown or missing key, a value of the wrong type, or
-            values that cannot work together.
+        TrainingConfigError: The file is missing, is not TOML, has an unknown or missing key, a value of the wrong
+            type, or values that cannot work together.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        message = f"cannot read the config {path}: {error.strerror}. Pass the path of a TOML file, such as configs/fashion-resnet20.toml."
+        message = (
+            f"cannot read the config {path}: {error.strerror}. Pass the path of a TOML file, such as "
+            "configs/fashion-resnet20.toml."
+        )
         raise TrainingConfigError(message) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         message = f"{path} is not a TOML file: {error}"
@@ -174,18 +179,24 @@ def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], pat
 
 def _problems(config: Config) -> list[str]:
     masks, problems = config.masks, []
-    if masks.servers < 2:  # noqa: PLR2004  with one server there is nothing to split
-        problems.append(f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority")
-    if masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255:  # noqa: PLR2004  int8 on the wire
-        problems.append(f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it")
+    if masks.servers < 2:
+        problems.append(
+            f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority"
+        )
+    if masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255:
+        problems.append(
+            f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it"
+        )
     if masks.values < 1:
         problems.append(f"masks.values is {masks.values}; every server needs at least one value")
+    if not 0 < masks.settled <= 1:
+        problems.append(f"masks.settled is {masks.settled}; it is a share of the stage, above 0 and at most 1")
     if not config.head.stages:
         problems.append("head.stages is empty; give at least one [channels, blocks]")
     if not 0 <= config.fusion.branch_dropout < 1:
         problems.append(f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1")
     for name in ("baseline", "masks", "finetune"):
         stage: StageConfig = getattr(config.train, name)
-        if stage.epochs < 1 or stage.batch < 2:  # noqa: PLR2004  batch normalisation needs two images
+        if stage.epochs < 1 or stage.batch < 2:
             problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
     return problems

@@ -81,8 +81,14 @@ def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path
     return path
 
 
-def run_stage(
-    stage: Stage, config: Config, system: System, data: DataSet, folder: Path, console: Console, stop: StopRequest
+def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
+    stage: Stage,
+    config: Config,
+    system: System,
+    data: DataSet,
+    folder: Path,
+    console: Console,
+    stop: StopRequest,
 ) -> None:
     """Train one stage to its end, or load it where it is done.
 
@@ -107,14 +113,10 @@ def run_stage(
     optimizer = _optimizer(modules, stage.config)
     step = 0
     if path.exists():
-        checkpoint = read_checkpoint(path)
-        _refuse_other_config(path, checkpoint.about["made_by"], made_by)
-        weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("optimizer.")}
-        load_weights(modules, weights, path)
-        step = int(checkpoint.about["step"])
-        if checkpoint.about["finished"]:
+        about = _restore(path, modules, optimizer, made_by)
+        if about["finished"]:
             return
-        restore_optimizer(optimizer, checkpoint.tensors)
+        step = int(about["step"])
         console.print(f"{stage.name}: continuing at step {step}")
     else:
         stage.prepare()
@@ -123,58 +125,76 @@ def run_stage(
     per_epoch = images // batch
     steps = per_epoch * stage.config.epochs
 
-    def save(*, finished: bool) -> None:
+    def save() -> None:
+        finished = step == steps
         tensors = {} if finished else optimizer_tensors(optimizer)
         write_checkpoint(path, modules.state_dict() | tensors, {"made_by": made_by, "step": step, "finished": finished})
 
     with _progress(console) as progress:
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
-            epoch, started = step // per_epoch, time.monotonic()
-            order = torch.randperm(images, generator=torch.Generator().manual_seed(_seed(config.seed, stage.name, epoch)))
+            epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
+            generator = torch.Generator().manual_seed(_seed(config.seed, stage.name, epoch))
+            order = torch.randperm(images, generator=generator)[: per_epoch * batch]
             modules.train()
-            total, terms, counted = 0.0, {}, 0
-            for chosen in order[: per_epoch * batch].split(batch)[step % per_epoch :]:
+            for chosen in order.split(batch)[step % per_epoch :]:
                 torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.config.learning_rate * _schedule(step / steps)
-                pixels = crop_and_flip(data.train_images[chosen], padding=config.data.crop_padding, flip=config.data.flip)
+                pixels = crop_and_flip(
+                    data.train_images[chosen], padding=config.data.crop_padding, flip=config.data.flip
+                )
                 with torch.autocast("cpu", dtype=torch.bfloat16):
-                    loss, values = stage.loss(pixels, data.train_labels[chosen], step / steps)
-                value = float(loss.detach())
-                if not math.isfinite(value):
+                    loss, terms = stage.loss(pixels, data.train_labels[chosen], step / steps)
+                history.append({"loss": float(loss.detach()), **terms})
+                if not math.isfinite(history[-1]["loss"]):
                     message = (
-                        f"the loss of stage {stage.name} is {value} at step {step} of {steps}. {path} keeps the last good epoch, if one "
-                        f"was finished. Lower train.{stage.name}.learning_rate."
+                        f"the loss of stage {stage.name} is {history[-1]['loss']} at step {step} of {steps}. {path} "
+                        f"keeps the last finished epoch, if there is one. Lower train.{stage.name}.learning_rate."
                     )
                     raise DivergenceError(message)
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.config.learning_rate * _schedule(step / steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 step += 1
-                total, counted = total + value, counted + 1
-                terms = {name: terms.get(name, 0.0) + part for name, part in values.items()}
-                progress.update(bar, completed=step, note=f"epoch {epoch + 1}/{stage.config.epochs} loss {total / counted:.3f}")
+                note = f"epoch {epoch + 1}/{stage.config.epochs} loss {history[-1]['loss']:.3f}"
+                progress.update(bar, completed=step, note=note)
                 if stop.wanted:
-                    save(finished=False)
+                    save()
                     raise InterruptedTrainingError
             modules.eval()
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 measured = accuracy(stage.classify, data.test_images, data.test_labels)
-            record = {
-                "stage": stage.name,
-                "epoch": epoch + 1,
-                "step": step,
-                "loss": total / counted,
-                **{f"loss_{name}": part / counted for name, part in terms.items()},
-                "test_accuracy": measured,
-                "seconds": time.monotonic() - started,
-            }
+            means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
+            seconds = time.monotonic() - started
+            record = {"stage": stage.name, "epoch": epoch + 1, "step": step, **means}
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: loss {total / counted:.3f}, test {measured:.2%}")
-            save(finished=step == steps)
-    modules.eval()
+                file.write(json.dumps(record | {"test_accuracy": measured, "seconds": seconds}) + "\n")
+            console.print(
+                f"{stage.name} {epoch + 1}/{stage.config.epochs}: loss {means['loss']:.3f}, test {measured:.2%}, "
+                f"{seconds:.0f} s"
+            )
+            save()
+
+
+def _restore(
+    path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
+) -> dict[str, Any]:
+    """Put a stage's checkpoint in place and give its metadata; refuse one of another config."""
+    checkpoint = read_checkpoint(path)
+    theirs, ours = checkpoint.about.get("made_by", {}), json.loads(json.dumps(made_by))
+    changed = [section for section in ours if theirs.get(section) != ours[section]]
+    if changed:
+        message = (
+            f"{path} was made with other settings in: {', '.join(changed)}. Give the run another name, or remove the "
+            "file to train the stage again."
+        )
+        raise CheckpointError(message)
+    weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("optimizer.")}
+    load_weights(modules, weights, path)
+    if not checkpoint.about["finished"]:
+        restore_optimizer(optimizer, checkpoint.tensors)
+    return checkpoint.about
 
 
 def _schedule(progress: float) -> float:
@@ -203,20 +223,16 @@ def _made_by(stage: Stage, config: Config) -> dict[str, Any]:
     return {section: everything[section] for section in stage.sections} | {"train": msgspec.to_builtins(stage.config)}
 
 
-def _refuse_other_config(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    theirs, ours = json.loads(json.dumps(theirs)), json.loads(json.dumps(ours))
-    changed = [section for section in ours if theirs.get(section) != ours[section]]
-    if changed:
-        message = (
-            f"{path} was made with other settings in: {', '.join(changed)}. Give the run another name, or remove the file to train "
-            "the stage again."
-        )
-        raise CheckpointError(message)
-
-
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    return Progress(*columns, console=console, transient=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    )
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from privdfs_training.config import LossConfig
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Divergence of the student's softened answer from the teacher's (Hinton, Vinyals, Dean, arXiv 1503.02531, section 2).
+    """Divergence of the student's softened answer from the teacher's.
+
+    Hinton, Vinyals, Dean, arXiv 1503.02531, section 2.
 
     Args:
         student: Logits, float [batch, classes].
@@ -58,7 +60,9 @@ def split_loss(
     smoothing = config.label_smoothing
     terms = {
         "fused": F.cross_entropy(fused, labels, label_smoothing=smoothing),
-        "auxiliary": F.cross_entropy(answers.flatten(0, 1), labels.repeat_interleave(servers), label_smoothing=smoothing),
+        "auxiliary": F.cross_entropy(
+            answers.flatten(0, 1), labels.repeat_interleave(servers), label_smoothing=smoothing
+        ),
         "distillation": distillation(fused, teacher, config.distillation_temperature),
     }
     total = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]

@@ -1,10 +1,10 @@
 """Masks: who owns which element of the feature.
 
-Every element has one owner among N servers and nobody, so shares are disjoint by construction, and every server owns exactly
-`values` elements, so shares have one length. Owners are drawn with straight-through Gumbel noise (Jang, Gu, Poole,
-arXiv 1611.01144; Maddison, Mnih, Teh, arXiv 1611.00712) while they are learned, and are frozen before the last stage. The
-paper names "learnable binary masks" and "sparse and largely non-overlapping feature shares" (arXiv 2508.04346v2, abstract);
-the budgeted assignment is this project's own.
+Every element has one owner among N servers and nobody, so shares are disjoint by construction, and every server owns
+exactly `values` elements, so shares have one length. Owners are drawn with straight-through Gumbel noise (Jang, Gu,
+Poole, arXiv 1611.01144; Maddison, Mnih, Teh, arXiv 1611.00712) while they are learned, and are frozen before the last
+stage. The paper names "learnable binary masks" and "sparse and largely non-overlapping feature shares" (arXiv
+2508.04346v2, abstract); the budgeted assignment is this project's own.
 """
 
 import math
@@ -48,18 +48,20 @@ class OwnerMask(nn.Module):
         if servers * values > elements:
             message = (
                 f"masks.values = {values} for each of {servers} servers needs {servers * values} elements, "
-                f"but the feature has {elements} ({' x '.join(map(str, shape))}). Lower masks.values or raise head.channels."
+                f"but the feature has {elements} ({' x '.join(map(str, shape))}). Lower masks.values or raise "
+                "head.channels."
             )
             raise TrainingConfigError(message)
         self.logits = nn.Parameter(torch.zeros(servers + 1, elements))
         self.register_buffer("owner", torch.full((elements,), NOBODY, dtype=torch.int64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, temperature: float) -> Tensor:
+    def forward(self, temperature: float, noise: float) -> Tensor:
         """Masks of all servers, hard in the forward pass.
 
         Args:
-            temperature: Of the Gumbel-softmax; unused once frozen.
+            temperature: Of the softmax whose gradient is used; no matter once frozen.
+            noise: Factor of the Gumbel noise; 0 draws the preferred owners. No matter once frozen.
 
         Returns:
             Zeros and ones, float32 [servers, channels, height, width]; the gradient is that of the softmax.
@@ -67,8 +69,7 @@ class OwnerMask(nn.Module):
         if self.frozen:
             return self._one_hot(self.owner)
         uniform = torch.rand_like(self.logits).clamp_(1e-9, 1 - 1e-7)
-        # The noise shrinks with the temperature, so that the draw settles as training goes on.
-        perturbed = self.logits - torch.log(-torch.log(uniform)) * temperature
+        perturbed = self.logits - noise * torch.log(-torch.log(uniform))
         soft = torch.softmax(perturbed / temperature, dim=0)[: self.servers].view(self.servers, *self.shape)
         hard = self._one_hot(assign(perturbed.detach(), self.values))
         return hard + soft - soft.detach()
@@ -76,7 +77,7 @@ class OwnerMask(nn.Module):
     def freeze(self) -> None:
         """Take the preferred owners, without noise, for good."""
         self.owner.copy_(assign(self.logits.detach(), self.values))
-        self.frozen.fill_(True)  # noqa: FBT003  a tensor's own method
+        self.frozen.fill_(True)
 
     def indices(self, server: int) -> Tensor:
         """Positions of one server's elements in the flattened feature, in the order in which its share packs them.

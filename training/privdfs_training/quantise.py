@@ -1,14 +1,15 @@
 """Fake quantisation with straight-through gradients (Jacob et al., arXiv 1712.05877).
 
-Two uses. Shares get very few levels: bits per share bound what a server can learn, and they are what travels. The head's weights
-and activations get int8, so that the trained network is, number for number, the int8 graph that devices run.
+Two uses. Shares get very few levels: bits per share bound what a server can learn, and they are what travels. The
+head's weights and activations get int8, so that the trained network is, number for number, the int8 graph that
+devices run.
 """
 
 import torch
 from torch import Tensor, nn
 
-# Seven bits. Old x86 processors multiply uint8 by int8 and add pairs in saturating 16 bits: 2 * 255 * 63 fits, 2 * 255 * 127
-# does not. So the same image gives the same shares on every processor.
+# Seven bits. Old x86 processors multiply uint8 by int8 and add pairs in saturating 16 bits: 2 * 255 * 63 fits, 2 *
+# 255 * 127 does not. So the same image gives the same shares on every processor.
 WEIGHT_LIMIT = 63
 MOMENTUM = 0.05  # of the running activation range
 

@@ -1,4 +1,4 @@
-"""What each stage trains, and on which loss. The loop that runs them is in loop.py; a new stage is one more entry of `stages`."""
+"""What each stage trains, and on which loss. loop.py runs them; a new stage is one more entry of `stages`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Stage:
         parts: Attributes of the system that it trains and saves.
         sections: Sections of the config that its result depends on.
         prepare: Called once, before the first step of the stage, with the results of the stages before it in place.
-        loss: Images uint8 [batch, channels, height, width], labels int64 [batch] and the progress of the stage in 0..1 to the
-            scalar to minimise and the values to report.
+        loss: Images uint8 [batch, channels, height, width], labels int64 [batch] and the progress of the stage in
+            0..1 to the scalar to minimise and the values to report.
         classify: Images to logits, for the accuracy after each epoch.
     """
 
@@ -55,7 +55,6 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
         Baseline, masks, finetune.
     """
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
-    first, last = config.masks.temperature
 
     def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
         return F.cross_entropy(system.baseline(images).float(), labels, label_smoothing=config.loss.label_smoothing), {}
@@ -64,7 +63,12 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
         with torch.no_grad():
             system.baseline.eval()  # the teacher; its statistics are no longer its own business
             teacher = system.baseline(images).float()
-        answers = system.answer(images, temperature=first * (last / first) ** progress).float()
+        first, last = config.masks.temperature
+        settling = min(1.0, progress / config.masks.settled)
+        temperature = first * (last / first) ** settling
+        # The noise shrinks with the temperature and then stops.
+        noise = temperature if settling < 1 else 0.0
+        answers = system.answer(images, temperature=temperature, noise=noise).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
         return split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
 

@@ -1,4 +1,4 @@
-"""Data sets, whole in memory as uint8. `load_data` is the one way in; a new set is one module and one entry of `LOADERS`."""
+"""Data sets, whole in memory as uint8. `load_data` is the way in; a new set is a module and an entry of `LOADERS`."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28 pixels in ten classes."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 60,000 + 10,000 grey images, 28 x 28, ten classes."""
 
 import gzip
 import os
@@ -15,8 +15,8 @@ from privdfs_training.errors import DataError
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HOW_TO_GET = (
-    "On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere: take the four *-ubyte.gz files of the repository "
-    "zalandoresearch/fashion-mnist, and pass their folder with --data or $PRIVDFS_DATA."
+    "On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere: take the four *-ubyte.gz files of the "
+    "repository zalandoresearch/fashion-mnist, and pass their folder with --data or $PRIVDFS_DATA."
 )
 
 
@@ -49,16 +49,22 @@ def _read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np
     images = _read_idx(folder / f"{split}-images-idx3-ubyte.gz", dimensions=3)
     labels = _read_idx(folder / f"{split}-labels-idx1-ubyte.gz", dimensions=1)
     if len(images) != len(labels):
-        message = f"{folder}: the {split} files hold {len(images)} images but {len(labels)} labels; get them again. {HOW_TO_GET}"
+        message = (
+            f"{folder}: the {split} files hold {len(images)} images but {len(labels)} labels; get them again. "
+            f"{HOW_TO_GET}"
+        )
         raise DataError(message)
     if labels.max() >= len(CLASSES):
-        message = f"{folder}: the {split} labels go up to {labels.max()}, Fashion-MNIST has {len(CLASSES)} classes. {HOW_TO_GET}"
+        message = (
+            f"{folder}: the {split} labels go up to {labels.max()}, Fashion-MNIST has {len(CLASSES)} classes. "
+            f"{HOW_TO_GET}"
+        )
         raise DataError(message)
     return images, labels
 
 
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    # idx: two zero bytes, 0x08 for uint8, the number of dimensions, each dimension as big-endian int32, then the values.
+    # idx: two zero bytes, 0x08 for uint8, the number of dimensions, each dimension as big-endian int32, the values.
     try:
         raw = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
@@ -73,6 +79,9 @@ def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(message)
     shape = np.frombuffer(raw, ">i4", count=dimensions, offset=4)
     if len(raw) - start != int(np.prod(shape)) or min(shape) < 1:
-        message = f"{path} is damaged: {len(raw) - start} values where its header promises {int(np.prod(shape))}. {HOW_TO_GET}"
+        message = (
+            f"{path} is damaged: {len(raw) - start} values where its header promises {int(np.prod(shape))}. "
+            f"{HOW_TO_GET}"
+        )
         raise DataError(message)
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()

@@ -8,7 +8,7 @@ from privdfs_training.models.resnet import BasicBlock
 
 
 class Branch(nn.Module):
-    """A small residual network on the feature's grid. It ends in a full layer, not in a mean: position means something here."""
+    """A residual network on the feature's grid. It ends in a full layer, not in a mean, since position matters here."""
 
     def __init__(self, shape: tuple[int, int, int], *, width: int, blocks: int, classes: int) -> None:
         """Build the branch.

@@ -14,8 +14,8 @@ from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight,
 class ConvUnit(nn.Module):
     """Convolution, batch normalisation and, usually, ReLU.
 
-    Once its input is quantised, the statistics are fixed, the normalisation is folded into the weight, and the unit computes what
-    int8 arithmetic computes: seven-bit weights, bias in steps of the 32-bit sums, eight-bit output.
+    Once its input is quantised, the statistics are fixed, the normalisation is folded into the weight, and the unit
+    computes what int8 arithmetic computes: seven-bit weights, bias in steps of the 32-bit sums, eight-bit output.
     """
 
     def __init__(
@@ -93,9 +93,7 @@ class SeparableBlock(nn.Module):
 class CompactHead(nn.Module):
     """Client network: image to feature."""
 
-    def __init__(
-        self, *, image_channels: int, stem: int, stages: tuple[tuple[int, int], ...], channels: int
-    ) -> None:
+    def __init__(self, *, image_channels: int, stem: int, stages: tuple[tuple[int, int], ...], channels: int) -> None:
         """Build the head.
 
         Args:
@@ -143,7 +141,7 @@ class CompactHead(nn.Module):
     def quantise(self) -> None:
         """Fold the normalisations and go to int8 for good. Call after some calibrated batches."""
         for quantiser in self._activation_quantisers():
-            quantiser.enabled.fill_(True)  # noqa: FBT003  a tensor's own method
+            quantiser.enabled.fill_(True)
 
     def _activation_quantisers(self) -> list[ActivationQuantiser]:
         return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]

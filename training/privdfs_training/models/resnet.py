@@ -61,7 +61,9 @@ class CifarResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, BasicBlock):  # every block starts as the identity (Goyal et al., arXiv 1706.02677, section 5.1)
+            if isinstance(
+                module, BasicBlock
+            ):  # every block starts as the identity (Goyal et al., arXiv 1706.02677, section 5.1)
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:

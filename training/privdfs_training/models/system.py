@@ -29,7 +29,9 @@ class System(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.image_shape, self.classes = image_shape, classes
-        self.baseline = cifar_resnet(config.backbone.name, width=config.backbone.width, channels=channels, classes=classes)
+        self.baseline = cifar_resnet(
+            config.backbone.name, width=config.backbone.width, channels=channels, classes=classes
+        )
         self.head = CompactHead(
             image_channels=channels, stem=config.head.stem, stages=config.head.stages, channels=config.head.channels
         )
@@ -44,17 +46,18 @@ class System(nn.Module):
         )
         self.fusion = Fusion(servers=config.masks.servers, classes=classes, hidden=config.fusion.hidden)
 
-    def answer(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+    def answer(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Tensor:
         """Every server's answer.
 
         Args:
             images: uint8 [batch, channels, height, width].
             temperature: Of the masks, while they are not frozen.
+            noise: Of the masks, while they are not frozen.
 
         Returns:
             Logits, float [batch, servers, classes].
         """
-        feature, masks = self.quantiser(self.head(images)), self.masks(temperature)
+        feature, masks = self.quantiser(self.head(images)), self.masks(temperature, noise)
         answers = [branch(feature * mask) for branch, mask in zip(self.branches, masks, strict=True)]
         return torch.stack(answers, dim=1)
 

@@ -1,0 +1,154 @@
+"""Accuracy of exported graphs, as a device and the servers run them: ONNX Runtime on the bytes of the release."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class ExportedAccuracy:
+    """What the exported graphs reach on one set of images, as fractions.
+
+    Attributes:
+        baseline: The unprotected model.
+        branches: Each branch's own logits.
+        subsets: The fused answer, for every non-empty subset of servers that answer.
+    """
+
+    baseline: float
+    branches: tuple[float, ...]
+    subsets: Mapping[tuple[int, ...], float]
+
+    @property
+    def fused(self) -> float:
+        """All servers answer."""
+        return self.subsets[tuple(range(len(self.branches)))]
+
+    def missing(self, count: int) -> list[float]:
+        """Accuracies of all subsets in which this many servers are silent.
+
+        Args:
+            count: Of silent servers.
+
+        Returns:
+            One fraction per subset.
+        """
+        return [accuracy for answered, accuracy in self.subsets.items() if len(answered) == len(self.branches) - count]
+
+
+def session(model: bytes) -> ort.InferenceSession:
+    """One CPU session.
+
+    Args:
+        model: Serialised ONNX.
+
+    Returns:
+        The session.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_batched(model: ort.InferenceSession, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    """Run a graph over many images, some at a time.
+
+    Args:
+        model: With a batch axis first everywhere.
+        inputs: Arrays of equal length.
+
+    Returns:
+        One array per output.
+    """
+    length = len(next(iter(inputs.values())))
+    parts = [
+        model.run(None, {name: value[start : start + BATCH] for name, value in inputs.items()})
+        for start in range(0, length, BATCH)
+    ]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def server_answers(
+    encoder: ort.InferenceSession, branches: Sequence[ort.InferenceSession], images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """What the servers answer.
+
+    Args:
+        encoder: Images to shares.
+        branches: One per server.
+        images: uint8 [images, height, width, channels].
+
+    Returns:
+        Logits, float32 [images, servers, classes].
+    """
+    shares = run_batched(encoder, {"image": images})
+    answers = [run_batched(branch, {"share": share})[0] for branch, share in zip(branches, shares, strict=True)]
+    return np.stack(answers, axis=1).astype(np.float32)
+
+
+def fuse(fusion: ort.InferenceSession, answers: NDArray[np.float32], answered: Sequence[int]) -> NDArray[np.float32]:
+    """Fused probabilities when only some servers answer.
+
+    Args:
+        fusion: Answers to probabilities.
+        answers: float32 [images, servers, classes].
+        answered: Indices of the servers that do.
+
+    Returns:
+        float32 [images, classes].
+    """
+    present = np.zeros(answers.shape[:2], bool)
+    present[:, list(answered)] = True
+    heard = np.where(present[:, :, None], answers, np.float32(0))
+    return run_batched(fusion, {"logits": heard, "answered": present})[0].astype(np.float32)
+
+
+def fraction_right(scores: NDArray[np.generic], labels: NDArray[np.int64]) -> float:
+    """Accuracy.
+
+    Args:
+        scores: [images, classes].
+        labels: int64 [images].
+
+    Returns:
+        Fraction whose largest score is the label's.
+    """
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+def measure(
+    *,
+    encoder: ort.InferenceSession,
+    branches: Sequence[ort.InferenceSession],
+    fusion: ort.InferenceSession,
+    baseline: ort.InferenceSession,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+) -> ExportedAccuracy:
+    """Accuracy of baseline, branches, and every subset of servers.
+
+    Args:
+        encoder: Images to shares.
+        branches: One per server.
+        fusion: Answers to probabilities.
+        baseline: Images to logits.
+        images: uint8 [images, height, width, channels].
+        labels: int64 [images].
+
+    Returns:
+        The fractions.
+    """
+    answers = server_answers(encoder, branches, images)
+    servers = range(len(branches))
+    subsets = [answered for size in servers for answered in itertools.combinations(servers, size + 1)]
+    return ExportedAccuracy(
+        baseline=fraction_right(run_batched(baseline, {"image": images})[0], labels),
+        branches=tuple(fraction_right(answers[:, server], labels) for server in servers),
+        subsets={answered: fraction_right(fuse(fusion, answers, answered), labels) for answered in subsets},
+    )

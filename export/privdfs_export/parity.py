@@ -1,0 +1,82 @@
+"""Parity: before anything is written, every graph must compute what the trained network computes, on real images."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privdfs_export.errors import ParityError
+
+# Sums in another order move an activation across a rounding tie now and then, and a share's value by one level with it.
+SHARE_EQUAL = 0.995
+SHARE_STEPS = 1
+FLOAT_TOLERANCE = 1e-4
+ACCURACY_TOLERANCE = 0.002
+
+
+def check_shares(name: str, exported: NDArray[np.int8], trained: NDArray[np.int8]) -> None:
+    """Compare int8 shares.
+
+    Args:
+        name: Of the output; used in messages.
+        exported: int8 [images, values], from the graph.
+        trained: int8 [images, values], from torch.
+
+    Raises:
+        ParityError: Shapes differ, too few values are equal, or one is off by more than one level.
+    """
+    _check_shape(name, exported.shape, trained.shape)
+    equal = float((exported == trained).mean())
+    largest = int(np.abs(exported.astype(np.int16) - trained.astype(np.int16)).max())
+    if equal < SHARE_EQUAL or largest > SHARE_STEPS:
+        message = (
+            f"{name}: {equal:.4%} of the int8 values equal the trained head's (at least {SHARE_EQUAL:.1%} wanted), "
+            "the largest "
+            f"difference is {largest} (at most {SHARE_STEPS}). Was the head quantised before export?"
+        )
+        raise ParityError(message, name, 1 - equal, 1 - SHARE_EQUAL)
+
+
+def check_floats(name: str, exported: NDArray[np.float32], trained: NDArray[np.float32]) -> None:
+    """Compare logits or probabilities.
+
+    Args:
+        name: Of the graph; used in messages.
+        exported: float32, from the graph.
+        trained: float32, from torch.
+
+    Raises:
+        ParityError: Shapes differ, or a value differs by more than the tolerance, relative to the larger of one and the
+            largest trained value.
+    """
+    _check_shape(name, exported.shape, trained.shape)
+    difference = float(np.abs(exported - trained).max() / max(1.0, float(np.abs(trained).max())))
+    if not difference <= FLOAT_TOLERANCE:  # written so that NaN fails
+        message = (
+            f"{name}: differs from the trained network by {difference:.2e} (at most {FLOAT_TOLERANCE:.0e} wanted)."
+        )
+        raise ParityError(message, name, difference, FLOAT_TOLERANCE)
+
+
+def check_accuracy(exported: float, trained: float) -> None:
+    """Compare the fused accuracy of the exported files with torch's.
+
+    Args:
+        exported: Fraction.
+        trained: Fraction.
+
+    Raises:
+        ParityError: They differ by more than 0.2 points.
+    """
+    difference = abs(exported - trained)
+    if difference > ACCURACY_TOLERANCE:
+        message = (
+            f"the exported files reach {exported:.2%}, the trained system {trained:.2%}: they differ by "
+            f"{difference:.2%} "
+            f"(at most {ACCURACY_TOLERANCE:.1%} wanted)."
+        )
+        raise ParityError(message, "accuracy", difference, ACCURACY_TOLERANCE)
+
+
+def _check_shape(name: str, exported: tuple[int, ...], trained: tuple[int, ...]) -> None:
+    if exported != trained:
+        message = f"{name}: the graph gives shape {exported}, the trained network {trained}."
+        raise ParityError(message, name, float("inf"), 0.0)

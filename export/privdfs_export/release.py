@@ -1,0 +1,287 @@
+"""A trained system to a release on disk: client bundle, one Triton model repository per server, and the baseline's.
+
+Guarantees:
+
+- Nothing is written before every graph agrees with torch on real images.
+- The release appears whole, under its final name, or not at all.
+- A server's folder holds nothing of another server, nor of the head or the fusion.
+- The release id is derived from the bytes of all graphs: two releases with one id are one release.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from safetensors.numpy import save as save_tensors
+
+from privdfs._manifest import (
+    ENCODER_NAME,
+    FORMAT_VERSION,
+    FUSION_NAME,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    Accuracy,
+    ClientManifest,
+    ImageSpec,
+    Macs,
+    MadeBy,
+    ServerManifest,
+    ServerSpec,
+    SubsetAccuracy,
+    encode_manifest,
+    sha256_file,
+)
+from privdfs_export import evaluate, graphs, parity
+from privdfs_export.errors import ExportError
+from privdfs_export.triton import Engine, ModelSpec, TensorSpec, write_model
+from privdfs_training import provenance
+from privdfs_training.checkpoint import TrainedSystem
+from privdfs_training.data import DataSet
+from privdfs_training.stages import accuracy
+
+MAX_BATCH = 64
+GOLDEN_IMAGES = 8
+PARITY_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """All graphs of a release, serialised ONNX."""
+
+    encoder: bytes
+    branches: tuple[bytes, ...]
+    fusion: bytes
+    baseline: bytes
+
+    def __repr__(self) -> str:
+        """Sizes, never weights."""
+        return f"Graphs({len(self.branches)} branches)"
+
+
+def export_release(
+    trained: TrainedSystem, data: DataSet, out: Path, *, engine: Engine, console: Console
+) -> ClientManifest:
+    """Build a release.
+
+    Args:
+        trained: A finished system.
+        data: The set it was trained on; its test images serve parity, accuracy and the golden examples.
+        out: Folder of the release; must not exist.
+        engine: What Triton runs the branches with.
+        console: Where the steps are shown.
+
+    Returns:
+        The client's manifest.
+
+    Raises:
+        ParityError: A graph differs from torch; nothing was written.
+        ExportError: The folder exists, cannot be written, or the data are not those of the system; nothing was written.
+    """
+    _refuse_existing(out)
+    if data.classes != trained.classes or data.image_shape != trained.system.image_shape:
+        message = (
+            f"the system was trained on other classes or another image size than {data.name}. Pass the data set of "
+            "its config."
+        )
+        raise ExportError(message)
+    images = np.ascontiguousarray(data.test_images.permute(0, 2, 3, 1).numpy())
+    labels = data.test_labels.numpy()
+
+    console.print("graphs: encoder, branches, fusion, baseline")
+    system = trained.system
+    models = [graphs.branch_graph(system, server) for server in range(system.masks.servers)]
+    encoder, fusion, baseline = graphs.encoder_graph(system), graphs.fusion_graph(system), graphs.baseline_graph(system)
+    macs = Macs(
+        head=graphs.count_macs(encoder),
+        fusion=graphs.count_macs(fusion),
+        branch=graphs.count_macs(models[0]),
+        baseline=graphs.count_macs(baseline),
+    )
+    built = Graphs(
+        encoder=encoder.SerializeToString(),
+        branches=tuple(model.SerializeToString() for model in models),
+        fusion=fusion.SerializeToString(),
+        baseline=baseline.SerializeToString(),
+    )
+    console.print(f"parity with torch on {min(PARITY_IMAGES, len(images))} test images")
+    golden = _check_parity(trained, built, images[:PARITY_IMAGES])
+    console.print(f"accuracy of the exported files on {len(images)} test images")
+    measured = evaluate.measure(
+        encoder=evaluate.session(built.encoder),
+        branches=[evaluate.session(branch) for branch in built.branches],
+        fusion=evaluate.session(built.fusion),
+        baseline=evaluate.session(built.baseline),
+        images=images,
+        labels=labels,
+    )
+    parity.check_accuracy(measured.fused, accuracy(system, data.test_images, data.test_labels))
+
+    channels, height, width = system.image_shape
+    values, scale = system.masks.values, system.quantiser.scale
+    release = f"{trained.config.name}-{_digest(built)}"
+    made_by = MadeBy(
+        command=provenance.command_line(),
+        commit=provenance.git_commit(),
+        date=provenance.today(),
+        seed=trained.config.seed,
+        config=msgspec.to_builtins(trained.config),
+        versions=provenance.versions(),
+    )
+    client = ClientManifest(
+        format_version=FORMAT_VERSION,
+        release=release,
+        made_by=made_by,
+        classes=trained.classes,
+        image=ImageSpec(height=height, width=width, channels=channels),  # pyright: ignore[reportArgumentType]  1 or 3: checked when encoded
+        servers=tuple(
+            ServerSpec(share_length=values, levels=trained.config.masks.levels, scale=scale) for _ in built.branches
+        ),
+        max_batch=MAX_BATCH,
+        files={},
+        accuracy=Accuracy(
+            data=f"{data.name}, test",
+            images=len(labels),
+            baseline=measured.baseline,
+            fused=measured.fused,
+            branches=measured.branches,
+            subsets=tuple(
+                SubsetAccuracy(answered=answered, accuracy=value) for answered, value in measured.subsets.items()
+            ),
+        ),
+        macs=macs,
+    )
+    _write(out, client, built, golden, engine)
+    console.print(f"{release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
+    return client
+
+
+def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+    """Compare every graph with torch, each on the same input; give the golden examples of the exported files."""
+    system, pixels = trained.system, torch.from_numpy(images)
+    servers = range(system.masks.servers)
+    exported = evaluate.run_batched(evaluate.session(built.encoder), {"image": images})
+    with torch.inference_mode():
+        for server, share in enumerate(graphs.Encoder(system)(pixels)):
+            parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
+        answers = []
+        for server in servers:
+            ours = evaluate.run_batched(evaluate.session(built.branches[server]), {"share": exported[server]})[0]
+            share = torch.from_numpy(exported[server]).float() * system.quantiser.scale
+            theirs = graphs.PlacedBranch(system, server)(share)
+            parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
+            answers.append(ours.astype(np.float32))
+        logits = np.stack(answers, axis=1)
+        answered = np.random.default_rng(0).random(logits.shape[:2]) < 0.5
+        answered[~answered.any(axis=1), 0] = True
+        fusion = evaluate.session(built.fusion)
+        ours = evaluate.run_batched(fusion, {"logits": logits, "answered": answered})[0]
+        theirs = graphs.FusionProbabilities(system)(torch.from_numpy(logits), torch.from_numpy(answered))
+        parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
+        ours = evaluate.run_batched(evaluate.session(built.baseline), {"image": images})[0]
+        parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
+    golden = {f"share_{server}": exported[server][:GOLDEN_IMAGES] for server in servers}
+    golden["images"], golden["logits"] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
+    golden["probabilities"] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
+    return golden
+
+
+def _write(
+    out: Path, client: ClientManifest, built: Graphs, golden: dict[str, NDArray[np.generic]], engine: Engine
+) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
+        raise ExportError(message) from error
+    try:
+        _write_client(partial / "client", client, built, golden)
+        for server, branch in enumerate(built.branches):
+            _write_server(partial / f"server-{server}", client, server, branch, engine)
+        _write_baseline(partial / "baseline", client, built.baseline, engine)
+        partial.chmod(0o755)
+        partial.rename(out)
+    except OSError as error:
+        message = (
+            f"cannot write the release to {out}: {error.strerror}. Free some disk space or choose another folder; "
+            "nothing was left behind."
+        )
+        raise ExportError(message) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: dict[str, NDArray[np.generic]]) -> None:
+    folder.mkdir()
+    (folder / ENCODER_NAME).write_bytes(built.encoder)
+    (folder / FUSION_NAME).write_bytes(built.fusion)
+    (folder / GOLDEN_NAME).write_bytes(save_tensors(golden))  # pyright: ignore[reportArgumentType]
+    files = {name: sha256_file(folder / name) for name in (ENCODER_NAME, FUSION_NAME, GOLDEN_NAME)}
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=files)))
+
+
+def _write_server(folder: Path, client: ClientManifest, server: int, branch: bytes, engine: Engine) -> None:
+    about = client.servers[server]
+    spec = ModelSpec(
+        name="branch",
+        engine=engine,
+        input=TensorSpec("share", "int8", (about.share_length,)),
+        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        max_batch=client.max_batch,
+        parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
+    )
+    _write_repository(folder, client, spec, branch, server=server, length=about.share_length, scale=about.scale)
+
+
+def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engine: Engine) -> None:
+    # For comparison only: to the one server that runs it, the "share" is the whole image, unprotected.
+    shape = (client.image.height, client.image.width, client.image.channels)
+    spec = ModelSpec(
+        name="baseline",
+        engine=engine,
+        input=TensorSpec("image", "uint8", shape),
+        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        max_batch=client.max_batch,
+        parameters={"privdfs_release": client.release},
+    )
+    _write_repository(folder, client, spec, baseline, server=0, length=int(np.prod(shape)), scale=1.0)
+
+
+def _write_repository(
+    folder: Path, client: ClientManifest, spec: ModelSpec, graph: bytes, *, server: int, length: int, scale: float
+) -> None:
+    written = write_model(folder, spec, graph)
+    manifest = ServerManifest(
+        format_version=FORMAT_VERSION,
+        release=client.release,
+        server=server,
+        share_length=length,
+        scale=scale,
+        classes=len(client.classes),
+        engine=spec.engine,
+        files={name: sha256_file(folder / name) for name in written},
+        made_by=client.made_by,
+    )
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+
+
+def _digest(built: Graphs) -> str:
+    digest = hashlib.sha256()
+    for graph in (built.encoder, *built.branches, built.fusion):
+        digest.update(hashlib.sha256(graph).digest())
+    return digest.hexdigest()[:12]
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        message = (
+            f"{out} exists already; a release is never changed in place. Remove it or choose another folder with --out."
+        )
+        raise ExportError(message)
