@@ -38,8 +38,7 @@ class TLS:
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
-            msg = f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither"
-            raise ConfigError(msg)
+            raise ConfigError(f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither")
 
     def __repr__(self) -> str:
         return f"TLS(ca={_shown(self.ca)}, cert={_shown(self.cert)}, key={'None' if self.key is None else '…'})"
@@ -73,19 +72,16 @@ class Server:
     def __init__(self, endpoints: str | Sequence[str], tls: TLS | None = None, *, insecure: bool = False) -> None:
         listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
         if not listed:
-            msg = "a server needs at least one endpoint: Server('host:port')"
-            raise ConfigError(msg)
+            raise ConfigError("a server needs at least one endpoint: Server('host:port')")
         if tls is not None and insecure:
-            msg = "a server has `tls` and `insecure=True`: drop one of them"
-            raise ConfigError(msg)
+            raise ConfigError("a server has `tls` and `insecure=True`: drop one of them")
         for endpoint in listed:
             host = split_endpoint(endpoint)[0]
             if tls is None and not insecure and not is_loopback(host):
-                msg = (
+                raise ConfigError(
                     f"{endpoint} is not on this machine and has no TLS, so anybody on the way could read the share: "
                     "pass tls=TLS(…), or insecure=True for a network that you trust"
                 )
-                raise ConfigError(msg)
         refuse_repeated(listed)
         object.__setattr__(self, "endpoints", listed)
         object.__setattr__(self, "tls", tls)
@@ -99,12 +95,14 @@ def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, 
         ConfigError: not exactly `count` servers, or an endpoint that stands for two of them.
     """
     if isinstance(servers, (str, Server)):
-        msg = f"one server was given where a list of {count} is expected: pass [Server(…), …] in the release's order"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"one server was given where a list of {count} is expected: pass [Server(…), …] in the release's order"
+        )
     checked = tuple(Server(server) if isinstance(server, str) else server for server in servers)
     if len(checked) != count:
-        msg = f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
+        )
     refuse_repeated([endpoint for server in checked for endpoint in server.endpoints])
     return checked
 
@@ -117,8 +115,7 @@ def check_timeout(timeout: object) -> float:
     """
     seconds = float(timeout) if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) else 0.0
     if not 0 < seconds <= MAX_TIMEOUT_S:  # NaN compares false
-        msg = f"timeout={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}"
-        raise ConfigError(msg)
+        raise ConfigError(f"timeout={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}")
     return seconds
 
 
@@ -131,8 +128,7 @@ def check_min_answers(min_answers: int | None, count: int) -> int:
     if min_answers is None:
         return count
     if type(min_answers) is not int or not 1 <= min_answers <= count:
-        msg = f"min_answers={min_answers!r} is not a whole number from 1 to {count}, the number of servers"
-        raise ConfigError(msg)
+        raise ConfigError(f"min_answers={min_answers!r} is not a whole number from 1 to {count}, the number of servers")
     return min_answers
 
 
@@ -145,8 +141,7 @@ def split_endpoint(endpoint: object) -> tuple[str, int]:
     match = _ENDPOINT.match(endpoint) if isinstance(endpoint, str) else None
     port = int(match["port"]) if match else 0
     if match is None or not 1 <= port <= _MAX_PORT:
-        msg = f"{endpoint!r} is not an endpoint: write host:port, for example a.example:8001 or [::1]:8001"
-        raise ConfigError(msg)
+        raise ConfigError(f"{endpoint!r} is not an endpoint: write host:port, for example a.example:8001 or [::1]:8001")
     return match["host"].strip("[]").lower(), port
 
 
@@ -169,22 +164,23 @@ def refuse_repeated(endpoints: Sequence[str]) -> None:
         host, port = split_endpoint(endpoint)
         key = (_canonical(host), port)
         if key in seen:
-            msg = (
+            raise ConfigError(
                 f"{endpoint} is named twice (first as {seen[key]}): every server is another party and must not get "
                 "the share of a second one; correct the list of servers"
             )
-            raise ConfigError(msg)
         seen[key] = endpoint
 
 
 def _canonical(host: str) -> str:
     """One spelling per host, as far as it can be told without asking the network."""
-    if host in {"localhost", "127.0.0.1", "::1"}:
-        return "loopback"
     try:
-        return ipaddress.ip_address(host).compressed
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return host.rstrip(".")
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    # "localhost" may mean either of the two, so they count as one.
+    return "127.0.0.1" if address == ipaddress.IPv6Address("::1") else address.compressed
 
 
 def _read_pem(name: str, source: Pem) -> bytes | None:
@@ -196,11 +192,11 @@ def _read_pem(name: str, source: Pem) -> bytes | None:
         try:
             data = Path(source).read_bytes()
         except OSError as error:
-            msg = f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-            raise ConfigError(msg) from error
+            raise ConfigError(
+                f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
+            ) from error
     if b"-----BEGIN " not in data:
-        msg = f"TLS {name} is not in PEM form: convert it, or pass the right file"
-        raise ConfigError(msg)
+        raise ConfigError(f"TLS {name} is not in PEM form: convert it, or pass the right file")
     return data
 
 

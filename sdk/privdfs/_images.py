@@ -55,8 +55,7 @@ def load_image(image: ImageLike, spec: ImageSpec) -> Pixels:
         return _load_encoded(bytes(image), spec)
     if isinstance(image, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without types
         return _load_encoded(_read(Path(image)), spec)
-    msg = f"a {type(image).__name__} is not an image: {_ACCEPTED}"
-    raise ImageError(msg)
+    raise ImageError(f"a {type(image).__name__} is not an image: {_ACCEPTED}")
 
 
 def load_images(images: Iterable[ImageLike], spec: ImageSpec) -> Pixels:
@@ -69,23 +68,21 @@ def load_images(images: Iterable[ImageLike], spec: ImageSpec) -> Pixels:
         ImageError: there is none, or one cannot be used (the message names its position).
     """
     if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)):
-        msg = "one image was given where several are expected: use predict(image), or pass a list of images"
-        raise ImageError(msg)
+        raise ImageError("one image was given where several are expected: use predict(image), or pass a list of images")
     try:
         sequence = list(images)
     except TypeError as error:
-        msg = f"a {type(images).__name__} is not a list of images: pass a list, each item as predict() takes it"
-        raise ImageError(msg) from error
+        raise ImageError(
+            f"a {type(images).__name__} is not a list of images: pass a list, each item as predict() takes it"
+        ) from error
     if not sequence:
-        msg = "the batch is empty: pass at least one image"
-        raise ImageError(msg)
+        raise ImageError("the batch is empty: pass at least one image")
     loaded: list[Pixels] = []
     for position, image in enumerate(sequence):
         try:
             loaded.append(load_image(image, spec))
         except ImageError as error:
-            msg = f"image {position} of the batch: {error.message}"
-            raise ImageError(msg) from error
+            raise ImageError(f"image {position} of the batch: {error.message}") from error
     return np.stack(loaded)
 
 
@@ -98,22 +95,23 @@ def _check_array(array: npt.NDArray[Any]) -> None:
         raise ImageError(msg)
     is_grey = array.ndim == 2
     if not is_grey and not (array.ndim == 3 and array.shape[2] in {1, 3, 4}):
-        msg = (
+        raise ImageError(
             f"an array of shape {array.shape} is not an image: pass HW, or HWC with 1, 3 or 4 channels "
             "(transpose CHW first; pass a batch to predict_batch)"
         )
-        raise ImageError(msg)
     _check_size((array.shape[1], array.shape[0]))
 
 
 def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if min(width, height) < MIN_SIDE:
-        msg = f"the image is {width} x {height} pixels, smaller than {MIN_SIDE} on a side: pass a larger one"
-        raise ImageError(msg)
+        raise ImageError(
+            f"the image is {width} x {height} pixels, smaller than {MIN_SIDE} on a side: pass a larger one"
+        )
     if width * height > MAX_PIXELS:
-        msg = f"the image is {width} x {height}, more than {MAX_PIXELS} pixels: crop it or scale it down first"
-        raise ImageError(msg)
+        raise ImageError(
+            f"the image is {width} x {height}, more than {MAX_PIXELS} pixels: crop it or scale it down first"
+        )
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
@@ -126,15 +124,15 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            msg = f"there is no image file at {path}: check the path"
-            raise ImageError(msg)
+            raise ImageError(f"there is no image file at {path}: check the path")
         size = path.stat().st_size
         if size > MAX_ENCODED_BYTES:
             raise ImageError(_too_many_bytes(size))
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        msg = f"{path!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-        raise ImageError(msg) from error
+        raise ImageError(
+            f"{path!s} cannot be read ({type(error).__name__}): check the path and its permissions"
+        ) from error
 
 
 def _too_many_bytes(size: int) -> str:
@@ -164,8 +162,9 @@ def _open(data: bytes) -> Image.Image:
                 return opened
         except Exception:  # noqa: BLE001, S112 - decoders raise anything on foreign bytes; the next format is tried
             continue
-    msg = f"the bytes are not an image this package reads ({', '.join(FORMATS)}), or are damaged: {_ACCEPTED}"
-    raise ImageError(msg)
+    raise ImageError(
+        f"the bytes are not an image this package reads ({', '.join(FORMATS)}), or are damaged: {_ACCEPTED}"
+    )
 
 
 def _decoded(convert: Callable[[], Pixels]) -> Pixels:
@@ -175,8 +174,9 @@ def _decoded(convert: Callable[[], Pixels]) -> Pixels:
     except ImageError:
         raise
     except Exception as error:
-        msg = f"the image cannot be decoded ({type(error).__name__}): it is truncated or damaged; get the file again"
-        raise ImageError(msg) from error
+        raise ImageError(
+            f"the image cannot be decoded ({type(error).__name__}): it is truncated or damaged; get the file again"
+        ) from error
 
 
 def _convert(image: Image.Image, spec: ImageSpec) -> Pixels:
@@ -185,8 +185,9 @@ def _convert(image: Image.Image, spec: ImageSpec) -> Pixels:
     if upright.mode in _SIXTEEN_BIT:
         upright = Image.fromarray(_to_eight_bits(np.asarray(upright)))
     elif upright.mode in {"I", "F"}:
-        msg = f"images of mode {upright.mode!r} have no fixed range of values: convert it to 8 bits a channel first"
-        raise ImageError(msg)
+        raise ImageError(
+            f"images of mode {upright.mode!r} have no fixed range of values: convert it to 8 bits a channel first"
+        )
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

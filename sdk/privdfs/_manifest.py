@@ -205,11 +205,13 @@ def read_manifest_bytes(folder: Path) -> bytes:
     """
     path = folder / MANIFEST_NAME
     if path.is_symlink() or not path.is_file():
-        msg = f"there is no {MANIFEST_NAME} in {folder}: give the folder that the exporter wrote, whole"
-        raise BundleIntegrityError(msg, MANIFEST_NAME)
+        raise BundleIntegrityError(
+            f"there is no {MANIFEST_NAME} in {folder}: give the folder that the exporter wrote, whole", MANIFEST_NAME
+        )
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        msg = f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
-        raise BundleFormatError(msg)
+        raise BundleFormatError(
+            f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
+        )
     return path.read_bytes()
 
 
@@ -262,8 +264,9 @@ def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
         if name not in files and name not in _UNLISTABLE:
-            msg = f"{name} is not listed in the manifest of {folder}: delete it, or get the release again"
-            raise BundleIntegrityError(msg, name)
+            raise BundleIntegrityError(
+                f"{name} is not listed in the manifest of {folder}: delete it, or get the release again", name
+            )
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -282,21 +285,23 @@ def _locate(folder: Path, name: str, expected: str) -> Path:
     for part in PurePosixPath(name).parts:
         path = path / part
         if path.is_symlink():
-            msg = f"{name} is a symbolic link, which releases never contain: get the release again"
-            raise BundleIntegrityError(msg, name, expected)
+            raise BundleIntegrityError(
+                f"{name} is a symbolic link, which releases never contain: get the release again", name, expected
+            )
     if not path.is_file():
-        msg = f"{name} is missing from {folder}: get the release again, whole"
-        raise BundleIntegrityError(msg, name, expected)
+        raise BundleIntegrityError(f"{name} is missing from {folder}: get the release again, whole", name, expected)
     return path
 
 
 def _compare(name: str, expected: str, actual: str) -> None:
     if actual != expected:
-        msg = (
+        raise BundleIntegrityError(
             f"{name} is not the file that the manifest lists (SHA-256 {actual}, expected {expected}): "
-            "it was changed or belongs to another release; get the release again"
+            "it was changed or belongs to another release; get the release again",
+            name,
+            expected,
+            actual,
         )
-        raise BundleIntegrityError(msg, name, expected, actual)
 
 
 def _require_safe(name: str) -> None:
@@ -304,8 +309,9 @@ def _require_safe(name: str) -> None:
     path = PurePosixPath(name)
     plain = path.as_posix() == name and not path.is_absolute() and "\\" not in name and ":" not in name
     if not plain or ".." in path.parts or name in {"", "."} or "\0" in name or name in _UNLISTABLE:
-        msg = f"the manifest lists {name!r}, which is not a plain path inside its folder: get the release again"
-        raise BundleIntegrityError(msg, name)
+        raise BundleIntegrityError(
+            f"the manifest lists {name!r}, which is not a plain path inside its folder: get the release again", name
+        )
 
 
 def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
@@ -313,21 +319,24 @@ def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
     try:
         version = msgspec.json.decode(data, type=_Versioned).format_version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"the manifest is not a JSON object ({_short(error)}): get the release again"
-        raise BundleFormatError(msg) from error
+        raise BundleFormatError(
+            f"the manifest is not a JSON object ({_short(error)}): get the release again"
+        ) from error
     # `True == 1`, so the type is compared too.
     if type(version) is not int or version != FORMAT_VERSION:
         found = version if isinstance(version, (int, str)) else type(version).__name__
-        msg = (
+        raise BundleVersionError(
             f"the manifest has format version {str(found)[:40]!r}, this version of privdfs reads {FORMAT_VERSION}: "
-            "install the privdfs that fits the release, or get a release that fits"
+            "install the privdfs that fits the release, or get a release that fits",
+            found,
+            FORMAT_VERSION,
         )
-        raise BundleVersionError(msg, found, FORMAT_VERSION)
     try:
         manifest = msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"the manifest is no {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
-        raise BundleFormatError(msg) from error
+        raise BundleFormatError(
+            f"the manifest is no {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
+        ) from error
     for name in manifest.files:
         _require_safe(name)
     return manifest
@@ -340,5 +349,4 @@ def _short(error: Exception) -> str:
 
 def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - an assertion, read as one
     if not condition:
-        msg = f"the manifest contradicts itself: {problem}; get the release again"
-        raise BundleFormatError(msg)
+        raise BundleFormatError(f"the manifest contradicts itself: {problem}; get the release again")

@@ -60,7 +60,6 @@ class Result:
             ConfigError: `k` is below 1.
         """
         if k < 1:
-            msg = f"top({k}) asks for no class: pass a number from 1"
-            raise ConfigError(msg)
+            raise ConfigError(f"top({k}) asks for no class: pass a number from 1")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[i], float(self.probabilities[i])) for i in order]

@@ -1,0 +1,63 @@
+"""One blocking face for both clients, so that every test runs against both."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+
+from privdfs import AsyncClient, Client, Result
+
+T = TypeVar("T")
+
+#: A test that waits longer than this hangs.
+HANG_S = 60
+
+
+class AsyncDriver:
+    """`AsyncClient` on an event loop of its own thread, called from any thread."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def predict(self, image: Any, *, timeout: float | None = None) -> Result:
+        return self._wait(self.client.predict(image, timeout=timeout))
+
+    def predict_batch(self, images: Any, *, timeout: float | None = None) -> list[Result]:
+        return self._wait(self.client.predict_batch(images, timeout=timeout))
+
+    def encode(self, image: Any) -> list[np.ndarray]:
+        return self._wait(self.client.encode(image))
+
+    def close(self) -> None:
+        self._wait(self.client.close())
+
+    def stop(self) -> None:
+        self.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(HANG_S)
+        self._loop.close()
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(HANG_S)
+
+
+class SyncDriver:
+    """`Client` as it is."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.predict = client.predict
+        self.predict_batch = client.predict_batch
+        self.encode = client.encode
+        self.close = client.close
+
+    def stop(self) -> None:
+        self.client.close()
+
+
+Driver = SyncDriver | AsyncDriver

@@ -1,0 +1,138 @@
+import dataclasses
+import pickle
+
+import pytest
+import trustme
+
+from privdfs import TLS, ConfigError, Server
+from privdfs._config import check_min_answers, check_servers, check_timeout
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["127.0.0.1:8001", "localhost:1", "[::1]:65535", "127.3.2.1:80", "LOCALHOST:8001", "[0:0:0:0:0:0:0:1]:8001"],
+)
+def test_plaintext_is_for_loopback(endpoint):
+    assert Server(endpoint).endpoints == (endpoint,)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["a.example:8001", "10.0.0.1:8001", "[fe80::1]:8001", "0.0.0.0:8001", "localhost.example:1"]
+)
+def test_plaintext_beyond_loopback_must_be_asked_for(endpoint):
+    with pytest.raises(ConfigError, match="TLS"):
+        Server(endpoint)
+    assert Server(endpoint, insecure=True).insecure
+    assert Server(endpoint, tls=TLS()).tls == TLS()
+
+
+def test_tls_and_insecure_contradict_each_other():
+    with pytest.raises(ConfigError, match="insecure"):
+        Server("a.example:8001", tls=TLS(), insecure=True)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "a.example", ":8001", "a.example:", "a.example:0", "a.example:65536", "a.example:http", "http://a.example:80",
+     "dns:///a:1", "unix:/tmp/socket", "a b:1", "a.example:80 ", "::1:8001", "a.example:٣", None, 8001, b"a:1"],
+)  # fmt: skip
+def test_what_is_no_endpoint(endpoint):
+    with pytest.raises(ConfigError, match="host:port"):
+        Server([endpoint], tls=TLS())
+
+
+def test_a_server_without_an_endpoint():
+    with pytest.raises(ConfigError, match="at least one"):
+        Server([])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("127.0.0.1:8001", "127.0.0.1:8001"),
+        ("127.0.0.1:8001", "localhost:8001"),
+        ("[::1]:8001", "localhost:8001"),
+        ("[::1]:8001", "[0:0:0:0:0:0:0:1]:08001"),
+    ],
+)
+def test_the_same_endpoint_twice(first, second):
+    with pytest.raises(ConfigError, match="twice"):
+        Server([first, second])
+    with pytest.raises(ConfigError, match="twice"):
+        check_servers([first, "127.0.0.1:9", second], 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("A.example:1", "a.EXAMPLE:1"), ("a.example:1", "a.example:01"), ("10.0.0.1:1", "[::ffff:10.0.0.1]:1")],
+)
+def test_the_same_name_in_another_spelling(first, second):
+    with pytest.raises(ConfigError, match="twice"):
+        check_servers([Server(first, tls=TLS()), Server(second, tls=TLS())], 2)
+
+
+def test_a_replica_that_is_also_another_server():
+    with pytest.raises(ConfigError, match="another party"):
+        check_servers([Server(["127.0.0.1:1", "127.0.0.1:2"]), "127.0.0.1:3", "127.0.0.1:2"], 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_fewer_or_more_servers_than_the_release_has(count):
+    with pytest.raises(ConfigError, match="the release has 3 servers"):
+        check_servers([f"127.0.0.1:{port}" for port in range(1, count + 1)], 3)
+
+
+@pytest.mark.parametrize("servers", ["127.0.0.1:1", Server("127.0.0.1:1")])
+def test_one_server_where_a_list_is_expected(servers):
+    with pytest.raises(ConfigError, match="list of 3"):
+        check_servers(servers, 3)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 3601, "1", True, None])
+def test_timeouts_that_make_no_sense(timeout):
+    with pytest.raises(ConfigError, match="timeout"):
+        check_timeout(timeout)
+
+
+@pytest.mark.parametrize("min_answers", [0, -1, 4, 1.0, "2", True])
+def test_min_answers_that_make_no_sense(min_answers):
+    with pytest.raises(ConfigError, match="min_answers"):
+        check_min_answers(min_answers, 3)
+    assert check_min_answers(None, 3) == 3
+    assert check_min_answers(2, 3) == 2
+
+
+@pytest.mark.parametrize("half", [{"cert": "c.pem"}, {"key": "k.pem"}, {"ca": "ca.pem", "cert": b"-----BEGIN "}])
+def test_half_of_a_client_certificate(half):
+    with pytest.raises(ConfigError, match="mutual TLS needs both"):
+        TLS(**half)
+
+
+def test_tls_files_are_read_from_paths_and_bytes(tmp_path):
+    pem = trustme.CA().cert_pem.bytes()
+    path = tmp_path / "ca.pem"
+    path.write_bytes(pem)
+    assert TLS(ca=path).read() == TLS(ca=str(path)).read() == TLS(ca=pem).read() == (pem, None, None)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        TLS(ca=tmp_path / "none.pem").read()
+    path.write_bytes(b"\x30\x82")
+    with pytest.raises(ConfigError, match="PEM"):
+        TLS(ca=path).read()
+
+
+def test_reprs_hide_the_key():
+    tls = TLS(ca="ca.pem", cert=b"-----BEGIN CERTIFICATE", key="/secret/key.pem")
+    shown = repr(Server("a.example:8001", tls=tls))
+    assert "a.example:8001" in shown
+    assert "ca.pem" in shown
+    assert "secret" not in shown
+    assert "BEGIN" not in shown
+
+
+def test_servers_are_frozen_values():
+    server = Server(["127.0.0.1:1", "127.0.0.1:2"])
+    assert server == Server(("127.0.0.1:1", "127.0.0.1:2"))
+    assert len({server, Server(["127.0.0.1:1", "127.0.0.1:2"])}) == 1
+    assert pickle.loads(pickle.dumps(server)) == server  # noqa: S301
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        server.insecure = True  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,264 @@
+import io
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from privdfs import ImageError
+from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS
+from privdfs._images import FORMATS, load_image, load_images
+from privdfs._manifest import ImageSpec
+
+RGB = ImageSpec(height=12, width=10, channels=3)
+GREY = ImageSpec(height=12, width=10, channels=1)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    rng = np.random.default_rng(3)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A valid PNG header that announces a huge image, with next to no data behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("spec", [RGB, GREY])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_every_common_mode_comes_to_the_bundles_shape(mode, spec):
+    out = load_image(picture(mode), spec)
+    assert (out.dtype, out.shape) == (np.uint8, (spec.height, spec.width, spec.channels))
+    assert out.flags.c_contiguous
+    assert out.std() > 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_from_bytes_and_path(form, tmp_path):
+    data = encoded(picture(), form)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    from_bytes = load_image(data, RGB)
+    for same in (bytearray(data), memoryview(data), path, str(path)):
+        np.testing.assert_array_equal(load_image(same, RGB), from_bytes)
+
+
+def test_the_ways_to_pass_an_image_agree():
+    image = picture()
+    expected = load_image(image, RGB)
+    np.testing.assert_array_equal(load_image(np.asarray(image), RGB), expected)
+    np.testing.assert_array_equal(load_image(encoded(image), RGB), expected)
+
+
+def test_an_array_of_the_bundles_shape_is_untouched():
+    array = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(load_image(array, RGB), array)
+    np.testing.assert_array_equal(load_image(array[:, ::-1], RGB), array[:, ::-1])
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 1), (30, 40, 3), (30, 40, 4)])
+def test_arrays_with_or_without_channels(shape):
+    array = np.full(shape, 200, dtype=np.uint8)
+    if shape[-1] == 4:
+        array[..., 3] = 255
+    assert (load_image(array, RGB) == 200).all()
+    assert (load_image(array, GREY) == 200).all()
+
+
+def test_resizing_is_bilinear_with_antialiasing():
+    image = picture(size=(100, 120))
+    expected = np.asarray(image.resize((10, 12), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(load_image(image, RGB), expected)
+    checkers = np.indices((120, 100)).sum(axis=0).astype(np.uint8) % 2 * 255
+    assert abs(load_image(checkers, GREY).astype(int) - 127).max() <= 2
+
+
+def test_transparency_is_composited_on_white():
+    clear = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    assert (load_image(clear, RGB) == 255).all()
+    half = Image.new("RGBA", (40, 30), (0, 0, 0, 128))
+    assert abs(load_image(half, GREY).astype(int) - 127).max() <= 1
+
+
+def test_a_palette_with_a_transparent_colour_is_composited_without_a_warning():
+    image = Image.new("P", (40, 30), 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    assert (load_image(encoded(image, "PNG", transparency=bytes([0])), RGB) == 255).all()
+    assert (load_image(encoded(image, "PNG"), RGB) == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_not_clipped(dtype):
+    ramp = np.linspace(0, 65535, 120).astype(np.uint16).reshape(12, 10)
+    expected = np.round(ramp / 257).astype(int)
+    mode = "I;16" if dtype == "<u2" else "I;16B"
+    image = Image.frombytes(mode, (10, 12), ramp.astype(dtype).tobytes())
+    assert abs(load_image(image, GREY)[..., 0].astype(int) - expected).max() <= 1
+    out = load_image(encoded(Image.fromarray(ramp)), GREY)[..., 0]
+    assert abs(out.astype(int) - expected).max() <= 1
+    assert (out.min(), out.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_without_a_range_are_refused(mode):
+    with pytest.raises(ImageError, match="8 bits"):
+        load_image(picture("L").convert(mode), RGB)
+
+
+def test_the_exif_rotation_is_applied():
+    image = picture(size=(10, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = encoded(image.rotate(180), "PNG", exif=exif)
+    np.testing.assert_array_equal(load_image(turned, RGB), np.asarray(image))
+    exif[0x0112] = 6  # a quarter turn: the size that counts is that of the upright image
+    np.testing.assert_array_equal(
+        load_image(encoded(image.rotate(90, expand=True), "PNG", exif=exif), RGB), np.asarray(image)
+    )
+
+
+def test_only_the_first_frame_counts():
+    frames = [Image.new("L", (40, 30), value) for value in (50, 200)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (load_image(data, GREY) == 50).all()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"P", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"BM", b"%PDF-1.7"]
+)
+def test_bytes_that_are_no_image(data):
+    with pytest.raises(ImageError, match="not an image"):
+        load_image(data, RGB)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"])
+def test_every_truncation_is_refused(form):
+    data = encoded(picture(size=(64, 64)), form)
+    # The last bytes of some formats are padding or an end mark that decoders do not need.
+    for length in range(1, len(data) * 3 // 4, max(1, len(data) // 40)):
+        with pytest.raises(ImageError):
+            load_image(data[:length], RGB)
+
+
+def test_formats_beyond_the_list_are_refused():
+    with pytest.raises(ImageError, match="not an image"):
+        load_image(encoded(picture(), "ICO"), RGB)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 7)])
+def test_too_small(size):
+    for image in (Image.new("RGB", size), encoded(Image.new("RGB", size)), np.zeros((size[1], size[0], 3), np.uint8)):
+        with pytest.raises(ImageError, match="smaller than 8"):
+            load_image(image, RGB)
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 10_000), (MAX_PIXELS // 8 + 1, 8)])
+def test_too_many_pixels_are_refused_before_decoding_and_without_a_warning(size, monkeypatch):
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("a pixel was decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(ImageError, match="more than 64000000 pixels"):
+            load_image(huge_png(*size), RGB)
+    assert not caught
+
+
+def test_the_header_trick_of_the_test_above_is_a_png_that_pillow_opens():
+    assert Image.open(io.BytesIO(huge_png(100, 100))).size == (100, 100)
+
+
+def test_a_huge_array_is_refused_without_being_touched():
+    with pytest.raises(ImageError, match="pixels"):
+        load_image(np.broadcast_to(np.uint8(0), (20_000, 20_000, 3)), RGB)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_ENCODED_BYTES + 1)
+    with pytest.raises(ImageError, match="bytes, more than"):
+        load_image(path, RGB)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16", "int8", "bool", "complex64", "object"])
+def test_wrong_dtypes(dtype):
+    with pytest.raises(ImageError, match="uint8"):
+        load_image(np.zeros((12, 10, 3), dtype=dtype), RGB)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinite_floats_are_named(value):
+    array = np.zeros((12, 10, 3), dtype=np.float32)
+    array[3, 4, 0] = value
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        load_image(array, RGB)
+
+
+@pytest.mark.parametrize("shape", [(), (100,), (3, 32, 32), (32, 32, 2), (1, 32, 32, 3), (0, 32, 3), (32, 0)])
+def test_wrong_shapes(shape):
+    with pytest.raises(ImageError):
+        load_image(np.zeros(shape, dtype=np.uint8), RGB)
+
+
+@pytest.mark.parametrize("thing", [None, 3, [[1, 2], [3, 4]], {"a": 1}, object()])
+def test_things_that_are_no_image(thing):
+    with pytest.raises(ImageError, match="is not an image: pass"):
+        load_image(thing, RGB)
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    for path in (tmp_path / "none.png", tmp_path, "a\0b", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="check the path"):
+            load_image(path, RGB)
+
+
+def test_a_closed_image_is_refused(tmp_path):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    image = Image.open(path)
+    image.close()
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(image, RGB)
+
+
+def test_batches_keep_the_order():
+    values = (10, 20, 30)
+    batch = load_images([Image.new("L", (40, 30), value) for value in values], GREY)
+    assert batch.shape == (3, 12, 10, 1)
+    assert [int(image[0, 0, 0]) for image in batch] == list(values)
+    np.testing.assert_array_equal(load_images(iter(batch), GREY), batch)
+    np.testing.assert_array_equal(load_images(batch, GREY), batch)
+
+
+@pytest.mark.parametrize("batch", [[], (), np.zeros((0, 12, 10, 3), np.uint8)])
+def test_an_empty_batch(batch):
+    with pytest.raises(ImageError, match="empty"):
+        load_images(batch, RGB)
+
+
+@pytest.mark.parametrize("batch", ["photo.jpg", b"bytes", Path("photo.jpg"), Image.new("L", (9, 9)), 3, None])
+def test_what_is_no_batch(batch):
+    with pytest.raises(ImageError):
+        load_images(batch, RGB)
+
+
+def test_one_bad_image_is_named_by_its_position():
+    with pytest.raises(ImageError, match="image 1 of the batch"):
+        load_images([picture(), b"no image", picture()], RGB)

@@ -1,0 +1,207 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privdfs import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError
+from privdfs._manifest import (
+    decode_client_manifest,
+    decode_server_manifest,
+    encode_manifest,
+    read_verified,
+    refuse_unlisted,
+    sha256_file,
+    verify_files,
+)
+
+
+@pytest.fixture
+def client_json(release: Path) -> bytes:
+    return (release / "client" / "manifest.json").read_bytes()
+
+
+@pytest.fixture
+def server_json(release: Path) -> bytes:
+    return (release / "server-1" / "manifest.json").read_bytes()
+
+
+def edited(data: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
+    fields = json.loads(data)
+    edit(fields)
+    return json.dumps(fields).encode()
+
+
+def test_both_manifests_come_back_byte_for_byte(client_json, server_json):
+    assert encode_manifest(decode_client_manifest(client_json)) == client_json
+    assert encode_manifest(decode_server_manifest(server_json)) == server_json
+    assert client_json.endswith(b"}\n")
+    assert b'\n  "release": "tiny-1"' in client_json
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", True, None, 1.0, [1]])
+def test_another_format_version_is_refused_before_anything_else(client_json, version):
+    def edit(fields: dict[str, Any]) -> None:
+        fields["format_version"] = version
+        fields["from_the_future"] = 1
+
+    with pytest.raises(BundleVersionError, match="format version") as caught:
+        decode_client_manifest(edited(client_json, edit))
+    assert caught.value.supported == 1
+
+
+def test_a_manifest_without_a_version_is_refused_as_such(client_json):
+    with pytest.raises(BundleVersionError):
+        decode_client_manifest(edited(client_json, lambda fields: fields.pop("format_version")))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update(extra=1),
+        lambda m: m.pop("release"),
+        lambda m: m.update(release="a/b"),
+        lambda m: m.update(classes=["one"]),
+        lambda m: m.update(classes=["a", "a", "b"]),
+        lambda m: m.update(classes="ab"),
+        lambda m: m.update(servers=[]),
+        lambda m: m.update(max_batch=0),
+        lambda m: m.update(max_batch="4"),
+        lambda m: m["image"].update(channels=4),
+        lambda m: m["image"].update(hieght=4),
+        lambda m: m["servers"][0].update(levels=4),
+        lambda m: m["servers"][0].update(scale=0),
+        lambda m: m["servers"][0].update(share_length=0),
+        lambda m: m["files"].pop("fusion.onnx"),
+        lambda m: m["files"].update({"encoder.onnx": "123"}),
+        lambda m: m["accuracy"].update(fused=1.5),
+        lambda m: m["accuracy"].update(branches=[0.5]),
+        lambda m: m["accuracy"]["subsets"][0].update(answered=[3]),
+        lambda m: m["accuracy"]["subsets"][0].update(answered=[0, 0]),
+        lambda m: m["leakage"][0].update(coalition=[0, 7]),
+        lambda m: m["leakage"][0].update(psnr=None),
+    ],
+)
+def test_a_manifest_that_breaks_a_rule_is_refused(client_json, edit):
+    with pytest.raises(BundleFormatError):
+        decode_client_manifest(edited(client_json, edit))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(data):
+    with pytest.raises(BundleError):
+        decode_client_manifest(data)
+
+
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_no_change_of_one_byte_gives_anything_but_a_manifest_or_a_typed_error(position, byte):
+    data = bytearray(SERVER_EXAMPLE)
+    data[position % len(data)] = byte
+    try:
+        manifest = decode_server_manifest(bytes(data))
+    except BundleError:
+        return
+    assert decode_server_manifest(encode_manifest(manifest)) == manifest
+
+
+SERVER_EXAMPLE = json.dumps(
+    {
+        "format_version": 1,
+        "release": "r",
+        "server": 0,
+        "share_length": 3,
+        "scale": 0.5,
+        "classes": 2,
+        "engine": "python",
+        "files": {"branch/1/model.onnx": "0" * 64},
+        "made_by": {"command": "c", "commit": "c", "date": "d", "seed": 0, "config": {}, "versions": {}},
+    }
+).encode()
+
+
+def test_what_could_not_be_read_back_is_not_written(client_json):
+    manifest = decode_client_manifest(client_json)
+    broken = msgspec.structs.replace(manifest, accuracy=msgspec.structs.replace(manifest.accuracy, fused=float("nan")))
+    with pytest.raises(BundleFormatError):
+        encode_manifest(broken)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"alpha")
+    (folder / "sub" / "b.bin").write_bytes(b"beta")
+    (folder / "manifest.json").write_bytes(b"{}")
+    return folder, {name: sha256_file(folder / name) for name in ("a.bin", "sub/b.bin")}
+
+
+def test_an_untouched_folder_passes(listed):
+    folder, files = listed
+    verify_files(folder, files)
+    refuse_unlisted(folder, files)
+    assert read_verified(folder, files) == {"a.bin": b"alpha", "sub/b.bin": b"beta"}
+
+
+@pytest.mark.parametrize("check", [verify_files, read_verified])
+def test_one_changed_byte_is_found(listed, check):
+    folder, files = listed
+    (folder / "sub" / "b.bin").write_bytes(b"betA")
+    with pytest.raises(BundleIntegrityError) as caught:
+        check(folder, files)
+    error = caught.value
+    assert error.file == "sub/b.bin"
+    assert error.expected == files["sub/b.bin"]
+    assert error.actual == sha256_file(folder / "sub" / "b.bin")
+    assert error.expected in str(error)
+    assert error.actual in str(error)
+
+
+@pytest.mark.parametrize("check", [verify_files, read_verified])
+def test_a_missing_file_is_found(listed, check):
+    folder, files = listed
+    (folder / "a.bin").unlink()
+    with pytest.raises(BundleIntegrityError, match=r"a\.bin is missing"):
+        check(folder, files)
+
+
+@pytest.mark.parametrize("check", [verify_files, read_verified])
+@pytest.mark.parametrize(
+    "name", ["../a.bin", "/etc/hostname", "sub/../a.bin", "./a.bin", "", "a\\b", "C:a", "manifest.json"]
+)
+def test_paths_that_leave_the_folder_are_refused(listed, check, name):
+    folder, files = listed
+    with pytest.raises(BundleIntegrityError, match="not a plain path"):
+        check(folder, files | {name: "0" * 64})
+
+
+@pytest.mark.parametrize("check", [verify_files, read_verified])
+def test_symbolic_links_are_refused_even_to_the_right_bytes(listed, check, tmp_path):
+    folder, files = listed
+    (tmp_path / "elsewhere").write_bytes(b"alpha")
+    (folder / "a.bin").unlink()
+    (folder / "a.bin").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleIntegrityError, match="symbolic link"):
+        check(folder, files)
+
+
+def test_a_linked_folder_is_refused(listed, tmp_path):
+    folder, files = listed
+    (folder / "sub").rename(tmp_path / "moved")
+    (folder / "sub").symlink_to(tmp_path / "moved")
+    with pytest.raises(BundleIntegrityError, match="symbolic link"):
+        verify_files(folder, files)
+
+
+@pytest.mark.parametrize("name", ["2/model.onnx", "sub/extra", ".hidden"])
+def test_added_files_are_found(listed, name):
+    folder, files = listed
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"")
+    verify_files(folder, files)
+    with pytest.raises(BundleIntegrityError, match="not listed"):
+        refuse_unlisted(folder, files)
