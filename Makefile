@@ -38,7 +38,7 @@ env: $(ENV)  ## the environment of all three packages (.venv)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
-$(ENV): pyproject.toml constraints.txt scripts/check-python.sh
+$(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(wildcard scripts/commands/*)
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt hatchling editables

@@ -38,9 +38,9 @@ def main(parent: int, folder: Path, command: list[str]) -> int:
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=set_up)  # noqa: PLW1509 - one thread
         _wait(os.pidfd_open(server.pid), parent)
-        server.terminate()
+        # Until `wait` below has reaped the server, its number and its process group cannot be another's.
+        os.kill(server.pid, signal.SIGTERM)
         select.select([os.pidfd_open(server.pid)], [], [], _GRACE_S)
-        # Before the server is reaped, its process group cannot be another's.
         os.killpg(server.pid, signal.SIGKILL)
         status = server.wait()
     finally:

@@ -238,10 +238,11 @@ def _make_ready(program: Path, repository: _Repository, server: RunningServer, d
     for _ in range(_PORT_ATTEMPTS):
         if _wait_until_ready(server, deadline):
             return server
+        status = _end(server)
         if not _PORT_TAKEN.search(_read_log(server.log)):
-            break
+            raise _failed(server, f"ended with status {status} before it was ready")
         server = _start(program, repository, server.log)
-    raise _failed(server, f"ended with status {_end(server)} before it was ready")
+    raise _failed(server, f"lost its port to somebody else {_PORT_ATTEMPTS} times")
 
 
 def _wait_until_ready(server: RunningServer, deadline: float) -> bool:

@@ -1,0 +1,72 @@
+"""What runs on this machine, read from /proc: to show that nothing is left behind, and who listens where."""
+
+import time
+from pathlib import Path
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one."""
+    found: set[int] = set()
+    parents = {child: parent for child in _pids() if (parent := _parent(child)) is not None}
+    todo = [pid]
+    while todo:
+        above = todo.pop()
+        below = [child for child, parent in parents.items() if parent == above]
+        found.update(below)
+        todo.extend(below)
+    return found
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
+    """Those of the processes that still run after some time; zombies do not run."""
+    deadline = time.monotonic() + seconds
+    alive = set(pids)
+    while alive and time.monotonic() < deadline:
+        alive = {pid for pid in alive if _state(pid) not in {None, "Z", "X"}}
+        time.sleep(0.05)
+    return alive
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses (in hex, as the kernel writes them) and ports on which a process listens for TCP."""
+    sockets = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(str(fd.readlink()))
+        except OSError:
+            continue
+    rows = [
+        row.split()
+        for table in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]
+    ]
+    listen = "0A"
+    return [row[1] for row in rows if row[3] == listen and f"socket:[{row[9]}]" in sockets]
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _state(pid: int) -> str | None:
+    fields = _stat(pid)
+    return fields[0] if fields else None
+
+
+def _parent(pid: int) -> int | None:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None

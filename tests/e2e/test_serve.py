@@ -1,0 +1,384 @@
+"""Serving, on real tritonserver processes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from privdfs._errors import BundleIntegrityError
+from privdfs_export import serve as serve_module
+from privdfs_export.errors import TritonserverFailedError, TritonserverMissingError
+from privdfs_export.serve import find_tritonserver, serve, serve_release
+from tests.e2e.processes import command, descendants, listening, wait_until_gone
+from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
+
+pytestmark = pytest.mark.e2e
+
+#: Ending takes a server about two seconds; its keeper gives it eight before it kills.
+ENDED_S = 12.0
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("tiny3"), 3)
+
+
+@pytest.fixture(scope="session")
+def endpoints(release: Path) -> Iterator[list[str]]:
+    with serve_release(release) as found:
+        yield found
+
+
+@pytest.fixture
+def process(release: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`privdfs-serve` on the release, as a process of its own."""
+    with _start_command(release, tmp_path) as started:
+        yield started
+        started.kill()
+
+
+def infer(endpoint: str, model: str, name: str, values: np.ndarray) -> np.ndarray:
+    tensor = InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+    tensor.set_data_from_numpy(values)
+    with InferenceServerClient(endpoint) as client:
+        answer = client.infer(model, [tensor], client_timeout=10)
+        assert answer is not None
+        logits = answer.as_numpy("logits")
+        assert logits is not None
+        return logits
+
+
+def expected(graph: Path, values: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
+
+
+def shares(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-127, 128, (count, SHARE_LENGTH), dtype=np.int8)
+
+
+def _start_command(release: Path, scratch: Path, *prefix: str) -> "subprocess.Popen[str]":
+    logs = scratch / "logs"
+    line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json", "--log-dir", str(logs)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _first_line(process: "subprocess.Popen[str]") -> dict:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def _shared_memory(copies: list[Path]) -> list[Path]:
+    """Shared memory of the servers that read these copies of repositories."""
+    return [path for path in Path("/dev/shm").iterdir() if path.name.startswith(tuple(copy.name for copy in copies))]
+
+
+# -------------------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("batch", [1, 5, MAX_BATCH])
+def test_every_server_answers_what_onnxruntime_answers(endpoints: list[str], release: Path, batch: int) -> None:
+    assert len(set(endpoints)) == 3
+    for index, endpoint in enumerate(endpoints):
+        values = shares(batch, seed=batch)
+        want = expected(release / f"server-{index}" / "branch" / "1" / "model.onnx", values)
+        np.testing.assert_allclose(infer(endpoint, "branch", "share", values), want, rtol=1e-5)
+
+
+def test_five_servers(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "tiny5", 5)
+    with serve_release(release) as endpoints:
+        assert len(set(endpoints)) == 5
+        for index, endpoint in enumerate(endpoints):
+            want = expected(release / f"server-{index}" / "branch" / "1" / "model.onnx", shares(2))
+            np.testing.assert_allclose(infer(endpoint, "branch", "share", shares(2)), want, rtol=1e-5)
+
+
+def test_the_same_script_serves_the_baseline(release: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (3, *IMAGE), dtype=np.uint8)
+    with serve([release / "baseline"]) as (endpoint,):
+        want = expected(release / "baseline" / "baseline" / "1" / "model.onnx", images)
+        np.testing.assert_allclose(infer(endpoint, "baseline", "image", images), want, rtol=1e-5)
+
+
+def test_requests_that_are_batched_together_get_their_own_answers(endpoints: list[str], release: Path) -> None:
+    graph = release / "server-0" / "branch" / "1" / "model.onnx"
+
+    def ask(seed: int) -> None:
+        values = shares(1 + seed % 3, seed)
+        want = expected(graph, values)
+        np.testing.assert_allclose(infer(endpoints[0], "branch", "share", values), want, rtol=1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(64)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((1, SHARE_LENGTH + 1), np.int8),
+        np.zeros((1, SHARE_LENGTH), np.uint8),
+        np.zeros((MAX_BATCH + 1, SHARE_LENGTH), np.int8),
+    ],
+    ids=["length", "type", "batch"],
+)
+def test_a_wrong_share_is_refused_and_the_server_lives_on(endpoints: list[str], values: np.ndarray) -> None:
+    with pytest.raises(InferenceServerException):
+        infer(endpoints[0], "branch", "share", values)
+    assert infer(endpoints[0], "branch", "share", shares(1)).shape == (1, 4)
+
+
+# ------------------------------------------------------------------------------------------------------ hardening
+
+
+def test_the_model_configuration_names_release_and_server(endpoints: list[str]) -> None:
+    for index, endpoint in enumerate(endpoints):
+        with InferenceServerClient(endpoint) as client:
+            config = client.get_model_config("branch", as_json=True)
+        assert config is not None
+        found = {key: value["string_value"] for key, value in config["config"]["parameters"].items()}
+        assert found == {"privdfs_release": RELEASE, "privdfs_server": str(index)}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("register_system_shared_memory", ("region", "/key", 16)),
+        ("get_system_shared_memory_status", ()),
+        ("get_cuda_shared_memory_status", ()),
+        ("load_model", ("branch",)),
+        ("unload_model", ("branch",)),
+        ("get_model_repository_index", ()),
+        ("get_inference_statistics", ("branch",)),
+        ("get_trace_settings", ()),
+        ("update_trace_settings", (None, {"trace_level": "TENSORS"})),
+        ("get_log_settings", ()),
+        ("update_log_settings", ({"log_verbose_level": 9},)),
+    ],
+)
+def test_calls_that_clients_do_not_need_are_refused(endpoints: list[str], call: str, arguments: tuple) -> None:
+    with InferenceServerClient(endpoints[0]) as client, pytest.raises(InferenceServerException) as refused:
+        getattr(client, call)(*arguments)
+    assert "restricted" in str(refused.value)
+
+
+def test_servers_listen_on_one_loopback_port_and_nowhere_else(endpoints: list[str]) -> None:
+    for endpoint in endpoints:
+        port = int(endpoint.split(":")[1])
+        (pid,) = [
+            pid
+            for pid in descendants(os.getpid())
+            if f"--grpc-port={port}" in command(pid) and "-I -S" not in command(pid)
+        ]
+        (where,) = listening(pid)
+        address, _, found = where.partition(":")
+        assert int(found, 16) == port
+        # 127.0.0.1, in host byte order, alone or mapped into IPv6
+        assert address.endswith("0100007F")
+
+
+def test_what_the_manifest_does_not_list_is_not_served(release: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "server-0"
+    shutil.copytree(release / "server-0", folder)
+    shutil.copytree(folder / "branch" / "1", folder / "branch" / "2")
+    with serve([folder]) as (endpoint,), InferenceServerClient(endpoint) as client:
+        metadata = client.get_model_metadata("branch", as_json=True)
+    assert metadata is not None
+    assert metadata["versions"] == ["1"]
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_changed_file_is_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "release"
+    shutil.copytree(release, changed)
+    graph = changed / "server-1" / "branch" / "1" / "model.onnx"
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    before = descendants(os.getpid())
+    with pytest.raises(BundleIntegrityError, match=r"branch/1/model\.onnx"), serve_release(changed):
+        pass
+    assert descendants(os.getpid()) <= before
+
+
+def test_a_server_in_the_place_of_another_is_refused(release: Path, tmp_path: Path) -> None:
+    swapped = tmp_path / "release"
+    shutil.copytree(release, swapped)
+    shutil.rmtree(swapped / "server-1")
+    shutil.copytree(swapped / "server-2", swapped / "server-1")
+    with pytest.raises(BundleIntegrityError, match="expected server 1"), serve_release(swapped):
+        pass
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
+    write_server(tmp_path, 0)
+    write_server(tmp_path, 1, onnx_bytes=b"not a graph")
+    before = descendants(os.getpid())
+    repositories = [tmp_path / "server-0", tmp_path / "server-1"]
+    with (
+        pytest.raises(TritonserverFailedError, match="before it was ready") as failed,
+        serve(repositories, log_dir=tmp_path / "logs"),
+    ):
+        pass
+    assert failed.value.log == str(tmp_path / "logs" / "1-server-1.log")
+    assert "model.onnx failed" in str(failed.value)
+    assert wait_until_gone(descendants(os.getpid()) - before, 1) == set()
+
+
+def test_a_port_taken_in_the_meantime_is_replaced(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        somebody.listen()
+        taken = somebody.getsockname()[1]
+        free_port = serve_module._free_port
+        answers = iter([taken])
+        monkeypatch.setattr(serve_module, "_free_port", lambda: next(answers, None) or free_port())
+        with serve([release / "server-0"]) as (endpoint,):
+            assert endpoint != f"127.0.0.1:{taken}"
+            assert infer(endpoint, "branch", "share", shares(1)).shape == (1, 4)
+
+
+def test_a_missing_tritonserver_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TritonserverMissingError, match="give the path"):
+        find_tritonserver(tmp_path / "tritonserver")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve_module, "__file__", str(tmp_path / "a" / "b" / "c" / "serve.py"))
+    with pytest.raises(TritonserverMissingError, match="make triton"):
+        find_tritonserver()
+
+
+def test_a_tritonserver_on_path_comes_before_that_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert find_tritonserver() == program
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["{release}", "--tritonserver", "nowhere"]])
+def test_the_command_ends_with_status_2_and_one_line(release: Path, arguments: list[str]) -> None:
+    line = [sys.executable, "-m", "privdfs_export.serve", *(word.format(release=release) for word in arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("privdfs-serve: error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ no orphans
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_servers(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    found = _first_line(process)
+    assert found["release"] == RELEASE
+    assert len(found["endpoints"]) == 3
+    assert all(Path(log).exists() for log in found["logs"])
+    below = descendants(process.pid)
+    assert len([pid for pid in below if "triton_python_backend_stub" in command(pid)]) == 3
+    process.send_signal(number)
+    assert process.wait(ENDED_S) == 0
+    assert wait_until_gone(below, 1) == set()
+
+
+def test_killing_the_command_leaves_nothing_behind(process: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    _first_line(process)
+    below = descendants(process.pid)
+    assert len(below) == 9  # keeper, tritonserver and Python stub of each server
+    copies = list(tmp_path.glob("privdfs-server-*"))
+    assert len(copies) == 3
+    assert len(_shared_memory(copies)) >= 3
+    process.kill()
+    assert wait_until_gone(below, ENDED_S) == set()
+    assert not any(copy.exists() for copy in copies)
+    assert _shared_memory(copies) == []
+
+
+def test_the_end_of_whoever_started_the_command_ends_all(release: Path, tmp_path: Path) -> None:
+    # The command is a child of the shell, not of this process.
+    with _start_command(release, tmp_path, "sh", "-c", '"$@" & wait', "sh") as shell:
+        _first_line(shell)
+        below = descendants(shell.pid)
+        shell.kill()
+        assert wait_until_gone(below, ENDED_S) == set()
+
+
+def test_a_killed_keeper_takes_its_server_with_it_and_the_command_says_so(process: "subprocess.Popen[str]") -> None:
+    _first_line(process)
+    below = descendants(process.pid)
+    keeper = next(pid for pid in below if "_keeper.py" in command(pid))
+    os.kill(keeper, signal.SIGKILL)
+    _, said = process.communicate(timeout=ENDED_S)
+    assert process.returncode == 2
+    assert "ended by itself" in said
+    assert wait_until_gone(below, ENDED_S) == set()
+
+
+def test_servers_outlive_the_thread_that_started_them(release: Path) -> None:
+    started: list = []
+
+    def start() -> None:
+        context = serve([release / "server-0"])
+        started.extend([context, context.__enter__()])
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    context, (endpoint,) = started
+    try:
+        time.sleep(1)
+        assert infer(endpoint, "branch", "share", shares(1)).shape == (1, 4)
+    finally:
+        context.__exit__(None, None, None)
+
+
+# ------------------------------------------------------------------------------------------------ plain tritonserver
+
+
+def test_a_server_folder_works_with_plain_tritonserver_and_stays_as_it_is(release: Path) -> None:
+    folder = release / "server-0"
+    before = sorted(folder.rglob("*"))
+    port = serve_module._free_port()
+    line = [str(find_tritonserver()), f"--model-repository={folder}", f"--grpc-port={port}"]
+    line += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]  # as others may use the ports
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 30
+            with InferenceServerClient(f"127.0.0.1:{port}") as client:
+                while not _is_ready(client):
+                    assert server.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+            assert infer(f"127.0.0.1:{port}", "branch", "share", shares(1)).shape == (1, 4)
+        finally:
+            server.terminate()
+    assert sorted(folder.rglob("*")) == before
+
+
+def _is_ready(client: InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready(client_timeout=1))
+    except InferenceServerException:
+        return False

@@ -1,0 +1,90 @@
+"""The built wheel, alone in a clean environment: what an edge device gets."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAX_BYTES = 100_000
+MAX_DEPENDENCIES = 7
+HEAVY = ["torch", "onnx", "onnxscript", "rich", "matplotlib", "privdfs_training", "privdfs_export"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    line = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(line, check=True, capture_output=True)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment with the wheel and what it depends on, without any extra."""
+    folder = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    found = folder / "bin" / "python"
+    install = [str(found), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    return found
+
+
+def run(python: Path, code: str) -> str:
+    line = [str(python), "-I", "-W", "error", "-c", code]
+    return subprocess.run(line, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
+def test_it_is_small(wheel: Path) -> None:
+    assert wheel.stat().st_size < MAX_BYTES
+
+
+def test_it_holds_the_sdk_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"privdfs"}
+    assert "privdfs/py.typed" in names
+    assert {Path(name).name for name in names if ".dist-info/licenses/" in name} == {"LICENSE", "NOTICE"}
+    assert [name for name in names if name.endswith("entry_points.txt")]
+    assert not [name for name in names if ".data/" in name]
+
+
+def test_it_needs_few_libraries_and_no_heavy_one(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = message_from_string(archive.read(name).decode())
+    needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert 0 < len(needed) <= MAX_DEPENDENCIES
+    assert not [line for line in needed if line.startswith(tuple(HEAVY)) and not line.startswith("onnxruntime")]
+
+
+@pytest.mark.slow
+def test_it_imports_alone(python: Path) -> None:
+    code = """
+import importlib.util, json, sys, privdfs
+print(json.dumps({"loaded": sorted(sys.modules), "torch": importlib.util.find_spec("torch") is not None}))
+"""
+    found = json.loads(run(python, code))
+    assert not found["torch"]
+    assert not set(found["loaded"]) & {*HEAVY, "tritonclient", "grpc"}
+
+
+@pytest.mark.slow
+def test_the_public_names_are_all_there(python: Path) -> None:
+    run(python, "import privdfs; [getattr(privdfs, name) for name in privdfs.__all__]")
+
+
+@pytest.mark.slow
+def test_its_command_starts(python: Path) -> None:
+    line = [str(python.with_name("privdfs")), "--help"]
+    assert "privdfs" in subprocess.run(line, check=True, capture_output=True, text=True, cwd="/").stdout
+
+
+@pytest.mark.parametrize("command", ["privdfs", "privdfs-train", "privdfs-export", "privdfs-serve"])
+def test_a_checkout_has_all_commands(command: str) -> None:
+    line = [str(Path(sys.executable).with_name(command)), "--help"]
+    assert command in subprocess.run(line, check=True, capture_output=True, text=True).stdout
