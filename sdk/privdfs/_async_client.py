@@ -19,7 +19,7 @@ from privdfs._images import ImageLike
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import ClientManifest
 from privdfs._result import Result
-from privdfs._wire import Ask, Exchange, Link, Reply, branches, late, open_replicas
+from privdfs._wire import Ask, Exchange, Link, Reply, branches, late, load_libraries, open_replicas
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -164,6 +164,7 @@ class _GrpcServers:
         self._servers = servers
         self._links: list[Link] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        load_libraries()
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
         trip = Exchange(self._connect(), call, chunk)
@@ -197,7 +198,14 @@ async def _fan_out(asks: Sequence[Ask], deadline: Deadline) -> list[Reply]:
     finally:
         for task in tasks:
             task.cancel()  # does nothing to those that have ended
-    return [task.result() if task.done() else late(deadline.elapsed_ms) for task in tasks]
+    return [_ended(task, deadline) for task in tasks]
+
+
+def _ended(task: "asyncio.Future[Reply]", deadline: Deadline) -> Reply:
+    if not task.done():
+        return late(deadline.elapsed_ms)
+    # Closing a channel cancels the calls on it.
+    return Reply(None, "CANCELLED", deadline.elapsed_ms) if task.cancelled() else task.result()
 
 
 async def _reply(method: Any, request: Any, deadline: Deadline) -> Reply:  # noqa: ANN401 - grpcio has no types

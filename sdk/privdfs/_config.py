@@ -92,7 +92,7 @@ def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, 
     """The servers of a client, in the order of the release.
 
     Raises:
-        ConfigError: not exactly `count` servers, or an endpoint that stands for two of them.
+        ConfigError: not exactly `count` servers, an endpoint that stands for two of them, or an unreadable TLS file.
     """
     if isinstance(servers, (str, Server)):
         raise ConfigError(
@@ -104,6 +104,9 @@ def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, 
             f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
         )
     refuse_repeated([endpoint for server in checked for endpoint in server.endpoints])
+    for server in checked:
+        if server.tls is not None:
+            server.tls.read()
     return checked
 
 

@@ -9,6 +9,7 @@ Guarantees:
 - Errors carry gRPC's status code, never its text: a server can write there what it likes, shares included.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -237,6 +238,12 @@ class Exchange:
         for (link, replica), reply in zip(self._routes, replies, strict=True):
             self._outcomes.append(link.read_answer(replica, self._chunk.size, reply))
         return self._outcomes
+
+
+def load_libraries() -> None:
+    """Import what the first call would otherwise have to wait for."""
+    for name in ("grpc.aio", "tritonclient.grpc.service_pb2_grpc"):
+        importlib.import_module(name)
 
 
 def open_replicas(server: Server, *, asynchronous: bool) -> list[Replica]:

@@ -2,7 +2,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,26 +25,26 @@ def relist(client: Path, name: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_a_bundle_shows_what_it_is(release):
+def test_a_bundle_shows_what_it_is(release: Path) -> None:
     bundle = Bundle.open(str(release / "client"))
     assert (bundle.release, bundle.n_servers, bundle.classes) == ("tiny-1", 3, CLASSES)
     assert repr(bundle) == "Bundle(release='tiny-1', servers=3, classes=4)"
     assert bundle.manifest.max_batch == 4
 
 
-def test_describe_names_the_numbers(release):
+def test_describe_names_the_numbers(release: Path) -> None:
     text = Bundle.open(release / "client").describe()
     for part in ("tiny-1", "5 + 6 + 7 = 18", "ankle boot", "50.00%", "11.0% of the baseline", "ridge", "9.0 dB"):
         assert part in text
 
 
-def test_encode_gives_one_share_per_server(release, images):
+def test_encode_gives_one_share_per_server(release: Path, images: np.ndarray) -> None:
     shares = Bundle.open(release / "client").encode(images)
     assert [(share.dtype, share.shape) for share in shares] == [(np.int8, (10, length)) for length in (5, 6, 7)]
     assert len({share.tobytes() for share in shares[0]}) > 1
 
 
-def test_a_share_does_not_depend_on_its_neighbours_in_the_batch(release, images):
+def test_a_share_does_not_depend_on_its_neighbours_in_the_batch(release: Path, images: np.ndarray) -> None:
     bundle = Bundle.open(release / "client")
     together = bundle.encode(images)
     for position, image in enumerate(images):
@@ -50,7 +52,7 @@ def test_a_share_does_not_depend_on_its_neighbours_in_the_batch(release, images)
             np.testing.assert_array_equal(share[position], alone[0])
 
 
-def test_fuse_ignores_servers_that_did_not_answer(release):
+def test_fuse_ignores_servers_that_did_not_answer(release: Path) -> None:
     bundle = Bundle.open(release / "client")
     logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     answered = np.array([[True, False, True], [True, True, True]])
@@ -66,7 +68,7 @@ def test_fuse_ignores_servers_that_did_not_answer(release):
     "bad", [np.zeros((1, HEIGHT, WIDTH, 3), np.float32), np.zeros((HEIGHT, WIDTH, 3), np.uint8),
             np.zeros((1, HEIGHT, WIDTH, 1), np.uint8), np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)],
 )  # fmt: skip
-def test_encode_refuses_other_tensors(release, bad):
+def test_encode_refuses_other_tensors(release: Path, bad: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="encode takes"):
         Bundle.open(release / "client").encode(bad)
 
@@ -81,19 +83,21 @@ def test_encode_refuses_other_tensors(release, bad):
         (np.zeros((0, 3, 4), np.float32), np.ones((0, 3), bool)),
     ],
 )
-def test_fuse_refuses_other_tensors(release, logits, answered):
+def test_fuse_refuses_other_tensors(release: Path, logits: np.ndarray, answered: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="fuse takes"):
         Bundle.open(release / "client").fuse(logits, answered)
 
 
-def test_a_fusion_that_gives_no_probabilities_is_an_error(release):
+def test_a_fusion_that_gives_no_probabilities_is_an_error(release: Path) -> None:
     bundle = Bundle.open(release / "client")
     with pytest.raises(BundleFormatError, match="self-test"):  # nobody answered: 0 / 0
         bundle.fuse(np.zeros((1, 3, 4), np.float32), np.zeros((1, 3), bool))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_byte_is_found_before_anything_is_parsed(release_copy, name, monkeypatch):
+def test_a_changed_byte_is_found_before_anything_is_parsed(
+    release_copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> None:
         pytest.fail("an unverified graph was parsed")
 
@@ -108,44 +112,44 @@ def test_a_changed_byte_is_found_before_anything_is_parsed(release_copy, name, m
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_missing_file_is_found(release_copy, name):
+def test_a_missing_file_is_found(release_copy: Path, name: str) -> None:
     (release_copy / "client" / name).unlink()
     with pytest.raises(BundleIntegrityError, match=re.escape(name)):
         Bundle.open(release_copy / "client")
 
 
-def test_a_file_of_another_release_is_found(release_copy, other_release):
+def test_a_file_of_another_release_is_found(release_copy: Path, other_release: Path) -> None:
     shutil.copy(other_release / "client" / "fusion.onnx", release_copy / "client" / "fusion.onnx")
     shutil.copy(other_release / "client" / "encoder.onnx", release_copy / "client" / "encoder.onnx")
     with pytest.raises(BundleIntegrityError, match=r"encoder\.onnx"):
         Bundle.open(release_copy / "client")
 
 
-def test_an_unknown_format_version_is_refused(release_copy):
+def test_an_unknown_format_version_is_refused(release_copy: Path) -> None:
     path = release_copy / "client" / "manifest.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(BundleVersionError, match="install the privdfs that fits"):
         Bundle.open(release_copy / "client")
 
 
-def test_the_release_folder_instead_of_the_bundle(release):
+def test_the_release_folder_instead_of_the_bundle(release: Path) -> None:
     with pytest.raises(BundleIntegrityError, match="give its client folder"):
         Bundle.open(release)
 
 
-def test_a_server_folder_is_no_bundle(release):
+def test_a_server_folder_is_no_bundle(release: Path) -> None:
     with pytest.raises(BundleFormatError, match="ClientManifest"):
         Bundle.open(release / "server-0")
 
 
-def test_a_manifest_beyond_all_measure_is_not_parsed(release_copy):
+def test_a_manifest_beyond_all_measure_is_not_parsed(release_copy: Path) -> None:
     with (release_copy / "client" / "manifest.json").open("ab") as file:
         file.truncate(5 * 1024 * 1024)
     with pytest.raises(BundleFormatError, match="larger"):
         Bundle.open(release_copy / "client")
 
 
-def test_a_graph_that_is_not_what_the_manifest_promises(release_copy, tmp_path):
+def test_a_graph_that_is_not_what_the_manifest_promises(release_copy: Path, tmp_path: Path) -> None:
     other = build_release(tmp_path / "other", share_lengths=(5, 6, 8))
     shutil.copy(other / "client" / "encoder.onnx", release_copy / "client" / "encoder.onnx")
     relist(release_copy / "client", "encoder.onnx")
@@ -153,14 +157,14 @@ def test_a_graph_that_is_not_what_the_manifest_promises(release_copy, tmp_path):
         Bundle.open(release_copy / "client")
 
 
-def test_a_graph_that_is_no_graph(release_copy):
+def test_a_graph_that_is_no_graph(release_copy: Path) -> None:
     (release_copy / "client" / "fusion.onnx").write_bytes(b"not onnx")
     relist(release_copy / "client", "fusion.onnx")
     with pytest.raises(BundleFormatError, match="cannot be loaded"):
         Bundle.open(release_copy / "client")
 
 
-def test_the_selftest_passes_on_an_untouched_release(release):
+def test_the_selftest_passes_on_an_untouched_release(release: Path) -> None:
     outcome = Bundle.open(release / "client").selftest()
     assert outcome.images == 6
     assert outcome.differing_values == 0
@@ -168,12 +172,12 @@ def test_the_selftest_passes_on_an_untouched_release(release):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_other_shapes_of_release(tmp_path, channels):
+def test_other_shapes_of_release(tmp_path: Path, channels: int) -> None:
     folder = build_release(tmp_path / "five", share_lengths=(3, 1, 4, 1, 5), channels=channels)
     assert Bundle.open(folder / "client").selftest().images == 6
 
 
-def test_the_selftest_allows_what_rounding_explains_and_no_more(release_copy):
+def test_the_selftest_allows_what_rounding_explains_and_no_more(release_copy: Path) -> None:
     client = release_copy / "client"
     golden = load_file(client / "golden.safetensors")
     golden["share_2"][0, 0] += 1  # 1 of 108 values
@@ -188,7 +192,7 @@ def test_the_selftest_allows_what_rounding_explains_and_no_more(release_copy):
 
 
 @pytest.mark.parametrize("change", [0.002, np.nan])
-def test_the_selftest_finds_another_fusion(release_copy, change):
+def test_the_selftest_finds_another_fusion(release_copy: Path, change: float) -> None:
     client = release_copy / "client"
     golden = load_file(client / "golden.safetensors")
     golden["probabilities"][2, 1] += change
@@ -198,9 +202,16 @@ def test_the_selftest_finds_another_fusion(release_copy, change):
         Bundle.open(client).selftest()
 
 
-@pytest.mark.parametrize("edit", [lambda g: g.pop("logits"), lambda g: g.update(images=g["images"][:0]),
-                                  lambda g: g.update(extra=g["logits"]), lambda g: g.update(share_0=g["share_1"])])  # fmt: skip
-def test_a_golden_file_with_other_tensors(release_copy, edit):
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda golden: golden.pop("logits"),
+        lambda golden: golden.update(images=golden["images"][:0]),
+        lambda golden: golden.update(extra=golden["logits"]),
+        lambda golden: golden.update(share_0=golden["share_1"]),
+    ],
+)
+def test_a_golden_file_with_other_tensors(release_copy: Path, edit: Callable[[Any], Any]) -> None:
     client = release_copy / "client"
     golden = load_file(client / "golden.safetensors")
     edit(golden)
@@ -210,7 +221,7 @@ def test_a_golden_file_with_other_tensors(release_copy, edit):
         Bundle.open(client).selftest()
 
 
-def test_a_golden_file_that_is_no_safetensors(release_copy):
+def test_a_golden_file_that_is_no_safetensors(release_copy: Path) -> None:
     client = release_copy / "client"
     (client / "golden.safetensors").write_bytes(b"\x80\x04pickle")
     relist(client, "golden.safetensors")
@@ -218,14 +229,14 @@ def test_a_golden_file_that_is_no_safetensors(release_copy):
         Bundle.open(client).selftest()
 
 
-def test_a_golden_file_changed_after_opening(release_copy):
+def test_a_golden_file_changed_after_opening(release_copy: Path) -> None:
     bundle = Bundle.open(release_copy / "client")
     (release_copy / "client" / "golden.safetensors").write_bytes(b"")
     with pytest.raises(BundleIntegrityError):
         bundle.selftest()
 
 
-def test_use_in_a_forked_child_is_refused(release, images, monkeypatch):
+def test_use_in_a_forked_child_is_refused(release: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(release / "client")
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from PIL import Image
 
 from privdfs import __version__
 from privdfs._cli import main
-from privdfs.testing import Fault
+from privdfs.testing import FakeServer, Fault
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def pictures(tmp_path: Path) -> list[str]:
     rng = np.random.default_rng(1)
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
     for path in paths:
@@ -36,7 +37,9 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
-def test_predict_prints_a_line_per_image(release, endpoints, pictures, capsys):
+def test_predict_prints_a_line_per_image(
+    release: Path, endpoints: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(release / "client"), *options(endpoints), *pictures]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -45,7 +48,9 @@ def test_predict_prints_a_line_per_image(release, endpoints, pictures, capsys):
         assert re.search(r"\d+\.\d+%  3/3 servers +\d+\.\d ms  18 bytes up$", line)
 
 
-def test_predict_in_json_is_the_same_in_local_mode(release, endpoints, pictures, capsys):
+def test_predict_in_json_is_the_same_in_local_mode(
+    release: Path, endpoints: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(release / "client"), *pictures, *options(endpoints), "--json"]) == 0
     remote = json.loads(capsys.readouterr().out)
     assert main(["predict", "--local", str(release), *pictures, "--json"]) == 0
@@ -60,7 +65,13 @@ def test_predict_in_json_is_the_same_in_local_mode(release, endpoints, pictures,
         assert one == other
 
 
-def test_predict_with_a_server_missing(release, fakes, endpoints, pictures, capsys):
+def test_predict_with_a_server_missing(
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    pictures: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     fakes[0].fault = Fault(status="UNAVAILABLE")
     line = failed(capsys, "predict", str(release / "client"), *options(endpoints), *pictures)
     assert "server 0: " in line
@@ -85,7 +96,14 @@ def test_predict_with_a_server_missing(release, fakes, endpoints, pictures, caps
         (["verify", "none"], "manifest.json"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(release, endpoints, pictures, capsys, arguments, message):
+def test_mistakes_are_one_line_and_exit_code_2(
+    release: Path,
+    endpoints: list[str],
+    pictures: list[str],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     words: list[str] = []
     for argument in arguments:
         known = {"CLIENT": [str(release / "client")], "RELEASE": [str(release)], "PICTURE": pictures[:1]}
@@ -93,14 +111,14 @@ def test_mistakes_are_one_line_and_exit_code_2(release, endpoints, pictures, cap
     assert message in failed(capsys, *words)
 
 
-def test_describe(release, capsys):
+def test_describe(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", str(release / "client")]) == 0
     assert "release      tiny-1" in capsys.readouterr().out
     assert main(["describe", str(release / "client"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["release"] == "tiny-1"
 
 
-def test_selftest(release, release_copy, capsys):
+def test_selftest(release: Path, release_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", str(release / "client")]) == 0
     assert "ok: 6 golden examples" in capsys.readouterr().out
     assert main(["selftest", str(release / "client"), "--json"]) == 0
@@ -110,7 +128,7 @@ def test_selftest(release, release_copy, capsys):
 
 
 @pytest.mark.parametrize("folder", [".", "client", "server-1"])
-def test_verify_passes_on_what_was_exported(release, capsys, folder):
+def test_verify_passes_on_what_was_exported(release: Path, capsys: pytest.CaptureFixture[str], folder: str) -> None:
     assert main(["verify", str(release / folder)]) == 0
     names = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
     expected = ["client", "server-0", "server-1", "server-2"] if folder == "." else [folder]
@@ -119,7 +137,9 @@ def test_verify_passes_on_what_was_exported(release, capsys, folder):
     assert json.loads(capsys.readouterr().out)["release"] == "tiny-1"
 
 
-def test_verify_checks_the_baseline_of_a_release(release_copy, other_release, capsys):
+def test_verify_checks_the_baseline_of_a_release(
+    release_copy: Path, other_release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(release_copy / "server-0", release_copy / "baseline")
     assert main(["verify", str(release_copy)]) == 0
     assert "ok: baseline" in capsys.readouterr().out
@@ -128,7 +148,9 @@ def test_verify_checks_the_baseline_of_a_release(release_copy, other_release, ca
     assert "baseline is of release tiny-2" in failed(capsys, "verify", str(release_copy))
 
 
-def test_verify_finds_what_does_not_belong(release_copy, other_release, capsys):
+def test_verify_finds_what_does_not_belong(
+    release_copy: Path, other_release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     extra = release_copy / "server-1" / "branch" / "2" / "model.onnx"
     extra.parent.mkdir()
     extra.write_bytes(b"")
@@ -148,7 +170,7 @@ def test_verify_finds_what_does_not_belong(release_copy, other_release, capsys):
     assert "server-1 is of release tiny-2" in failed(capsys, "verify", str(release_copy))
 
 
-def test_the_command_as_a_process():
+def test_the_command_as_a_process() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "privdfs._cli", "--version"], capture_output=True, text=True, check=True, timeout=60
     )

@@ -1,5 +1,7 @@
 import dataclasses
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -12,21 +14,21 @@ from privdfs._config import check_min_answers, check_servers, check_timeout
     "endpoint",
     ["127.0.0.1:8001", "localhost:1", "[::1]:65535", "127.3.2.1:80", "LOCALHOST:8001", "[0:0:0:0:0:0:0:1]:8001"],
 )
-def test_plaintext_is_for_loopback(endpoint):
+def test_plaintext_is_for_loopback(endpoint: Any) -> None:
     assert Server(endpoint).endpoints == (endpoint,)
 
 
 @pytest.mark.parametrize(
     "endpoint", ["a.example:8001", "10.0.0.1:8001", "[fe80::1]:8001", "0.0.0.0:8001", "localhost.example:1"]
 )
-def test_plaintext_beyond_loopback_must_be_asked_for(endpoint):
+def test_plaintext_beyond_loopback_must_be_asked_for(endpoint: Any) -> None:
     with pytest.raises(ConfigError, match="TLS"):
         Server(endpoint)
     assert Server(endpoint, insecure=True).insecure
     assert Server(endpoint, tls=TLS()).tls == TLS()
 
 
-def test_tls_and_insecure_contradict_each_other():
+def test_tls_and_insecure_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="insecure"):
         Server("a.example:8001", tls=TLS(), insecure=True)
 
@@ -36,12 +38,12 @@ def test_tls_and_insecure_contradict_each_other():
     ["", "a.example", ":8001", "a.example:", "a.example:0", "a.example:65536", "a.example:http", "http://a.example:80",
      "dns:///a:1", "unix:/tmp/socket", "a b:1", "a.example:80 ", "::1:8001", "a.example:٣", None, 8001, b"a:1"],
 )  # fmt: skip
-def test_what_is_no_endpoint(endpoint):
+def test_what_is_no_endpoint(endpoint: Any) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Server([endpoint], tls=TLS())
 
 
-def test_a_server_without_an_endpoint():
+def test_a_server_without_an_endpoint() -> None:
     with pytest.raises(ConfigError, match="at least one"):
         Server([])
 
@@ -55,7 +57,7 @@ def test_a_server_without_an_endpoint():
         ("[::1]:8001", "[0:0:0:0:0:0:0:1]:08001"),
     ],
 )
-def test_the_same_endpoint_twice(first, second):
+def test_the_same_endpoint_twice(first: str, second: str) -> None:
     with pytest.raises(ConfigError, match="twice"):
         Server([first, second])
     with pytest.raises(ConfigError, match="twice"):
@@ -66,36 +68,36 @@ def test_the_same_endpoint_twice(first, second):
     ("first", "second"),
     [("A.example:1", "a.EXAMPLE:1"), ("a.example:1", "a.example:01"), ("10.0.0.1:1", "[::ffff:10.0.0.1]:1")],
 )
-def test_the_same_name_in_another_spelling(first, second):
+def test_the_same_name_in_another_spelling(first: str, second: str) -> None:
     with pytest.raises(ConfigError, match="twice"):
         check_servers([Server(first, tls=TLS()), Server(second, tls=TLS())], 2)
 
 
-def test_a_replica_that_is_also_another_server():
+def test_a_replica_that_is_also_another_server() -> None:
     with pytest.raises(ConfigError, match="another party"):
         check_servers([Server(["127.0.0.1:1", "127.0.0.1:2"]), "127.0.0.1:3", "127.0.0.1:2"], 3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
-def test_fewer_or_more_servers_than_the_release_has(count):
+def test_fewer_or_more_servers_than_the_release_has(count: int) -> None:
     with pytest.raises(ConfigError, match="the release has 3 servers"):
         check_servers([f"127.0.0.1:{port}" for port in range(1, count + 1)], 3)
 
 
 @pytest.mark.parametrize("servers", ["127.0.0.1:1", Server("127.0.0.1:1")])
-def test_one_server_where_a_list_is_expected(servers):
+def test_one_server_where_a_list_is_expected(servers: Any) -> None:
     with pytest.raises(ConfigError, match="list of 3"):
         check_servers(servers, 3)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 3601, "1", True, None])
-def test_timeouts_that_make_no_sense(timeout):
+def test_timeouts_that_make_no_sense(timeout: Any) -> None:
     with pytest.raises(ConfigError, match="timeout"):
         check_timeout(timeout)
 
 
 @pytest.mark.parametrize("min_answers", [0, -1, 4, 1.0, "2", True])
-def test_min_answers_that_make_no_sense(min_answers):
+def test_min_answers_that_make_no_sense(min_answers: Any) -> None:
     with pytest.raises(ConfigError, match="min_answers"):
         check_min_answers(min_answers, 3)
     assert check_min_answers(None, 3) == 3
@@ -103,12 +105,12 @@ def test_min_answers_that_make_no_sense(min_answers):
 
 
 @pytest.mark.parametrize("half", [{"cert": "c.pem"}, {"key": "k.pem"}, {"ca": "ca.pem", "cert": b"-----BEGIN "}])
-def test_half_of_a_client_certificate(half):
+def test_half_of_a_client_certificate(half: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="mutual TLS needs both"):
         TLS(**half)
 
 
-def test_tls_files_are_read_from_paths_and_bytes(tmp_path):
+def test_tls_files_are_read_from_paths_and_bytes(tmp_path: Path) -> None:
     pem = trustme.CA().cert_pem.bytes()
     path = tmp_path / "ca.pem"
     path.write_bytes(pem)
@@ -120,7 +122,7 @@ def test_tls_files_are_read_from_paths_and_bytes(tmp_path):
         TLS(ca=path).read()
 
 
-def test_reprs_hide_the_key():
+def test_reprs_hide_the_key() -> None:
     tls = TLS(ca="ca.pem", cert=b"-----BEGIN CERTIFICATE", key="/secret/key.pem")
     shown = repr(Server("a.example:8001", tls=tls))
     assert "a.example:8001" in shown
@@ -129,7 +131,7 @@ def test_reprs_hide_the_key():
     assert "BEGIN" not in shown
 
 
-def test_servers_are_frozen_values():
+def test_servers_are_frozen_values() -> None:
     server = Server(["127.0.0.1:1", "127.0.0.1:2"])
     assert server == Server(("127.0.0.1:1", "127.0.0.1:2"))
     assert len({server, Server(["127.0.0.1:1", "127.0.0.1:2"])}) == 1

@@ -1,6 +1,8 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -34,7 +36,7 @@ def example(kind: type[Error]) -> Error:
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("clone", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy])  # noqa: S301
-def test_errors_survive_pickling_with_their_fields(kind, clone):
+def test_errors_survive_pickling_with_their_fields(kind: type[Any], clone: Callable[[Any], Any]) -> None:
     error = example(kind)
     again = clone(error)
     assert type(again) is kind
@@ -43,19 +45,19 @@ def test_errors_survive_pickling_with_their_fields(kind, clone):
     assert {name: value for name, value in vars(again).items() if name != "causes"} == fields
 
 
-def test_causes_survive_pickling():
+def test_causes_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps(example(NotEnoughAnswersError)))  # noqa: S301
     assert [type(again.causes[i]) for i in (0, 2)] == [AnswerError, ServerTimeoutError]
     assert again.causes[2].server == 2
     assert (again.answered, again.needed) == ((1,), 3)
 
 
-def test_the_docstring_draws_every_error():
+def test_the_docstring_draws_every_error() -> None:
     drawn = [line.strip("│├└─ ").split()[0] for line in (_errors.__doc__ or "").splitlines() if "  " in line]
     assert drawn[: len(TREE)] == [kind.__name__ for kind in sorted(TREE, key=lambda kind: drawn.index(kind.__name__))]
     assert len(TREE) == len({name for name in drawn if name.endswith("Error")})
 
 
-def test_all_derive_from_the_base():
+def test_all_derive_from_the_base() -> None:
     assert all(issubclass(kind, Error) for kind in TREE)
     assert issubclass(ConfigError, Error)

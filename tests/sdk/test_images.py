@@ -2,6 +2,7 @@ import io
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("spec", [RGB, GREY])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_common_mode_comes_to_the_bundles_shape(mode, spec):
+def test_every_common_mode_comes_to_the_bundles_shape(mode: str, spec: ImageSpec) -> None:
     out = load_image(picture(mode), spec)
     assert (out.dtype, out.shape) == (np.uint8, (spec.height, spec.width, spec.channels))
     assert out.flags.c_contiguous
@@ -49,7 +50,7 @@ def test_every_common_mode_comes_to_the_bundles_shape(mode, spec):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_is_read_from_bytes_and_path(form, tmp_path):
+def test_every_format_is_read_from_bytes_and_path(form: str, tmp_path: Path) -> None:
     data = encoded(picture(), form)
     path = tmp_path / "picture"
     path.write_bytes(data)
@@ -58,21 +59,21 @@ def test_every_format_is_read_from_bytes_and_path(form, tmp_path):
         np.testing.assert_array_equal(load_image(same, RGB), from_bytes)
 
 
-def test_the_ways_to_pass_an_image_agree():
+def test_the_ways_to_pass_an_image_agree() -> None:
     image = picture()
     expected = load_image(image, RGB)
     np.testing.assert_array_equal(load_image(np.asarray(image), RGB), expected)
     np.testing.assert_array_equal(load_image(encoded(image), RGB), expected)
 
 
-def test_an_array_of_the_bundles_shape_is_untouched():
+def test_an_array_of_the_bundles_shape_is_untouched() -> None:
     array = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     np.testing.assert_array_equal(load_image(array, RGB), array)
     np.testing.assert_array_equal(load_image(array[:, ::-1], RGB), array[:, ::-1])
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 1), (30, 40, 3), (30, 40, 4)])
-def test_arrays_with_or_without_channels(shape):
+def test_arrays_with_or_without_channels(shape: tuple[int, ...]) -> None:
     array = np.full(shape, 200, dtype=np.uint8)
     if shape[-1] == 4:
         array[..., 3] = 255
@@ -80,7 +81,7 @@ def test_arrays_with_or_without_channels(shape):
     assert (load_image(array, GREY) == 200).all()
 
 
-def test_resizing_is_bilinear_with_antialiasing():
+def test_resizing_is_bilinear_with_antialiasing() -> None:
     image = picture(size=(100, 120))
     expected = np.asarray(image.resize((10, 12), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(load_image(image, RGB), expected)
@@ -88,14 +89,14 @@ def test_resizing_is_bilinear_with_antialiasing():
     assert abs(load_image(checkers, GREY).astype(int) - 127).max() <= 2
 
 
-def test_transparency_is_composited_on_white():
+def test_transparency_is_composited_on_white() -> None:
     clear = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
     assert (load_image(clear, RGB) == 255).all()
     half = Image.new("RGBA", (40, 30), (0, 0, 0, 128))
     assert abs(load_image(half, GREY).astype(int) - 127).max() <= 1
 
 
-def test_a_palette_with_a_transparent_colour_is_composited_without_a_warning():
+def test_a_palette_with_a_transparent_colour_is_composited_without_a_warning() -> None:
     image = Image.new("P", (40, 30), 0)
     image.putpalette([10, 20, 30] + [0] * 765)
     assert (load_image(encoded(image, "PNG", transparency=bytes([0])), RGB) == 255).all()
@@ -103,7 +104,7 @@ def test_a_palette_with_a_transparent_colour_is_composited_without_a_warning():
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
-def test_sixteen_bits_are_scaled_not_clipped(dtype):
+def test_sixteen_bits_are_scaled_not_clipped(dtype: str) -> None:
     ramp = np.linspace(0, 65535, 120).astype(np.uint16).reshape(12, 10)
     expected = np.round(ramp / 257).astype(int)
     mode = "I;16" if dtype == "<u2" else "I;16B"
@@ -115,12 +116,12 @@ def test_sixteen_bits_are_scaled_not_clipped(dtype):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_modes_without_a_range_are_refused(mode):
+def test_modes_without_a_range_are_refused(mode: str) -> None:
     with pytest.raises(ImageError, match="8 bits"):
         load_image(picture("L").convert(mode), RGB)
 
 
-def test_the_exif_rotation_is_applied():
+def test_the_exif_rotation_is_applied() -> None:
     image = picture(size=(10, 12))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -132,7 +133,7 @@ def test_the_exif_rotation_is_applied():
     )
 
 
-def test_only_the_first_frame_counts():
+def test_only_the_first_frame_counts() -> None:
     frames = [Image.new("L", (40, 30), value) for value in (50, 200)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (load_image(data, GREY) == 50).all()
@@ -141,13 +142,13 @@ def test_only_the_first_frame_counts():
 @pytest.mark.parametrize(
     "data", [b"", b"P", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"BM", b"%PDF-1.7"]
 )
-def test_bytes_that_are_no_image(data):
+def test_bytes_that_are_no_image(data: bytes) -> None:
     with pytest.raises(ImageError, match="not an image"):
         load_image(data, RGB)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"])
-def test_every_truncation_is_refused(form):
+def test_every_truncation_is_refused(form: str) -> None:
     data = encoded(picture(size=(64, 64)), form)
     # The last bytes of some formats are padding or an end mark that decoders do not need.
     for length in range(1, len(data) * 3 // 4, max(1, len(data) // 40)):
@@ -155,20 +156,22 @@ def test_every_truncation_is_refused(form):
             load_image(data[:length], RGB)
 
 
-def test_formats_beyond_the_list_are_refused():
+def test_formats_beyond_the_list_are_refused() -> None:
     with pytest.raises(ImageError, match="not an image"):
         load_image(encoded(picture(), "ICO"), RGB)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 7)])
-def test_too_small(size):
+def test_too_small(size: tuple[int, int]) -> None:
     for image in (Image.new("RGB", size), encoded(Image.new("RGB", size)), np.zeros((size[1], size[0], 3), np.uint8)):
         with pytest.raises(ImageError, match="smaller than 8"):
             load_image(image, RGB)
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 10_000), (MAX_PIXELS // 8 + 1, 8)])
-def test_too_many_pixels_are_refused_before_decoding_and_without_a_warning(size, monkeypatch):
+def test_too_many_pixels_are_refused_before_decoding_and_without_a_warning(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object, **__: object) -> None:
         pytest.fail("a pixel was decoded")
 
@@ -180,16 +183,16 @@ def test_too_many_pixels_are_refused_before_decoding_and_without_a_warning(size,
     assert not caught
 
 
-def test_the_header_trick_of_the_test_above_is_a_png_that_pillow_opens():
+def test_the_header_trick_of_the_test_above_is_a_png_that_pillow_opens() -> None:
     assert Image.open(io.BytesIO(huge_png(100, 100))).size == (100, 100)
 
 
-def test_a_huge_array_is_refused_without_being_touched():
+def test_a_huge_array_is_refused_without_being_touched() -> None:
     with pytest.raises(ImageError, match="pixels"):
         load_image(np.broadcast_to(np.uint8(0), (20_000, 20_000, 3)), RGB)
 
 
-def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
         file.truncate(MAX_ENCODED_BYTES + 1)
@@ -198,13 +201,13 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16", "int8", "bool", "complex64", "object"])
-def test_wrong_dtypes(dtype):
+def test_wrong_dtypes(dtype: str) -> None:
     with pytest.raises(ImageError, match="uint8"):
         load_image(np.zeros((12, 10, 3), dtype=dtype), RGB)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinite_floats_are_named(value):
+def test_nan_and_infinite_floats_are_named(value: float) -> None:
     array = np.zeros((12, 10, 3), dtype=np.float32)
     array[3, 4, 0] = value
     with pytest.raises(ImageError, match="NaN or infinite"):
@@ -212,24 +215,24 @@ def test_nan_and_infinite_floats_are_named(value):
 
 
 @pytest.mark.parametrize("shape", [(), (100,), (3, 32, 32), (32, 32, 2), (1, 32, 32, 3), (0, 32, 3), (32, 0)])
-def test_wrong_shapes(shape):
+def test_wrong_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError):
         load_image(np.zeros(shape, dtype=np.uint8), RGB)
 
 
 @pytest.mark.parametrize("thing", [None, 3, [[1, 2], [3, 4]], {"a": 1}, object()])
-def test_things_that_are_no_image(thing):
+def test_things_that_are_no_image(thing: Any) -> None:
     with pytest.raises(ImageError, match="is not an image: pass"):
         load_image(thing, RGB)
 
 
-def test_paths_that_lead_nowhere(tmp_path):
+def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path, "a\0b", Path("/dev/zero")):
         with pytest.raises(ImageError, match="check the path"):
             load_image(path, RGB)
 
 
-def test_a_closed_image_is_refused(tmp_path):
+def test_a_closed_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture().save(path)
     image = Image.open(path)
@@ -238,7 +241,7 @@ def test_a_closed_image_is_refused(tmp_path):
         load_image(image, RGB)
 
 
-def test_batches_keep_the_order():
+def test_batches_keep_the_order() -> None:
     values = (10, 20, 30)
     batch = load_images([Image.new("L", (40, 30), value) for value in values], GREY)
     assert batch.shape == (3, 12, 10, 1)
@@ -248,17 +251,17 @@ def test_batches_keep_the_order():
 
 
 @pytest.mark.parametrize("batch", [[], (), np.zeros((0, 12, 10, 3), np.uint8)])
-def test_an_empty_batch(batch):
+def test_an_empty_batch(batch: Any) -> None:
     with pytest.raises(ImageError, match="empty"):
         load_images(batch, RGB)
 
 
 @pytest.mark.parametrize("batch", ["photo.jpg", b"bytes", Path("photo.jpg"), Image.new("L", (9, 9)), 3, None])
-def test_what_is_no_batch(batch):
+def test_what_is_no_batch(batch: Any) -> None:
     with pytest.raises(ImageError):
         load_images(batch, RGB)
 
 
-def test_one_bad_image_is_named_by_its_position():
+def test_one_bad_image_is_named_by_its_position() -> None:
     with pytest.raises(ImageError, match="image 1 of the batch"):
         load_images([picture(), b"no image", picture()], RGB)

@@ -29,7 +29,7 @@ ALLOWED = {
 }
 
 
-def test_the_public_names_are_these():
+def test_the_public_names_are_these() -> None:
     assert set(privdfs.__all__) == PUBLIC
     assert len(privdfs.__all__) == len(PUBLIC)
     visible = {
@@ -39,7 +39,7 @@ def test_the_public_names_are_these():
     assert set(privdfs.testing.__all__) == {"Answer", "FakeServer", "Fault"}
 
 
-def test_every_public_name_has_a_docstring():
+def test_every_public_name_has_a_docstring() -> None:
     for name in PUBLIC - {"__version__"}:
         value = getattr(privdfs, name)
         assert inspect.getdoc(value), name
@@ -48,7 +48,7 @@ def test_every_public_name_has_a_docstring():
                 assert inspect.getdoc(member), f"{name}.{attribute}"
 
 
-def test_the_async_client_has_the_calls_of_the_sync_one():
+def test_the_async_client_has_the_calls_of_the_sync_one() -> None:
     def surface(kind: type) -> dict[str, list[str]]:
         names = [name for name in vars(kind) if not name.startswith("_") and callable(getattr(kind, name))]
         return {name: list(inspect.signature(getattr(kind, name)).parameters) for name in names}
@@ -57,7 +57,7 @@ def test_the_async_client_has_the_calls_of_the_sync_one():
     assert str(inspect.signature(privdfs.AsyncClient)) == str(inspect.signature(privdfs.Client))
 
 
-def test_importing_is_cheap_and_loads_no_heavy_library():
+def test_importing_is_cheap_and_loads_no_heavy_library() -> None:
     code = (
         "import sys, time; started = time.perf_counter(); import privdfs; took = time.perf_counter() - started;"
         "heavy = {'onnxruntime', 'grpc', 'tritonclient', 'google.protobuf', 'torch', 'safetensors'};"
@@ -73,7 +73,7 @@ def test_importing_is_cheap_and_loads_no_heavy_library():
     assert min(float(took) for took, _ in runs) < 0.6
 
 
-def test_only_the_declared_dependencies_are_imported():
+def test_only_the_declared_dependencies_are_imported() -> None:
     for path in SDK.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -83,7 +83,7 @@ def test_only_the_declared_dependencies_are_imported():
                 assert root in ALLOWED or root in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
-def test_grpc_and_onnxruntime_stay_behind_their_modules():
+def test_grpc_and_onnxruntime_stay_behind_their_modules() -> None:
     for path in SDK.glob("_*.py"):
         text = path.read_text()
         assert "import onnxruntime" not in text or path.name == "_onnx.py"
@@ -91,5 +91,5 @@ def test_grpc_and_onnxruntime_stay_behind_their_modules():
         assert "import pickle" not in text
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_says_that_it_is_typed() -> None:
     assert (SDK / "py.typed").exists()

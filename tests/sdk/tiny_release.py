@@ -1,5 +1,6 @@
 """A whole release, tiny but real: ONNX graphs, manifests and golden examples, as an exporter writes them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def write_client_manifest(client: Path, release: str, share_lengths: tuple[int, 
         release=release,
         made_by=MADE_BY,
         classes=CLASSES,
-        image=ImageSpec(height=HEIGHT, width=WIDTH, channels=channels),
+        image=ImageSpec(height=HEIGHT, width=WIDTH, channels=channels),  # pyright: ignore[reportArgumentType] - 1 or 3
         servers=tuple(ServerSpec(share_length=length, levels=15, scale=SCALE) for length in share_lengths),
         max_batch=MAX_BATCH,
         files=digests(client),
@@ -195,7 +196,7 @@ def fusion_graph(n_servers: int, n_classes: int) -> onnx.GraphProto:
     return helper.make_graph(nodes, "fusion", [logits, answered], [probabilities], initializers(constants))
 
 
-def initializers(constants: dict[str, np.ndarray | np.generic]) -> list[onnx.TensorProto]:
+def initializers(constants: Mapping[str, np.ndarray | np.generic]) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
 
 
