@@ -42,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
-        folder.mkdir(parents=True, exist_ok=True)
         console.print(f"{config.name}: {data!r}; everything goes to {folder}")
         path = train(config, data, folder, console)
     except InterruptedTrainingError:

@@ -66,6 +66,7 @@ def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.
     """
+    _make_folder(folder)
     torch.manual_seed(config.seed)
     system = System(config, image_shape=data.image_shape, classes=len(data.classes))
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -195,6 +196,14 @@ def _restore(
     if not checkpoint.about["finished"]:
         restore_optimizer(optimizer, checkpoint.tensors)
     return checkpoint.about
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the folder {folder}: {error.strerror}. Choose another one with --out."
+        raise CheckpointError(message) from error
 
 
 def _schedule(progress: float) -> float:

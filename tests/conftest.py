@@ -1,0 +1,25 @@
+"""Fixtures of the whole suite: a tiny data set in the true format, and releases really trained on it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trained import train_and_export, write_data
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fashion-MNIST's four files, made of shifted copies of the 20 shipped images."""
+    return write_data(tmp_path_factory.mktemp("data") / "fashion")
+
+
+@pytest.fixture(scope="session")
+def trained_release(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
+    """A release of three servers; its run lies in the folder beside it."""
+    return train_and_export(tmp_path_factory.mktemp("three"), data_folder, 3)
+
+
+@pytest.fixture(scope="session")
+def trained_release_of_five(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
+    """A release of five servers."""
+    return train_and_export(tmp_path_factory.mktemp("five"), data_folder, 5)

@@ -1,0 +1,73 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privdfs_training.cli import main
+from privdfs_training.config import config_from_dict, load_config
+from privdfs_training.errors import TrainingConfigError
+from tests.trained import tiny_values
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_committed_config_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(CONFIGS[0].read_text().replace("branch_dropout", "branch_droput"))
+    with pytest.raises(
+        TrainingConfigError, match=r"unknown key 'fusion\.branch_droput'.*Did you mean 'branch_dropout'"
+    ):
+        load_config(path)
+
+
+def test_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(CONFIGS[0].read_text().replace("seed = 0\n", ""))
+    with pytest.raises(TrainingConfigError, match="seed"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "problem"),
+    [
+        ("masks", "servers", 1, "at least 2 servers"),
+        ("masks", "levels", 4, "must be odd"),
+        ("masks", "levels", 257, "from 3 to 255"),
+        ("masks", "values", 0, "at least one value"),
+        ("masks", "settled", 0.0, "share of the stage"),
+        ("head", "stages", [], "at least one"),
+        ("fusion", "branch_dropout", 1.0, "probability"),
+        ("backbone", "name", "resnet21", "Invalid enum value"),
+        ("backbone", "width", "wide", "Expected `int`"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(section: str, key: str, value: Any, problem: str) -> None:
+    values = tiny_values()
+    values[section][key] = value
+    with pytest.raises(TrainingConfigError, match=problem):
+        config_from_dict(values, "tests")
+
+
+def test_stage_without_epochs_is_refused() -> None:
+    values = tiny_values()
+    values["train"]["masks"] = values["train"]["masks"] | {"epochs": 0}
+    with pytest.raises(TrainingConfigError, match=r"train\.masks needs at least 1 epoch"):
+        config_from_dict(values, "tests")
+
+
+@pytest.mark.parametrize("text", ["seed = = 1", "\x00\x01"])
+def test_what_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(TrainingConfigError, match="not a TOML file"):
+        load_config(path)
+
+
+def test_command_explains_and_exits_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.toml")]) == 2
+    assert "cannot read the config" in capsys.readouterr().err

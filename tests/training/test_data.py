@@ -1,0 +1,79 @@
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from privdfs_training.augment import crop_and_flip
+from privdfs_training.cli import main
+from privdfs_training.data import load_data
+from privdfs_training.errors import DataError
+from tests.trained import shifted_images
+
+CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
+
+
+def test_files_are_read_as_they_are(data_folder: Path) -> None:
+    data = load_data("fashion-mnist", data_folder)
+    images, labels = shifted_images(50, seed=2)
+    assert data.test_images.shape == (1000, 1, 28, 28)
+    assert torch.equal(data.test_images[:, 0], torch.from_numpy(images))
+    assert data.test_labels.tolist() == labels.tolist()
+    assert data.classes[9] == "Ankle boot"
+    assert "1000 test images" in repr(data)
+
+
+def test_folder_may_come_from_the_environment(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIVDFS_DATA", str(data_folder))
+    assert len(load_data("fashion-mnist", None).train_labels) == 520
+
+
+def test_missing_set_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([str(CONFIG), "--data", str(tmp_path), "--out", str(tmp_path / "runs")])
+    assert code == 2
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("train-images-idx3-ubyte.gz", b"not gzip", "cannot be read"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\0" * 12), "not an idx file of 1"),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x09" + b"\1" * 5),
+            "5 values where its header",
+        ),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x02" + b"\1" * 2), "1000 images but 2 labels"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\x03\xe8" + b"\x0b" * 1000), "go up to 11"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, data_folder: Path, file: str, content: bytes, problem: str) -> None:
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        load_data("fashion-mnist", folder)
+
+
+def test_truncated_file_is_named(tmp_path: Path, data_folder: Path) -> None:
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
+        load_data("fashion-mnist", folder)
+
+
+def test_crops_are_windows_of_the_padded_image_and_some_are_mirrored() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(1, 37, dtype=torch.uint8).view(1, 1, 6, 6)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))[0, 0]
+    windows = {
+        (padded[top : top + 6, left : left + 6].flatten()).numpy().tobytes() for top in range(5) for left in range(5)
+    }
+    crops = crop_and_flip(image.expand(200, 1, 6, 6), padding=2, flip=True)
+    straight = [crop.numpy().tobytes() in windows for crop in crops]
+    mirrored = [crop.flip(-1).numpy().tobytes() in windows for crop in crops]
+    assert all(one or other for one, other in zip(straight, mirrored, strict=True))
+    assert 60 < sum(straight) < 140

@@ -1,0 +1,156 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from privdfs_training import loop
+from privdfs_training.checkpoint import load_system, read_checkpoint, write_checkpoint
+from privdfs_training.cli import main
+from privdfs_training.config import config_from_dict
+from privdfs_training.data import load_data
+from privdfs_training.errors import CheckpointError, DivergenceError
+from privdfs_training.stages import accuracy
+from tests.trained import QUIET, tiny_config, tiny_values
+
+TOML = """
+name = "{name}"
+seed = 1
+data = {{name = "fashion-mnist", flip = true, crop_padding = 2}}
+backbone = {{name = "resnet8", width = 4}}
+head = {{stem = 4, stages = [[8, 1], [8, 1]], channels = 4}}
+masks = {{servers = 3, values = 4, levels = 3, temperature = [1.0, 0.1], settled = 0.5}}
+branch = {{width = 8, blocks = 1}}
+fusion = {{hidden = 8, branch_dropout = 0.2}}
+loss = {{auxiliary = 0.1, distillation = 1.0, distillation_temperature = 4.0, label_smoothing = 0.1}}
+[train]
+baseline = {{epochs = {epochs}, batch = 64, optimizer = "sgd", learning_rate = 0.05, weight_decay = 5e-4}}
+masks = {{epochs = 1, batch = 64, optimizer = "adamw", learning_rate = 3e-3, weight_decay = 0.05}}
+finetune = {{epochs = 1, batch = 64, optimizer = "adamw", learning_rate = 1e-3, weight_decay = 0.05}}
+"""
+
+
+def test_a_finished_system_has_learned_and_opens_again(trained_release: Path, data_folder: Path) -> None:
+    data = load_data("fashion-mnist", data_folder)
+    run = trained_release.parent / "run"
+    trained = load_system(run / "system.safetensors")
+    measured = accuracy(trained.system, data.test_images, data.test_labels)
+    assert measured > 0.5  # ten classes
+    assert measured == trained.accuracy["fused"]
+    assert bool(trained.system.masks.frozen)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["baseline"] * 2 + ["masks"] * 4 + ["finetune"]
+    assert lines[2]["fused"] > lines[5]["fused"]
+
+
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(
+    tmp_path: Path, data_folder: Path, trained_release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, config = load_data("fashion-mnist", data_folder), tiny_config(3)
+    whole = read_checkpoint(trained_release.parent / "run" / "system.safetensors")
+    steps = 0
+    crop_and_flip = loop.crop_and_flip
+
+    def stop_now_and_then(*args: torch.Tensor, **kwargs: int) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps in (3, 11, 20, 47):  # in the middle of epochs of each stage
+            signal.raise_signal(signal.SIGINT)
+        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
+    interruptions = 0
+    while True:
+        try:
+            path = loop.train(config, data, tmp_path / "run", QUIET)
+            break
+        except loop.InterruptedTrainingError:
+            interruptions += 1
+    assert interruptions == 4
+    resumed = read_checkpoint(path)
+    assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
+
+
+def test_ctrl_c_saves_says_so_and_the_same_command_continues(tmp_path: Path, data_folder: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(TOML.format(name="stopped", epochs=300))
+    command = [sys.executable, "-m", "privdfs_training.cli", str(config), "--data", str(data_folder), "--threads", "1"]
+    process = subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in output
+    assert read_checkpoint(tmp_path / "stopped" / "baseline.safetensors").about["step"] > 0
+
+
+def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path, data_folder: Path, trained_release: Path) -> None:
+    run = shutil.copytree(trained_release.parent / "run", tmp_path / "run")
+    values = tiny_values(3)
+    values["masks"]["levels"] = 7
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(CheckpointError, match=r"masks\.safetensors was made with other settings in: masks"):
+        loop.train(config_from_dict(values, "tests"), data, run, QUIET)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, data_folder: Path) -> None:
+    (tmp_path / "baseline.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=r"baseline\.safetensors is not a readable safetensors file"):
+        loop.train(tiny_config(), load_data("fashion-mnist", data_folder), tmp_path, QUIET)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    text = TOML.format(name="wild", epochs=2).replace("learning_rate = 0.05", "learning_rate = 1e30")
+    config.write_text(text)
+    assert main([str(config), "--data", str(data_folder), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "the loss of stage baseline is" in error
+    assert "train.baseline.learning_rate" in error
+    assert issubclass(DivergenceError, Exception)
+
+
+def test_a_single_stage_is_not_a_system(trained_release: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds one stage, not a finished system"):
+        load_system(trained_release.parent / "run" / "masks.safetensors")
+
+
+def test_a_foreign_file_is_not_a_checkpoint(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="of format 'unknown'"):
+        load_system(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_system(tmp_path / "none.safetensors")
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path, trained_release: Path) -> None:
+    checkpoint = read_checkpoint(trained_release.parent / "run" / "system.safetensors")
+    del checkpoint.tensors["fusion.hidden.bias"]
+    write_checkpoint(tmp_path / "less.safetensors", checkpoint.tensors, checkpoint.about)
+    with pytest.raises(CheckpointError, match=r"fusion\.hidden\.bias is missing, not \(16,\)"):
+        load_system(tmp_path / "less.safetensors")
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stage.safetensors"
+    write_checkpoint(path, {"weight": torch.ones(2)}, {"step": 1})
+
+    def no_space(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("privdfs_training.checkpoint.save_file", no_space)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*untouched"):
+        write_checkpoint(path, {"weight": torch.zeros(2)}, {"step": 2})
+    assert read_checkpoint(path).about["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,94 @@
+import torch
+
+from privdfs_training.losses import distillation, random_answered, split_loss
+from privdfs_training.models.fusion import Fusion
+from privdfs_training.models.normalise import Normalise
+from privdfs_training.models.resnet import cifar_resnet
+from privdfs_training.models.system import System
+from tests.trained import tiny_config
+
+
+def test_resnet20_has_the_parameters_of_the_paper_and_torchvisions_names() -> None:
+    model = cifar_resnet("resnet20", width=16, channels=3, classes=10)
+    # He et al., arXiv 1512.03385, table 6: 0.27 M; the projection shortcuts of option B add a little.
+    assert 0.27e6 < sum(value.numel() for value in model.parameters()) < 0.28e6
+    names = dict(model.named_parameters())
+    assert {
+        "conv1.weight",
+        "layer1.0.conv1.weight",
+        "layer2.0.downsample.0.weight",
+        "layer3.2.bn2.bias",
+        "fc.bias",
+    } < set(names)
+    assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
+
+
+def test_normalised_pixels_have_zero_mean_and_unit_variance() -> None:
+    images = torch.randint(0, 200, (50, 3, 8, 8), dtype=torch.uint8)
+    normalise = Normalise(3)
+    normalise.fit(images)
+    values = normalise(images)
+    assert values.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert (values.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_a_constant_channel_does_not_divide_by_zero() -> None:
+    normalise = Normalise(1)
+    normalise.fit(torch.full((4, 1, 8, 8), 7, dtype=torch.uint8))
+    assert torch.isfinite(normalise(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))).all()
+
+
+def test_fresh_fusion_is_the_mean_of_those_who_answered() -> None:
+    fusion, logits = Fusion(servers=3, classes=4, hidden=8), torch.randn(2, 3, 4)
+    answered = torch.tensor([[True, False, True], [False, True, False]])
+    fused = fusion(logits, answered)
+    expected = logits.log_softmax(-1)
+    assert torch.allclose(fused[0], (expected[0, 0] + expected[0, 2]) / 2, atol=1e-6)
+    assert torch.allclose(fused[1], expected[1, 1], atol=1e-6)
+
+
+def test_what_a_silent_server_says_does_not_matter() -> None:
+    fusion = Fusion(servers=3, classes=4, hidden=8)
+    torch.nn.init.normal_(fusion.correction.weight)
+    logits, answered = torch.randn(1, 3, 4), torch.tensor([[True, False, True]])
+    wild = logits.clone()
+    wild[0, 1] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30])
+    assert torch.equal(fusion(logits, answered), fusion(wild, answered))
+    assert torch.isfinite(fusion(wild, answered)).all()
+
+
+def test_a_branch_sees_its_own_share_only() -> None:
+    torch.manual_seed(0)
+    system = System(tiny_config(), image_shape=(1, 28, 28), classes=10).eval()
+    system.masks.logits.data.normal_()
+    system.masks.freeze()
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    before = system.answer(images)
+    # Whatever happens to the elements of the others, server 0's answer stays.
+    feature = system.quantiser(system.head(images))
+    own = system.masks(1.0, 0.0)[0]
+    disturbed = feature * own + (1 - own) * torch.randn_like(feature)
+    assert torch.allclose(system.branches[0](disturbed * own), before[:, 0], atol=1e-6)
+    assert before.shape == (4, 3, 10)
+
+
+def test_somebody_always_answers_in_training() -> None:
+    torch.manual_seed(0)
+    answered = random_answered(2000, 3, dropout=0.9)
+    assert answered.any(dim=1).all()
+    assert 0.3 < answered.float().mean() < 0.5
+
+
+def test_distillation_is_zero_for_the_teachers_own_answer_and_positive_otherwise() -> None:
+    teacher = torch.randn(8, 10)
+    assert abs(float(distillation(teacher, teacher, 4.0))) < 1e-5
+    assert float(distillation(torch.randn(8, 10), teacher, 4.0)) > 0.1
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    config = tiny_config().loss
+    total, terms = split_loss(
+        torch.randn(8, 10), torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), torch.randn(8, 10), config
+    )
+    expected = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]
+    assert abs(float(total) - expected) < 1e-4
