@@ -80,6 +80,28 @@ def test_a_prediction_carries_everything(
     assert "array" not in repr(result)
 
 
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+def test_the_answers_are_fused_as_the_release_says(
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    missing: int | None,
+) -> None:
+    answers = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
+    for i, fake in enumerate(fakes):
+        fake.fault = Fault(logits=lambda logits, i=i: np.tile(answers[i], (len(logits), 1)))
+    if missing is not None:
+        fakes[missing].fault = Fault(status="UNAVAILABLE")
+    # What the tiny fusion graph is built to do, in numpy.
+    weights = np.array([0 if i == missing else i + 1 for i in range(3)], dtype=np.float32)
+    mean = weights @ answers / weights.sum()
+    expected = np.exp(mean) / np.exp(mean).sum()
+    for result in connect(release / "client", endpoints, min_answers=2).predict_batch(images[:3]):
+        np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5)
+
+
 def test_local_mode_gives_what_the_servers_give(
     connect: Callable[..., Driver],
     connect_local: Callable[..., Driver],

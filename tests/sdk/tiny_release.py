@@ -179,10 +179,15 @@ def branch_graph(readout: np.ndarray) -> onnx.GraphProto:
 
 
 def fusion_graph(n_servers: int, n_classes: int) -> onnx.GraphProto:
-    """Mean of the logits that arrived, then softmax."""
-    constants = {"last": np.array([2], dtype=np.int64), "servers": np.array([1], dtype=np.int64)}
+    """Mean of the logits that arrived, those of later servers counting more, then softmax."""
+    constants = {
+        "last": np.array([2], dtype=np.int64),
+        "servers": np.array([1], dtype=np.int64),
+        "importance": np.arange(1, n_servers + 1, dtype=np.float32),
+    }
     nodes = [
-        helper.make_node("Cast", ["answered"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["answered"], ["arrived"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["arrived", "importance"], ["weight"]),
         helper.make_node("Unsqueeze", ["weight", "last"], ["weights"]),
         helper.make_node("Mul", ["logits", "weights"], ["kept"]),
         helper.make_node("ReduceSum", ["kept", "servers"], ["sum"], keepdims=0),
