@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 TRITON_VENV := .venv-triton
 BIN := $(VENV)/bin
-PIP_OPTIONS := --quiet --disable-pip-version-check
+PIP_OPTIONS := --quiet --only-binary :all: --disable-pip-version-check
 # A stamp is newer than the pins it was made from, so a second `make` installs nothing.
 ENV := $(VENV)/.ready
 TRITON_ENV := $(TRITON_VENV)/.ready
