@@ -202,6 +202,20 @@ def test_the_selftest_finds_another_fusion(release_copy: Path, change: float) ->
         Bundle.open(client).selftest()
 
 
+def test_the_selftest_finds_another_label_within_the_tolerance(release_copy: Path) -> None:
+    client = release_copy / "client"
+    golden = load_file(client / "golden.safetensors")
+    golden["logits"][0] = np.array([1, 1.0001, 0, 0])
+    probabilities = Bundle.open(client).fuse(golden["logits"], np.ones((6, 3), dtype=bool))
+    assert probabilities[0].argmax() == 1
+    golden["probabilities"] = probabilities.copy()
+    golden["probabilities"][0, :2] = probabilities[0, [1, 0]]
+    save_file(golden, client / "golden.safetensors")
+    relist(client, "golden.safetensors")
+    with pytest.raises(SelfTestError, match="labels differ"):
+        Bundle.open(client).selftest()
+
+
 @pytest.mark.parametrize(
     "edit",
     [
