@@ -1,0 +1,265 @@
+"""The demo's report, as a page and as a picture: each image beside all that every server received of it."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from numpy.typing import NDArray
+from PIL import Image
+
+from privdfs import Bundle, Result
+
+#: Colours of the lowest value, of zero, and of the highest.
+LOW, ZERO, HIGH = (33, 102, 172), (236, 236, 236), (217, 95, 14)
+#: A share is drawn as rows of at least so many cells; longer shares get longer rows, not only more of them.
+MIN_COLUMNS = 16
+CELL_PIXELS, GAP_PIXELS = 13, 1
+PNG_COLUMNS = 4
+RIGHT, WRONG = "#1a7f37", "#c62828"
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One image, its true label, the answer, and the shares that the servers were sent: int8 [K_i] each."""
+
+    path: Path
+    label: str
+    result: Result
+    shares: tuple[NDArray[np.int8], ...] = field(repr=False)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer is the true label."""
+        return self.result.label == self.label
+
+    @property
+    def image_bytes(self) -> int:
+        """What the pixels would take if they were sent as they are."""
+        with Image.open(self.path) as image:
+            return image.width * image.height * len(image.getbands())
+
+
+def share_cells(share: NDArray[np.int8], levels: int) -> NDArray[np.uint8]:
+    """A share as a little heat map, in the order in which its values travel.
+
+    Args:
+        share: int8 [K].
+        levels: that a value can take, odd; they are symmetric around zero.
+
+    Returns:
+        uint8 RGBA [rows, columns, 4], a cell per value; what is left of the last row is transparent.
+    """
+    columns = min(len(share), max(MIN_COLUMNS, math.ceil(math.sqrt(2 * len(share)))))
+    rows = math.ceil(len(share) / columns)
+    strength = np.clip(share / (levels // 2), -1, 1)[:, None]
+    ends = np.where(strength < 0, np.array(LOW), np.array(HIGH))
+    colours = np.array(ZERO) * (1 - np.abs(strength)) + ends * np.abs(strength)
+    cells = np.zeros((rows * columns, 4), np.uint8)
+    cells[: len(share), :3] = colours.round()
+    cells[: len(share), 3] = 255
+    return cells.reshape(rows, columns, 4)
+
+
+def share_bits(length: int, levels: int) -> float:
+    """The most information that a share can carry, in bits."""
+    return length * math.log2(levels)
+
+
+def explanation(bundle: Bundle, image_bytes: int) -> tuple[str, str]:
+    """What the pictures of shares show, and what they do not."""
+    specs = {(server.share_length, server.levels) for server in bundle.manifest.servers}
+    sizes = " or ".join(
+        f"{length} int8 values of {levels} levels ({length} bytes on the wire, at most "
+        f"{share_bits(length, levels):.1f} bits of information)"
+        for length, levels in sorted(specs)
+    )
+    shows = (
+        f"A strip is all that one server received for the image beside it: {sizes}; the image has {image_bytes} bytes. "
+        "Each cell is one value, in the order in which they travel; blue is negative, grey is zero, orange is positive."
+    )
+    proves = (
+        "This picture proves nothing about privacy. That a strip means nothing to the eye does not say what can be "
+        "reconstructed from it: that is measured elsewhere, by attackers who know the encoder and train on shares."
+    )
+    return shows, proves
+
+
+def write_png(path: Path, bundle: Bundle, rows: Sequence[Classified]) -> None:
+    """Draw the report as one picture.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    servers, lines = bundle.n_servers, math.ceil(len(rows) / PNG_COLUMNS)
+    figure = Figure(figsize=(15, 1.3 + 1.75 * lines), dpi=110, facecolor="white")
+    top = 1 - 0.5 / figure.get_figheight()
+    grid = figure.add_gridspec(
+        lines, PNG_COLUMNS, left=0.015, right=0.985, top=top - 0.04, bottom=0.9 / figure.get_figheight(), hspace=0.38
+    )
+    for position, row in enumerate(rows):
+        card = grid[divmod(position, PNG_COLUMNS)].subgridspec(servers, 2, width_ratios=(1, 2.1), wspace=0.06)
+        _draw_card(figure, card, bundle, row)
+    figure.suptitle(
+        f"What each of the {servers} servers receives of an image  ·  release {bundle.release}",
+        y=top + 0.2 / figure.get_figheight(),
+        fontsize=13,
+        fontweight="bold",
+    )
+    shows, proves = explanation(bundle, rows[0].image_bytes)
+    figure.text(0.5, 0.62 / figure.get_figheight(), shows, ha="center", va="top", fontsize=8.5, wrap=True)
+    figure.text(0.5, 0.24 / figure.get_figheight(), proves, ha="center", va="top", fontsize=8.5, style="italic")
+    figure.savefig(path)
+
+
+def _draw_card(figure: Figure, card: GridSpecFromSubplotSpec, bundle: Bundle, row: Classified) -> None:
+    with Image.open(row.path) as image:
+        picture = figure.add_subplot(card[:, 0])
+        picture.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+    _bare(picture)
+    strips = [figure.add_subplot(card[server, 1]) for server in range(len(row.shares))]
+    for server, (strip, share, spec) in enumerate(zip(strips, row.shares, bundle.manifest.servers, strict=True)):
+        cells = share_cells(share, spec.levels)
+        strip.imshow(cells, interpolation="nearest", aspect="equal")
+        strip.set_xticks(np.arange(cells.shape[1] + 1) - 0.5, minor=True)
+        strip.set_yticks(np.arange(cells.shape[0] + 1) - 0.5, minor=True)
+        strip.grid(which="minor", color="white", linewidth=0.8)
+        _bare(strip)
+        strip.set_title(f"server {server}", fontsize=7, loc="left", pad=2, color="#555555")
+    picture.set_title(_verdict(row), fontsize=9, loc="left", pad=12, color=RIGHT if row.is_right else WRONG)
+
+
+def _bare(axes: Axes) -> None:
+    axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _verdict(row: Classified) -> str:
+    answer = f"{row.result.label} {row.result.probability:.0%}"
+    return answer if row.is_right else f"{answer} (true: {row.label})"
+
+
+def write_html(path: Path, bundle: Bundle, rows: Sequence[Classified]) -> None:
+    """Write the report as one page that needs no other file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shows, proves = explanation(bundle, rows[0].image_bytes)
+    accuracy, bytes_up = bundle.manifest.accuracy, sum(rows[0].result.bytes_up)
+    right = sum(row.is_right for row in rows)
+    page = _PAGE.format(
+        servers=bundle.n_servers,
+        release=html.escape(bundle.release),
+        right=right,
+        images=len(rows),
+        bytes_up=bytes_up,
+        image_bytes=rows[0].image_bytes,
+        fused=f"{accuracy.fused:.2%}",
+        baseline=f"{accuracy.baseline:.2%}",
+        measured=html.escape(f"{accuracy.images:,} images of {accuracy.data}"),
+        shows=html.escape(shows),
+        proves=html.escape(proves),
+        cards="\n".join(_card(bundle, row) for row in rows),
+        server_heads="".join(f"<th>server {server}" for server in range(bundle.n_servers)),
+        times="\n".join(_times(row) for row in rows),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _card(bundle: Bundle, row: Classified) -> str:
+    with Image.open(row.path) as image:
+        picture = _data_uri(image)
+    strips = "\n".join(
+        f"<dt>server {server}<dd>{_strip(share, spec.levels)}"
+        for server, (share, spec) in enumerate(zip(row.shares, bundle.manifest.servers, strict=True))
+    )
+    return (
+        f'<figure><img class="image" src="{picture}" alt="{html.escape(row.label)}">'
+        f'<div><figcaption class="{"right" if row.is_right else "wrong"}">{html.escape(_verdict(row))}</figcaption>'
+        f"<dl>{strips}</dl></div></figure>"
+    )
+
+
+def _strip(share: NDArray[np.int8], levels: int) -> str:
+    cells = share_cells(share, levels)
+    large = np.kron(cells, np.ones((CELL_PIXELS, CELL_PIXELS, 1), np.uint8))
+    for offset in range(GAP_PIXELS):
+        large[offset::CELL_PIXELS] = 0
+        large[:, offset::CELL_PIXELS] = 0
+    values = " ".join(map(str, share.tolist()))
+    return f'<img src="{_data_uri(Image.fromarray(large))}" alt="{values}" title="{values}">'
+
+
+def _times(row: Classified) -> str:
+    took = row.result.timings
+    parts = (took.decode_ms, took.encode_ms, *took.servers_ms, took.fusion_ms, took.total_ms)
+    cells = "".join("<td>no answer" if ms is None else f"<td>{ms:.2f}" for ms in parts)
+    return f"<tr><th>{html.escape(row.path.name)}{cells}"
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>PrivDFS demo: what each server receives</title>
+<style>
+  :root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #777; }}
+  body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }}
+  h1 {{ font-size: 1.5rem; margin: 0; }}
+  h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }}
+  .release {{ color: var(--faint); margin: 0 0 1rem; }}
+  .facts {{ display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; list-style: none; }}
+  .facts li {{ background: var(--soft); border-radius: 8px; padding: .6rem 1rem; }}
+  .facts b {{ display: block; font-size: 1.25rem; }}
+  .proves {{ border-left: 4px solid #d95f0e; padding: .3rem 1rem; background: var(--soft); }}
+  .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); gap: .75rem; }}
+  figure {{ display: flex; gap: .9rem; margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: 8px; }}
+  figcaption {{ font-weight: 600; }}
+  .right {{ color: #1a7f37; }} .wrong {{ color: #d32f2f; }}
+  .image {{ width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; }}
+  dl {{ display: grid; grid-template-columns: auto 1fr; gap: .1rem .5rem; margin: .25rem 0 0; align-items: center; }}
+  dt {{ font-size: .75rem; color: var(--faint); white-space: nowrap; }}
+  dd {{ margin: 0; min-width: 0; }} dd img {{ display: block; max-width: 100%; }}
+  .times {{ overflow-x: auto; }}
+  table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }}
+  th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }}
+  th:first-child {{ text-align: left; font-weight: normal; }}
+</style>
+<h1>What each of the {servers} servers receives of an image</h1>
+<p class="release">PrivDFS demo, release {release}</p>
+<ul class="facts">
+  <li><b>{right} of {images}</b>of these images right
+  <li><b>{fused}</b>on {measured} (unprotected baseline: {baseline})
+  <li><b>{bytes_up} bytes</b>up for each image, to all servers; its pixels: {image_bytes}
+</ul>
+<p>{shows}</p>
+<p class="proves">{proves}</p>
+<div class="cards">
+{cards}
+</div>
+<h2>Time of each call, in milliseconds</h2>
+<p>The servers work in parallel. The first call also loads the image decoder, connects to the servers and checks what
+they serve.</p>
+<div class="times"><table>
+<thead><tr><th>image<th>decode<th>encode{server_heads}<th>fusion<th>total</thead>
+<tbody>
+{times}
+</tbody>
+</table></div>
+</html>
+"""
