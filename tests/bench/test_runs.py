@@ -1,0 +1,135 @@
+"""Both benchmarks as a person runs them, on real tritonservers and a tiny trained release."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench._common import merge_release, write_results
+from privdfs import Bundle
+
+pytestmark = pytest.mark.e2e
+
+BENCH = Path(__file__).parents[2] / "bench"
+ABOUT = {"command", "commit", "config", "date", "machine", "seed", "versions"}
+
+
+def run(script: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, str(BENCH / script), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run(line, capture_output=True, text=True, timeout=150, check=False, env=environment)
+
+
+def test_accuracy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "accuracy.json", trained_release.parent / "run" / "system.safetensors"
+    other = {"fused": 0.5, "made_by": {"commit": "before"}}
+    write_results(out, merge_release({}, "another", other))
+
+    done = run("accuracy.py", trained_release, "--data", data_folder, "--checkpoint", checkpoint, "--out", out)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert results["releases"]["another"] == other
+    found, manifest = results["releases"][trained_release.name], Bundle.open(trained_release / "client").manifest
+    assert set(results["made_by"]) == ABOUT
+    assert found["made_by"] == results["made_by"]
+    assert results["made_by"]["versions"]["tritonserver"][0].isdigit()
+    assert found["images"] == manifest.accuracy.images == 1000
+    # The exporter measured the same files on the same images in one process; the servers must give the same.
+    assert found["fused"] == found["fused_exported"] == manifest.accuracy.fused
+    assert abs(found["fused_torch"] - found["fused"]) <= 0.002
+    assert found["baseline"] == manifest.accuracy.baseline
+    assert found["branches"] == list(manifest.accuracy.branches)
+    assert found["agreement"]["agreeing"] == found["agreement"]["images"] == 1000
+    by_size = {
+        size: [row.accuracy for row in manifest.accuracy.subsets if len(row.answered) == size] for size in (1, 2)
+    }
+    assert set(found["missing"]) == {"1", "2"}
+    for missing, values in found["missing"].items():
+        expected = by_size[3 - int(missing)]
+        assert values["worst"] == min(expected)
+        assert values["mean"] == pytest.approx(sum(expected) / 3)
+    assert found["client_macs"] == manifest.macs.head + manifest.macs.fusion
+    assert found["bytes_up"] == 36
+    for cell in ("fused, tritonservers", f"{found['fused']:.2%}", "1,000 of 1,000", "2 missing, worst"):
+        assert cell in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "manifest.json"),
+        (["{release}", "--data", "{data}", "--checkpoint", "nowhere"], "no checkpoint"),
+        (["{release}", "--data", "nowhere"], "nowhere"),
+        (["{release}", "{release}"], "same folder name"),
+        (["{release}", "--data", "{data}", "--agreement", "0"], "at least 1"),
+        (["a", "b", "--checkpoint", "nowhere"], "one release"),
+        (["{release}", "--out", "{damaged}"], "remove it"),
+    ],
+)
+def test_accuracy_says_what_is_wrong(
+    trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    (tmp_path / "damaged.json").write_text("{")
+    places = {"release": trained_release, "data": data_folder, "damaged": tmp_path / "damaged.json"}
+    out = [] if "--out" in arguments else ["--out", tmp_path / "accuracy.json"]
+    done = run("accuracy.py", *(word.format(**places) for word in arguments), *out)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "accuracy.json").exists()
+
+
+def test_accuracy_refuses_the_checkpoint_of_another_release(
+    trained_release: Path, trained_release_of_five: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained_release_of_five.parent / "run" / "system.safetensors"
+    arguments = ("--data", data_folder, "--checkpoint", checkpoint, "--out", tmp_path / "accuracy.json")
+    done = run("accuracy.py", trained_release, *arguments)
+    assert done.returncode == 2
+    assert "was not trained with the config" in done.stderr
+
+
+def test_latency(trained_release: Path, tmp_path: Path) -> None:
+    done = run("latency.py", trained_release, "--samples", "40", "--warmup", "3", "--out", tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "latency.json").read_text())
+    assert set(results["made_by"]) == ABOUT
+    assert results["made_by"]["config"]["samples"] == 40
+    systems = results["systems"]
+    assert {name: values["bytes_up"] for name, values in systems.items()} == {
+        "privdfs": 36,
+        "baseline_triton": 784,
+        "baseline_device": 0,
+    }
+    for name, values in systems.items():
+        assert values["samples"] == len(values["samples_ms"]) == 40
+        assert min(values["samples_ms"]) <= values["p50_ms"] <= values["p90_ms"] <= values["p99_ms"]
+        low, high = values["p50_interval_ms"]
+        assert low <= values["p50_ms"] <= high
+        assert values["p99_ms"] in values["samples_ms"]
+        assert values["p99_interval_ms"][1] is None  # 40 samples do not bound it
+        assert name in done.stdout
+        assert f"{values['p50_ms']:.2f}" in done.stdout
+    # A call contains its slowest server; the stages are of the same calls.
+    assert 0 < systems["privdfs"]["stages_p50"]["slowest_server_ms"] < systems["privdfs"]["p50_ms"]
+    for other in ("baseline_triton", "baseline_device"):
+        ratio = systems["privdfs"]["p50_ms"] / systems[other]["p50_ms"]
+        assert results["ratios"][f"privdfs_p50_to_{other}_p50"] == pytest.approx(ratio, abs=1e-3)
+    with Image.open(tmp_path / "latency.png") as picture:
+        assert min(picture.size) > 500
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+@pytest.mark.parametrize(("arguments", "told"), [(["nowhere"], "manifest.json"), (["x", "--samples", "0"], "at least")])
+def test_latency_says_what_is_wrong(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = run("latency.py", *arguments, "--out", tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
