@@ -23,7 +23,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Common behaviour of all sections: immutable, and unknown keys are errors."""
 
 
-class DataConfig(_Section):
+class DataConfig(_Section, frozen=True):
     """Which images, and how the training half is augmented."""
 
     name: Literal["fashion-mnist"]
@@ -31,14 +31,14 @@ class DataConfig(_Section):
     crop_padding: int  # pixels added on each side before a random crop of the original size
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(_Section, frozen=True):
     """The unprotected model that the release is compared with, and the teacher of the split model."""
 
     name: Literal["resnet8", "resnet20", "resnet32", "resnet56"]
     width: int  # channels of the first stage; the second and third have twice and four times as many
 
 
-class HeadConfig(_Section):
+class HeadConfig(_Section, frozen=True):
     """The client network: a strided stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution."""
 
     stem: int
@@ -46,7 +46,7 @@ class HeadConfig(_Section):
     channels: int  # of the feature that the masks cut
 
 
-class MaskConfig(_Section):
+class MaskConfig(_Section, frozen=True):
     """How the feature is cut into shares."""
 
     servers: int
@@ -56,21 +56,21 @@ class MaskConfig(_Section):
     settled: float  # share of the masks stage after which the draw is without noise, so that branches can rely on it
 
 
-class BranchConfig(_Section):
+class BranchConfig(_Section, frozen=True):
     """One server's network."""
 
     width: int
     blocks: int
 
 
-class FusionConfig(_Section):
+class FusionConfig(_Section, frozen=True):
     """The client network that combines the answers."""
 
     hidden: int
     branch_dropout: float  # probability that an answer is withheld during training
 
 
-class LossConfig(_Section):
+class LossConfig(_Section, frozen=True):
     """Weights of the terms of the split model's loss, beside the fused cross-entropy with weight one."""
 
     auxiliary: float  # mean cross-entropy of the branches alone
@@ -79,7 +79,7 @@ class LossConfig(_Section):
     label_smoothing: float
 
 
-class StageConfig(_Section):
+class StageConfig(_Section, frozen=True):
     """Budget and optimiser of one stage."""
 
     epochs: int
@@ -89,7 +89,7 @@ class StageConfig(_Section):
     weight_decay: float
 
 
-class TrainConfig(_Section):
+class TrainConfig(_Section, frozen=True):
     """The three stages, in the order in which they run."""
 
     baseline: StageConfig
@@ -97,7 +97,7 @@ class TrainConfig(_Section):
     finetune: StageConfig
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """A whole run."""
 
     name: str
