@@ -50,9 +50,11 @@ cp "$server/backends/python/libtriton_python.so" "$server/backends/python/triton
 echo 'import sys; sys.dont_write_bytecode = True' >"$site/no_bytecode.pth"
 cat >"$venv/bin/tritonserver" <<WRAPPER
 #!/bin/sh
-# Written by scripts/make-triton-env.sh: Triton with the Python backend of this environment.
+# Written by scripts/make-triton-env.sh: Triton with the Python backend of this environment. This Triton is old, so it
+# listens on this machine only, unless told otherwise.
 export LD_LIBRARY_PATH='$site/nvidia_pytriton.libs:$libdir'"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
 export PATH='$venv/bin:'"\$PATH"
-exec '$server/bin/tritonserver' --backend-directory='$backends' "\$@"
+exec '$server/bin/tritonserver' --backend-directory='$backends' \\
+    --grpc-address=127.0.0.1 --http-address=127.0.0.1 "\$@"
 WRAPPER
 chmod +x "$venv/bin/tritonserver"
