@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.gridspec import SubplotSpec
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,8 +23,8 @@ LOW, ZERO, HIGH = (33, 102, 172), (236, 236, 236), (217, 95, 14)
 #: A share is drawn as rows of at least so many cells; longer shares get longer rows, not only more of them.
 MIN_COLUMNS = 16
 CELL_PIXELS, GAP_PIXELS = 13, 1
-PNG_COLUMNS = 4
-RIGHT, WRONG = "#1a7f37", "#c62828"
+PNG_COLUMNS, CAPTION_CHARACTERS = 4, 225
+RIGHT, WRONG, FAINT = "#1a7f37", "#c62828", "#555555"
 
 
 @dataclass(frozen=True)
@@ -98,42 +99,47 @@ def write_png(path: Path, bundle: Bundle, rows: Sequence[Classified]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    servers, lines = bundle.n_servers, math.ceil(len(rows) / PNG_COLUMNS)
-    figure = Figure(figsize=(15, 1.3 + 1.75 * lines), dpi=110, facecolor="white")
+    lines = math.ceil(len(rows) / PNG_COLUMNS)
+    figure = Figure(figsize=(15, 1.5 + 1.65 * lines), dpi=110, facecolor="white")
     top = 1 - 0.5 / figure.get_figheight()
     grid = figure.add_gridspec(
-        lines, PNG_COLUMNS, left=0.015, right=0.985, top=top - 0.04, bottom=0.9 / figure.get_figheight(), hspace=0.38
+        lines, PNG_COLUMNS, left=0.015, right=0.985, top=top - 0.04, bottom=0.95 / figure.get_figheight(), hspace=0.2
     )
     for position, row in enumerate(rows):
-        card = grid[divmod(position, PNG_COLUMNS)].subgridspec(servers, 2, width_ratios=(1, 2.1), wspace=0.06)
-        _draw_card(figure, card, bundle, row)
+        _draw_card(figure, grid[divmod(position, PNG_COLUMNS)], bundle, row)
     figure.suptitle(
-        f"What each of the {servers} servers receives of an image  ·  release {bundle.release}",
+        f"What each of the {bundle.n_servers} servers receives of an image  ·  release {bundle.release}",
         y=top + 0.2 / figure.get_figheight(),
         fontsize=13,
         fontweight="bold",
     )
     shows, proves = explanation(bundle, rows[0].image_bytes)
-    figure.text(0.5, 0.62 / figure.get_figheight(), shows, ha="center", va="top", fontsize=8.5, wrap=True)
-    figure.text(0.5, 0.24 / figure.get_figheight(), proves, ha="center", va="top", fontsize=8.5, style="italic")
+    lines_of_text = textwrap.wrap(shows, CAPTION_CHARACTERS) + textwrap.wrap(proves, CAPTION_CHARACTERS)
+    caption = "\n".join(lines_of_text)
+    figure.text(0.015, 0.75 / figure.get_figheight(), caption, va="top", fontsize=8.5, linespacing=1.5)
     figure.savefig(path)
 
 
-def _draw_card(figure: Figure, card: GridSpecFromSubplotSpec, bundle: Bundle, row: Classified) -> None:
+def _draw_card(figure: Figure, place: SubplotSpec, bundle: Bundle, row: Classified) -> None:
+    """One image, the answer above it, and its shares to the right, one below the other."""
+    card = place.subgridspec(2, 2, width_ratios=(1, 2), height_ratios=(1, 5), wspace=0.5, hspace=0.06)
+    title, picture = figure.add_subplot(card[0, :]), figure.add_subplot(card[1, 0])
+    title.text(0, 0.2, _verdict(row), transform=title.transAxes, fontsize=9, color=RIGHT if row.is_right else WRONG)
     with Image.open(row.path) as image:
-        picture = figure.add_subplot(card[:, 0])
         picture.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+    picture.set_anchor("W")
+    _bare(title)
     _bare(picture)
-    strips = [figure.add_subplot(card[server, 1]) for server in range(len(row.shares))]
-    for server, (strip, share, spec) in enumerate(zip(strips, row.shares, bundle.manifest.servers, strict=True)):
-        cells = share_cells(share, spec.levels)
+    lines = card[1, 1].subgridspec(len(row.shares), 1, hspace=0.1)
+    for server, (share, spec) in enumerate(zip(row.shares, bundle.manifest.servers, strict=True)):
+        strip, cells = figure.add_subplot(lines[server]), share_cells(share, spec.levels)
         strip.imshow(cells, interpolation="nearest", aspect="equal")
+        strip.set_anchor("W")
         strip.set_xticks(np.arange(cells.shape[1] + 1) - 0.5, minor=True)
         strip.set_yticks(np.arange(cells.shape[0] + 1) - 0.5, minor=True)
         strip.grid(which="minor", color="white", linewidth=0.8)
+        strip.set_ylabel(f"server {server}", fontsize=7, rotation="horizontal", ha="right", va="center", color=FAINT)
         _bare(strip)
-        strip.set_title(f"server {server}", fontsize=7, loc="left", pad=2, color="#555555")
-    picture.set_title(_verdict(row), fontsize=9, loc="left", pad=12, color=RIGHT if row.is_right else WRONG)
 
 
 def _bare(axes: Axes) -> None:
@@ -230,7 +236,7 @@ _PAGE = """<!doctype html>
   .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); gap: .75rem; }}
   figure {{ display: flex; gap: .9rem; margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: 8px; }}
   figcaption {{ font-weight: 600; }}
-  .right {{ color: #1a7f37; }} .wrong {{ color: #d32f2f; }}
+  .right {{ color: light-dark(#1a7f37, #4ac26b); }} .wrong {{ color: light-dark(#c62828, #ff6b62); }}
   .image {{ width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; }}
   dl {{ display: grid; grid-template-columns: auto 1fr; gap: .1rem .5rem; margin: .25rem 0 0; align-items: center; }}
   dt {{ font-size: .75rem; color: var(--faint); white-space: nowrap; }}
