@@ -95,7 +95,7 @@ def test_the_shares_are_the_trained_ones(system: System, encoder: onnx.ModelProt
     images, _ = shifted_images(5, seed=9)
     images = images[..., None]
     session = ort.InferenceSession(encoder.SerializeToString())
-    shares = session.run(None, {"image": images})
+    shares = [np.asarray(share) for share in session.run(None, {"image": images})]
     with torch.inference_mode():
         feature = system.head(torch.from_numpy(images).permute(0, 3, 1, 2))
         integers = system.quantiser.integers(feature).flatten(1)
