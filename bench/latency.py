@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import grpc
 import numpy as np
@@ -45,7 +44,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from privdfs import Bundle, Client, Error, Result, _bundle
+from privdfs import Bundle, Client, Error, Result
 from privdfs._images import load_image
 from privdfs_export.serve import serve
 
@@ -221,9 +220,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     Raises:
         Error: the release cannot be used or served, or a server did not answer.
     """
-    # The SDK would run the encoder in two threads, the baseline runs in one: one for both, to compare like with like.
-    with mock.patch.object(_bundle, "ONNX_THREADS", 1):
-        bundle = Bundle.open(release / "client")
+    bundle = Bundle.open(release / "client")
     images = [load_image(path, bundle.manifest.image) for path in sorted(IMAGES.glob("*.png"))]
     repositories = [*(release / f"server-{server}" for server in range(bundle.n_servers)), release / "baseline"]
     with ExitStack() as stack:

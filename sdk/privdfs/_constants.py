@@ -22,8 +22,8 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: No trained branch gives such a logit; below it the fusion's float32 arithmetic stays finite.
 MAX_ABS_LOGIT = 1e6
 
-#: The graphs on the device are small; more threads cost more in waking up than they gain.
-ONNX_THREADS = 2
+#: The graphs on the device are small; a second thread costs more in waking up than it gains.
+ONNX_THREADS = 1
 
 #: Rounding at ties differs between processors: this share of the golden int8 values may differ on a healthy device.
 SELFTEST_SHARE_TOLERANCE = 0.01

@@ -1,0 +1,111 @@
+"""`python bench/figures.py`: write the README's figures from the committed result files.
+
+    python bench/figures.py           rewrite what stands between the marks
+    python bench/figures.py --check   exit 1 when the README does not show what the result files say
+
+No figure in the README is typed by hand.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, ROOT, read_results
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+def accuracy_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of all releases in accuracy.json."""
+    rows = [
+        (
+            "| release | servers | baseline | fused, over tritonservers | one server missing (worst) | a branch alone "
+            "| bytes up | client / baseline MACs |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in results["releases"].items():
+        branches = entry["branches"]
+        rows.append(
+            f"| {name} | {len(branches)} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** "
+            f"| {entry['missing']['1']['worst']:.2%} | {min(branches):.2%} to {max(branches):.2%} "
+            f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
+        )
+    images = {entry["images"] for entry in results["releases"].values()}
+    made_by = results["made_by"]
+    counted = " and ".join(f"{count:,}" for count in sorted(images))
+    return (
+        "\n".join(rows) + f"\n\n{counted} test images; exported int8 files, one real tritonserver per server. "
+        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
+    )
+
+
+def latency_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of latency.json."""
+    rows = ["| system | p50 | p90 | p99 | bytes up |", "| --- | --- | --- | --- | --- |"]
+    for name, system in results["systems"].items():
+        percentiles = " | ".join(f"{system[key]:.2f} ms" for key in ("p50_ms", "p90_ms", "p99_ms"))
+        rows.append(f"| {name} | {percentiles} | {system['bytes_up']} |")
+    made_by = results["made_by"]
+    samples = next(iter(results["systems"].values()))["samples"]
+    return (
+        "\n".join(rows) + f"\n\n{samples:,} calls each, interleaved, on loopback, {made_by['machine']['cores']} cores "
+        f"({made_by['machine']['processor']}), release {results['release']}. `{made_by['command']}`, commit "
+        f"{made_by['commit'][:10]}, {made_by['date']}. Machines like this one are noisy: compare within the table."
+    )
+
+
+def figures(folder: Path) -> str:
+    """Everything between the marks.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    accuracy, latency = read_results(folder / "accuracy.json"), read_results(folder / "latency.json")
+    return f"{BEGIN}\n{accuracy_table(accuracy)}\n\n{latency_table(latency)}\n{END}"
+
+
+def updated(readme: str, shown: str) -> str:
+    """A README with its figures replaced.
+
+    Args:
+        readme: whole text.
+        shown: as `figures` gives it.
+
+    Returns:
+        The new text.
+    """
+    before, _, rest = readme.partition(BEGIN)
+    return before + shown + rest.partition(END)[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point.
+
+    Args:
+        arguments: of the command line; None means those of the process.
+
+    Returns:
+        Exit code: 0 done or up to date, 1 not up to date.
+    """
+    parser = argparse.ArgumentParser(prog="figures", description="Write the README's figures from the result files.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the README is out of date")
+    options = parser.parse_args(arguments)
+    readme = README.read_text(encoding="utf-8")
+    wanted = updated(readme, figures(RESULTS))
+    if options.check:
+        if readme != wanted:
+            print("README.md does not show what bench/results says: run python bench/figures.py", file=sys.stderr)
+        return int(readme != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import figures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    made_by = {"command": "latency.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+    entry = {"branches": [0.8, 0.9], "baseline": 0.95, "fused": 0.94125, "missing": {"1": {"worst": 0.7}}}
+    entry |= {"images": 10000, "bytes_up": 32, "baseline_macs": 300, "client_macs": 20, "made_by": made_by}
+    (tmp_path / "accuracy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": entry}}))
+    system = {"p50_ms": 1.234, "p90_ms": 2.0, "p99_ms": 3.0, "bytes_up": 32, "samples": 1000}
+    about = made_by | {"machine": {"cores": "2", "processor": "a processor"}}
+    (tmp_path / "latency.json").write_text(
+        json.dumps({"made_by": about, "release": "small", "systems": {"privdfs": system}})
+    )
+    return tmp_path
+
+
+def test_figures_are_those_of_the_result_files(results: Path) -> None:
+    text = figures.figures(results)
+    assert "| small | 2 | 95.00% | **94.12%** | 70.00% | 80.00% to 90.00% | 32 | 1/15.0 |" in text
+    assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 32 |" in text
+    assert "commit 0123456789" in text
+
+
+def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
+    readme = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
+    new = figures.updated(readme, figures.figures(results))
+    assert new.startswith(f"before\n{figures.BEGIN}\n| release")
+    assert new.endswith(f"{figures.END}\nafter\n")
+    assert figures.updated(new, figures.figures(results)) == new
+
+
+def test_the_readme_shows_what_the_committed_results_say() -> None:
+    assert figures.main(["--check"]) == 0
