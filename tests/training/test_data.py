@@ -77,3 +77,65 @@ def test_crops_are_windows_of_the_padded_image_and_some_are_mirrored() -> None:
     mirrored = [crop.flip(-1).numpy().tobytes() in windows for crop in crops]
     assert all(one or other for one, other in zip(straight, mirrored, strict=True))
     assert 60 < sum(straight) < 140
+
+
+def write_cifar(folder: Path, *, classes: int, label_bytes: int, files: dict[str, int], names: str) -> dict[str, bytes]:
+    """Files in the official layout with pixels that can be recognised; gives their bytes."""
+    folder.mkdir(parents=True)
+    (folder / names).write_text("\n".join(f"class{number}" for number in range(classes)) + "\n\n")
+    written = {}
+    for offset, (file, records) in enumerate(files.items()):
+        content = b""
+        for record in range(records):
+            label = (record + offset) % classes
+            planes = b"".join(bytes([(record + plane * 50 + offset) % 256]) * 1024 for plane in range(3))
+            content += bytes([7] * (label_bytes - 1) + [label]) + planes
+        (folder / file).write_bytes(content)
+        written[file] = content
+    return written
+
+
+CIFAR10_FILES = {f"data_batch_{number}.bin": 4 for number in range(1, 6)} | {"test_batch.bin": 6}
+
+
+def test_cifar10_is_read_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar(folder, classes=10, label_bytes=1, files=CIFAR10_FILES, names="batches.meta.txt")
+    for root in (tmp_path, folder):
+        data = load_data("cifar10", root)
+        assert data.image_shape == (3, 32, 32)
+        assert len(data.train_labels) == 20
+        assert data.train_labels[4:8].tolist() == [1, 2, 3, 4]  # the second file
+        assert data.test_images[2, :, 31, 0].tolist() == [7, 57, 107]
+        assert data.classes[3] == "class3"
+
+
+def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-binary"
+    files = {"train.bin": 5, "test.bin": 3}
+    write_cifar(folder, classes=100, label_bytes=2, files=files, names="fine_label_names.txt")
+    data = load_data("cifar100", tmp_path)
+    assert data.train_labels.tolist() == [0, 1, 2, 3, 4]
+    assert data.test_images[0, :, 0, 0].tolist() == [1, 51, 101]
+    assert len(data.classes) == 100
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("data_batch_3.bin", None, r"data_batch_3\.bin cannot be read: No such file.*binary version of CIFAR10"),
+        ("data_batch_3.bin", b"\0" * 3000, "3000 bytes are no records of 3073"),
+        ("test_batch.bin", b"", "0 bytes are no records"),
+        ("test_batch.bin", b"\x0b" + b"\0" * 3072, "has label 11"),
+        ("batches.meta.txt", None, r"batches\.meta\.txt cannot be read"),
+    ],
+)
+def test_damaged_cifar_files_are_named(tmp_path: Path, file: str, content: bytes | None, problem: str) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar(folder, classes=10, label_bytes=1, files=CIFAR10_FILES, names="batches.meta.txt")
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        load_data("cifar10", tmp_path)

@@ -26,7 +26,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class DataConfig(_Section, frozen=True):
     """Which images, and how the training half is augmented."""
 
-    name: Literal["fashion-mnist"]
+    name: Literal["fashion-mnist", "cifar10", "cifar100"]
     flip: bool
     crop_padding: int  # pixels added on each side before a random crop of the original size
 

@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from privdfs_training.data.cifar import load_cifar10, load_cifar100
 from privdfs_training.data.dataset import DataSet
 from privdfs_training.data.fashion import load_fashion_mnist
 
 __all__ = ["DataSet", "load_data"]
 
-LOADERS: dict[str, Callable[[Path | None], DataSet]] = {"fashion-mnist": load_fashion_mnist}
+LOADERS: dict[str, Callable[[Path | None], DataSet]] = {
+    "fashion-mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+}
 
 
 def load_data(name: str, root: Path | None) -> DataSet:
