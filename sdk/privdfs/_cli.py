@@ -22,7 +22,7 @@ from privdfs._bundle import Bundle
 from privdfs._client import Client
 from privdfs._config import TLS, Server
 from privdfs._constants import DEFAULT_TIMEOUT_S
-from privdfs._errors import ConfigError, Error
+from privdfs._errors import ConfigError, Error, ImageError
 from privdfs._result import Result
 from privdfs._verify import verify
 
@@ -101,7 +101,7 @@ def _predict(options: argparse.Namespace) -> None:
         images = [options.bundle, *options.images] if options.local else options.images
         if not images:
             raise ConfigError("no image was given: privdfs predict BUNDLE IMAGE... --server HOST:PORT ...")
-        results = [client.predict(image) for image in images]
+        results = [_predict_file(client, image) for image in images]
         if options.json:
             rows = [{"image": image, **_plain(result)} for image, result in zip(images, results, strict=True)]
             _print_json({"release": client.bundle.release, "results": rows})
@@ -113,6 +113,13 @@ def _predict(options: argparse.Namespace) -> None:
             f"{image:<{width}}  {result.label:<16} {result.probability:7.2%}  {who}  "
             f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up"
         )
+
+
+def _predict_file(client: Client, image: str) -> Result:
+    try:
+        return client.predict(image)
+    except ImageError as error:  # among many files, which one
+        raise ImageError(f"{image}: {error.message}") from error
 
 
 def _client(options: argparse.Namespace) -> Client:

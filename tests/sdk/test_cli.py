@@ -48,6 +48,14 @@ def test_predict_prints_a_line_per_image(
         assert re.search(r"\d+\.\d+%  3/3 servers +\d+\.\d ms  18 bytes up$", line)
 
 
+def test_the_file_that_is_not_an_image_is_named(
+    release: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    assert str(text) in failed(capsys, "predict", "--local", str(release), pictures[0], str(text))
+
+
 def test_predict_in_json_is_the_same_in_local_mode(
     release: Path, endpoints: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

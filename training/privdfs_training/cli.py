@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
-        console.print(f"{config.name}: {data!r}; everything goes to {folder}")
+        console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
         path = train(config, data, folder, console)
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"privdfs-train: {error}", file=sys.stderr)
         return 2
-    console.print(f"finished: {path}\nnext: privdfs-export {path} --out model_repository/{config.name}")
+    console.print(f"finished: {path}\nnext: privdfs-export {path} --out model_repository/{config.name}", soft_wrap=True)
     return 0
 
 
