@@ -55,11 +55,18 @@ def write_data(folder: Path, *, train_copies: int = 26, test_copies: int = 50) -
 
 def tiny_values(servers: int = 3) -> dict[str, Any]:
     """A config that trains in seconds."""
-    stage = {"epochs": 2, "batch": 64, "optimizer": "adamw", "learning_rate": 5e-3, "weight_decay": 0.01}
+    stage = {
+        "epochs": 2,
+        "batch": 64,
+        "optimizer": "adamw",
+        "learning_rate": 5e-3,
+        "weight_decay": 0.01,
+        "crop_padding": 1,
+    }
     return {
         "name": f"tiny-{servers}",
         "seed": 3,
-        "data": {"name": "fashion-mnist", "flip": False, "crop_padding": 1},
+        "data": {"name": "fashion-mnist", "flip": False},
         "backbone": {"name": "resnet8", "width": 8},
         "head": {"stem": 8, "stages": [[16, 2], [24, 1]], "channels": 4},
         "masks": {"servers": servers, "values": 12, "levels": 5, "temperature": [1.0, 0.1], "settled": 0.5},

@@ -22,17 +22,34 @@ from tests.trained import QUIET, tiny_config, tiny_values
 TOML = """
 name = "{name}"
 seed = 1
-data = {{name = "fashion-mnist", flip = true, crop_padding = 2}}
+data = {{name = "fashion-mnist", flip = true}}
 backbone = {{name = "resnet8", width = 4}}
 head = {{stem = 4, stages = [[8, 1], [8, 1]], channels = 4}}
 masks = {{servers = 3, values = 4, levels = 3, temperature = [1.0, 0.1], settled = 0.5}}
 branch = {{width = 8, blocks = 1}}
 fusion = {{hidden = 8, branch_dropout = 0.2}}
 loss = {{auxiliary = 0.1, distillation = 1.0, distillation_temperature = 4.0, label_smoothing = 0.1}}
-[train]
-baseline = {{epochs = {epochs}, batch = 64, optimizer = "sgd", learning_rate = 0.05, weight_decay = 5e-4}}
-masks = {{epochs = 1, batch = 64, optimizer = "adamw", learning_rate = 3e-3, weight_decay = 0.05}}
-finetune = {{epochs = 1, batch = 64, optimizer = "adamw", learning_rate = 1e-3, weight_decay = 0.05}}
+[train.baseline]
+epochs = {epochs}
+batch = 64
+optimizer = "sgd"
+learning_rate = 0.05
+weight_decay = 5e-4
+crop_padding = 2
+[train.masks]
+epochs = 1
+batch = 64
+optimizer = "adamw"
+learning_rate = 3e-3
+weight_decay = 0.05
+crop_padding = 0
+[train.finetune]
+epochs = 1
+batch = 64
+optimizer = "adamw"
+learning_rate = 1e-3
+weight_decay = 0.05
+crop_padding = 0
 """
 
 

@@ -24,11 +24,10 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class DataConfig(_Section, frozen=True):
-    """Which images, and how the training half is augmented."""
+    """Which images, and whether training mirrors half of them."""
 
     name: Literal["fashion-mnist", "cifar10", "cifar100"]
     flip: bool
-    crop_padding: int  # pixels added on each side before a random crop of the original size
 
 
 class BackboneConfig(_Section, frozen=True):
@@ -80,13 +79,14 @@ class LossConfig(_Section, frozen=True):
 
 
 class StageConfig(_Section, frozen=True):
-    """Budget and optimiser of one stage."""
+    """Budget, optimiser and augmentation of one stage."""
 
     epochs: int
     batch: int
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float
     weight_decay: float
+    crop_padding: int  # pixels added on each side before a random crop of the original size; 0 crops nothing
 
 
 class TrainConfig(_Section, frozen=True):

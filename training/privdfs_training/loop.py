@@ -141,7 +141,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             for chosen in order.split(batch)[step % per_epoch :]:
                 torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
                 pixels = crop_and_flip(
-                    data.train_images[chosen], padding=config.data.crop_padding, flip=config.data.flip
+                    data.train_images[chosen], padding=stage.config.crop_padding, flip=config.data.flip
                 )
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     loss, terms = stage.loss(pixels, data.train_labels[chosen], step / steps)
