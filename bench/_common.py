@@ -59,13 +59,13 @@ def verified_graph(folder: Path, model: str) -> bytes:
     return read_verified(folder, {name: manifest.files[name]})[name]
 
 
-def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str) -> dict[str, Any]:
+def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str | None = None) -> dict[str, Any]:
     """Where a result comes from.
 
     Args:
         config: the benchmark's own settings.
         seed: of whatever the benchmark draws at random.
-        endpoint: of a tritonserver that was measured; it is asked for its version.
+        endpoint: of a tritonserver that was measured, if one was; it is asked for its version.
 
     Returns:
         Command line, commit, config, seed, versions, machine and date.
@@ -76,7 +76,7 @@ def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str) -> dict[str,
         "date": provenance.today(),
         "seed": seed,
         "config": dict(config),
-        "versions": provenance.versions() | {"tritonserver": _tritonserver_version(endpoint)},
+        "versions": provenance.versions() | ({"tritonserver": _tritonserver_version(endpoint)} if endpoint else {}),
         "machine": provenance.machine(),
     }
 

@@ -62,7 +62,7 @@ def test_a_decoder_recovers_what_the_shares_hold_and_no_more(data: DataSet) -> N
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 30, 50), (1, 9, 9)])
 def test_decoder_gives_the_images_size(shape: tuple[int, int, int]) -> None:
-    decoder = Decoder(5, shape, width=8, blocks=1).eval()
+    decoder = Decoder((5,), shape, width=8, blocks=1).eval()
     guess = reconstruct(decoder, torch.zeros(2, 5, dtype=torch.int8))
     assert guess.shape == (2, *shape)
     assert 0 <= guess.min() <= guess.max() <= 1

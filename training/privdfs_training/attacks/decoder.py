@@ -60,27 +60,34 @@ class ResidualBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Values to image: a full layer to a small grid, then residual blocks at doubling resolutions."""
+    """What an attacker sees to the image: residual blocks at doubling resolutions.
 
-    def __init__(self, values: int, image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
+    Shares are vectors, and start from a full layer to a small grid. A dense feature of the image's own size, which is
+    what an undefended split sends, starts from a 1x1 convolution.
+    """
+
+    def __init__(self, seen: tuple[int, ...], image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
         """Build the decoder.
 
         Args:
-            values: Length of the coalition's shares together.
+            seen: Shape of what the attacker sees of one image: (values,), or (channels, height, width) of the image's
+                own size.
             image_shape: Channels, height, width.
             width: Channels inside.
             blocks: Residual blocks at each resolution.
         """
         super().__init__()
         channels, height, image_width = image_shape
-        doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
-        self.grid = (width, height // 2**doublings, image_width // 2**doublings)
-        self.start = nn.Sequential(
-            nn.Linear(values, 4 * width),
-            nn.ReLU(),
-            nn.Linear(4 * width, math.prod(self.grid)),
-            nn.Unflatten(1, self.grid),
-        )
+        if len(seen) == 1:
+            doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
+            grid = (width, height // 2**doublings, image_width // 2**doublings)
+            hidden, values = 4 * width, seen[0]
+            self.start = nn.Sequential(
+                nn.Linear(values, hidden), nn.ReLU(), nn.Linear(hidden, math.prod(grid)), nn.Unflatten(1, grid)
+            )
+        else:
+            doublings = 0
+            self.start = nn.Conv2d(seen[0], width, 1)
         layers: list[nn.Module] = []
         for doubling in range(doublings + 1):
             if doubling:
@@ -92,7 +99,7 @@ class Decoder(nn.Module):
         """Reconstruct.
 
         Args:
-            values: float [batch, values].
+            values: float [batch, *seen].
 
         Returns:
             float [batch, channels, height, width], in 0..1.
@@ -106,7 +113,8 @@ def train_decoder(
     """Train a decoder on pairs that the attacker made by running the public head on its own images.
 
     Args:
-        shares: int8 [pairs, values], the coalition's shares side by side.
+        shares: What the attacker sees, [pairs, *seen]: int8 [pairs, values], the coalition's shares side by side, or a
+            dense float feature.
         images: uint8 [pairs, channels, height, width].
         budget: How much to spend.
         seed: Of weights and order.
@@ -117,7 +125,7 @@ def train_decoder(
     """
     torch.manual_seed(seed)
     channels, height, width = images.shape[1:]
-    decoder = Decoder(shares.shape[1], (channels, height, width), width=budget.width, blocks=budget.blocks)
+    decoder = Decoder(tuple(shares.shape[1:]), (channels, height, width), width=budget.width, blocks=budget.blocks)
     decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=budget.learning_rate, weight_decay=1e-4)
     per_epoch = len(images) // budget.batch
@@ -144,7 +152,7 @@ def reconstruct(decoder: Decoder, shares: Tensor) -> Tensor:
 
     Args:
         decoder: Trained.
-        shares: int8 [images, values].
+        shares: [images, *seen], as in training.
 
     Returns:
         float32 [images, channels, height, width], in 0..1.
