@@ -1,5 +1,6 @@
 """What the benchmarks share: where things lie, where a result comes from, and result files."""
 
+import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +22,26 @@ _NUMBERS = re.compile(r"\[\s+(-?[0-9][-+.0-9eE,\s]*?)\s+\]")
 
 class BenchError(Error):
     """A benchmark cannot be run, or its results cannot be written, as asked."""
+
+
+def release_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options of every benchmark that measures releases on their data set.
+
+    Args:
+        prog: name of the benchmark; its results go to bench/results/<prog>.json.
+        description: for --help.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument(
+        "releases", nargs="*", type=Path, metavar="RELEASE", help="folders of releases (default: all of the project)"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / f"{prog}.json", help="file to add to (default: bench/results/…)"
+    )
+    return parser
 
 
 def releases(given: list[Path]) -> list[Path]:

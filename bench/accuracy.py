@@ -18,11 +18,11 @@ import numpy as np
 from _common import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
-    RESULTS,
     made_by,
     merge_release,
     read_results,
     release_name,
+    release_parser,
     releases,
     verified_graph,
     write_results,
@@ -209,18 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
     """
-    parser = argparse.ArgumentParser(prog="accuracy", description="Measure the accuracy of releases.")
-    parser.add_argument(
-        "releases", nargs="*", type=Path, metavar="RELEASE", help="folders of releases (default: all of the project)"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
-    )
+    parser = release_parser("accuracy", "Measure the accuracy of releases.")
     parser.add_argument("--checkpoint", type=Path, help="system.safetensors of the one release, to measure torch too")
     parser.add_argument("--agreement", type=int, metavar="N", help="compare local mode on N images only (default: all)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "accuracy.json", help="file to add to (default: bench/results/…)"
-    )
     options = parser.parse_args(arguments)
     if options.agreement is not None and options.agreement < 1:
         parser.error("--agreement must be at least 1")

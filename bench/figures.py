@@ -58,6 +58,31 @@ def latency_table(results: Mapping[str, Any]) -> str:
     )
 
 
+def privacy_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of privacy.json: the worst coalition of each size, between the floors and the undefended split."""
+    rows = ["| attacker | " + " | ".join(results["releases"]) + " |", "| --- |" + " --- |" * len(results["releases"])]
+    entries = list(results["releases"].values())
+
+    def row(label: str, values: list[str]) -> None:
+        rows.append(f"| {label} | " + " | ".join(values) + " |")
+
+    row("floor: knows nothing (mean image)", [f"{entry['floor']['mean_image']:.2f} dB" for entry in entries])
+    row("floor: knows the class (class mean)", [f"{entry['floor']['class_mean']:.2f} dB" for entry in entries])
+    for size in sorted({size for entry in entries for size in entry["worst"]}, key=int):
+        found = [entry["worst"].get(size) for entry in entries]
+        shown = [f"{one['psnr']:.2f} dB, SSIM {one['ssim']:.3f}" if one else "" for one in found]
+        row(f"{size} server{'s' * (size != '1')}, worst coalition", shown)
+    row("undefended split, same attack", [f"{max(entry['undefended'].values()):.2f} dB" for entry in entries])
+    images = max(one["images"] for entry in entries for one in entry["coalitions"])
+    made_by = results["made_by"]
+    return (
+        "\n".join(rows)
+        + f"\n\nMean PSNR per image over {images:,} test images; a decoder trained from scratch for each "
+        "coalition on the bytes that the bundle makes, knowing the masks. "
+        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
+    )
+
+
 def figures(folder: Path) -> str:
     """Everything between the marks.
 
@@ -67,8 +92,9 @@ def figures(folder: Path) -> str:
     Returns:
         Markdown.
     """
-    accuracy, latency = read_results(folder / "accuracy.json"), read_results(folder / "latency.json")
-    return f"{BEGIN}\n{accuracy_table(accuracy)}\n\n{latency_table(latency)}\n{END}"
+    accuracy, privacy, latency = (read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "latency"))
+    tables = (accuracy_table(accuracy), privacy_table(privacy), latency_table(latency))
+    return "\n\n".join((BEGIN, *tables, END))
 
 
 def updated(readme: str, shown: str) -> str:

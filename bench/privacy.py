@@ -23,11 +23,11 @@ import torch
 from _common import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
-    RESULTS,
     made_by,
     merge_release,
     read_results,
     release_name,
+    release_parser,
     releases,
     verified_graph,
     write_results,
@@ -209,13 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
     """
-    parser = argparse.ArgumentParser(prog="privacy", description="Measure what coalitions of servers can reconstruct.")
-    parser.add_argument(
-        "releases", nargs="*", type=Path, metavar="RELEASE", help="folders of releases (default: all of the project)"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
-    )
+    parser = release_parser("privacy", "Measure what coalitions of servers can reconstruct.")
     parser.add_argument("--epochs", type=int, default=5, help="of each decoder (default: 5)")
     parser.add_argument("--width", type=int, default=32, help="channels of each decoder (default: 32)")
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks at each resolution (default: 1)")
@@ -223,9 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--undefended-pairs", type=int, default=10_000, metavar="N", help="pairs for the undefended split"
     )
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "privacy.json", help="file to add to (default: bench/results/…)"
-    )
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

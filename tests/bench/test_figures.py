@@ -14,6 +14,10 @@ def results(tmp_path: Path) -> Path:
     entry = {"branches": [0.8, 0.9], "baseline": 0.95, "fused": 0.94125, "missing": {"1": {"worst": 0.7}}}
     entry |= {"images": 10000, "bytes_up": 32, "baseline_macs": 300, "client_macs": 20, "made_by": made_by}
     (tmp_path / "accuracy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": entry}}))
+    worst = {"1": {"psnr": 14.0, "ssim": 0.4}, "2": {"psnr": 14.5, "ssim": 0.5}}
+    leak = {"floor": {"mean_image": 10.0, "class_mean": 13.0}, "undefended": {"decoder": 33.0}, "worst": worst}
+    leak |= {"coalitions": [{"images": 10000}]}
+    (tmp_path / "privacy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": leak}}))
     system = {"p50_ms": 1.234, "p90_ms": 2.0, "p99_ms": 3.0, "bytes_up": 32, "samples": 1000}
     about = made_by | {"machine": {"cores": "2", "processor": "a processor"}}
     (tmp_path / "latency.json").write_text(
@@ -26,13 +30,17 @@ def test_figures_are_those_of_the_result_files(results: Path) -> None:
     text = figures.figures(results)
     assert "| small | 2 | 95.00% | **94.12%** | 70.00% | 80.00% to 90.00% | 32 | 1/15.0 |" in text
     assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 32 |" in text
+    assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
+    assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
+    assert "| floor: knows the class (class mean) | 13.00 dB |" in text
+    assert "| undefended split, same attack | 33.00 dB |" in text
     assert "commit 0123456789" in text
 
 
 def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
     readme = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
     new = figures.updated(readme, figures.figures(results))
-    assert new.startswith(f"before\n{figures.BEGIN}\n| release")
+    assert new.startswith(f"before\n{figures.BEGIN}\n\n| release")
     assert new.endswith(f"{figures.END}\nafter\n")
     assert figures.updated(new, figures.figures(results)) == new
 

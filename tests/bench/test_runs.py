@@ -133,3 +133,30 @@ def test_latency_says_what_is_wrong(tmp_path: Path, arguments: list[str], told: 
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "privacy.json"
+    options = ("--epochs", "40", "--width", "8", "--undefended-pairs", "520", "--out", out)
+
+    done = run("privacy.py", trained_release, "--data", data_folder, *options)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    found = results["releases"][trained_release.name]
+    assert set(results["made_by"]) == ABOUT
+    assert found["floor"]["class_mean"] > found["floor"]["mean_image"] + 1
+    assert [one["members"] for one in found["coalitions"]] == [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]]
+    assert {one["images"] for one in found["coalitions"]} == {1000}
+    for size in ("1", "2", "3"):
+        same_size = [one["psnr"] for one in found["coalitions"] if one["size"] == int(size)]
+        assert found["worst"][size]["psnr"] == max(same_size)
+    # The attack must work where nothing defends, or its other figures would mean nothing.
+    assert found["undefended"]["decoder"] > found["worst"]["3"]["psnr"] + 1
+    assert f"{found['worst']['1']['psnr']:.2f}" in done.stdout
+
+
+def test_privacy_says_what_is_wrong(trained_release: Path, tmp_path: Path) -> None:
+    done = run("privacy.py", trained_release, "--data", tmp_path)
+    assert done.returncode == 2
+    assert "apt-get install dataset-fashion-mnist" in done.stderr
