@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, ROOT, read_results
+from _common import RESULTS, ROOT, UNDEFENDED_IMAGES, read_results
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
@@ -78,7 +78,8 @@ def privacy_table(results: Mapping[str, Any]) -> str:
     return (
         "\n".join(rows)
         + f"\n\nMean PSNR per image over {images:,} test images; a decoder trained from scratch for each "
-        "coalition on the bytes that the bundle makes, knowing the masks. "
+        "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature after "
+        f"its first convolution, the first {min(images, UNDEFENDED_IMAGES):,} images). "
         f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
     )
 

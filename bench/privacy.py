@@ -23,6 +23,7 @@ import torch
 from _common import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
+    UNDEFENDED_IMAGES,
     made_by,
     merge_release,
     read_results,
@@ -168,7 +169,9 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
                 )
                 console.print(f"servers {members}: {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}")
         pairs = data.train_images[: options.undefended_pairs]
-        features, features_test = (undefended_features(release, images) for images in (pairs, data.test_images[:2000]))
+        features, features_test = (
+            undefended_features(release, images) for images in (pairs, data.test_images[:UNDEFENDED_IMAGES])
+        )
         undefended = attack(features, features_test, data, budget, progress, "undefended split")
         console.print(f"undefended split: {undefended.psnr:.2f} dB, SSIM {undefended.ssim:.3f}")
     worst = {
