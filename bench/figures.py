@@ -78,8 +78,8 @@ def privacy_table(results: Mapping[str, Any]) -> str:
     return (
         "\n".join(rows)
         + f"\n\nMean PSNR per image over {images:,} test images; a decoder trained from scratch for each "
-        "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature after "
-        f"its first convolution, the first {min(images, UNDEFENDED_IMAGES):,} images). "
+        "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature "
+        f"after its first convolution, the first {min(images, UNDEFENDED_IMAGES):,} images). "
         f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
     )
 
