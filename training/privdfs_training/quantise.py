@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 # Seven bits. Old x86 processors multiply uint8 by int8 and add pairs in saturating 16 bits: 2 * 255 * 63 fits, 2 *
-# 255 * 127 does not. So the same image gives the same shares on every processor.
+# 255 * 127 does not. So no processor's sums differ from another's.
 WEIGHT_LIMIT = 63
 MOMENTUM = 0.05  # of the running activation range
 
