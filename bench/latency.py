@@ -45,6 +45,7 @@ from rich.progress import track
 from rich.table import Table
 
 from privdfs import Bundle, Client, Error, Result
+from privdfs._constants import ONNX_THREADS
 from privdfs._images import load_image
 from privdfs_export.serve import serve
 
@@ -149,7 +150,7 @@ class BaselineOnDevice:
 
     def __init__(self, graph: bytes) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = ONNX_THREADS, 1
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def classify(self, image: Pixels) -> int:
@@ -230,7 +231,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         take_samples(systems, images, options, console)
         check_baselines(systems, images)
         config = {"release": bundle.release, "samples": options.samples, "warmup": options.warmup}
-        about = made_by(config | {"device_threads": 1}, seed=ORDER_SEED, endpoint=endpoints[-1])
+        about = made_by(config | {"device_threads": ONNX_THREADS}, seed=ORDER_SEED, endpoint=endpoints[-1])
     found = {name: system.summary() for name, system in systems.items()}
     found["privdfs"]["stages_p50"] = private.stages(options.samples)
     median = {name: values["p50_ms"] for name, values in found.items()}

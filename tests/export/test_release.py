@@ -139,7 +139,7 @@ def test_the_same_system_gives_the_same_release_id(trained_release: Path, data_f
     assert 'backend: "onnxruntime"' in (tmp_path / "again" / "server-0" / "branch" / "config.pbtxt").read_text()
 
 
-def test_a_head_that_was_not_quantised_is_refused_and_nothing_is_written(
+def test_an_encoder_that_is_not_the_trained_one_is_refused_and_nothing_is_written(
     trained_release: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = load_system(trained_release.parent / "run" / "system.safetensors")

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls t
 class StopRequest:
     """Set by Ctrl-C or SIGTERM; the loop looks at it between steps, so that a checkpoint is never of half a step."""
 
-    wanted: bool = field(default=False)
+    wanted: bool = False
 
 
 class InterruptedTrainingError(Exception):
