@@ -60,6 +60,15 @@ def test_stage_without_epochs_is_refused() -> None:
         config_from_dict(values, "tests")
 
 
+def test_no_epochs_of_the_baseline_need_its_weights() -> None:
+    values = tiny_values()
+    values["train"]["baseline"] = values["train"]["baseline"] | {"epochs": 0}
+    with pytest.raises(TrainingConfigError, match=r"name them in backbone\.checkpoint"):
+        config_from_dict(values, "tests")
+    values["backbone"]["checkpoint"] = "runs/earlier/baseline.safetensors"
+    assert config_from_dict(values, "tests").train.baseline.epochs == 0
+
+
 @pytest.mark.parametrize("text", ["seed = = 1", "\x00\x01"])
 def test_what_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "wrong.toml"

@@ -68,7 +68,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], about: dict[str, An
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one file.
+    """Read one file of this project.
 
     Args:
         path: What `write_checkpoint` wrote.
@@ -79,16 +79,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, damaged, or not a checkpoint of this project.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except FileNotFoundError as error:
-        message = f"there is no checkpoint {path}. Train one with privdfs-train CONFIG."
-        raise CheckpointError(message) from error
-    except (OSError, SafetensorError) as error:
-        message = f"{path} is not a readable safetensors file: {error}. Restore it, or remove it and train again."
-        raise CheckpointError(message) from error
+    tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         message = (
             f"{path} is of format {metadata.get('format', 'unknown')!r}, this version reads {FORMAT!r}. Train "
@@ -96,6 +87,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
         raise CheckpointError(message)
     return Checkpoint(tensors, json.loads(metadata["about"]))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read any safetensors file, whoever wrote it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its tensors by name, and its metadata.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            return tensors, file.metadata() or {}
+    except FileNotFoundError as error:
+        message = f"there is no checkpoint {path}. Train one with privdfs-train CONFIG."
+        raise CheckpointError(message) from error
+    except (OSError, SafetensorError) as error:
+        message = f"{path} is not a readable safetensors file: {error}. Restore it, or remove it and train again."
+        raise CheckpointError(message) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

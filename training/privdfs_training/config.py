@@ -19,8 +19,11 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Common behaviour of all sections: immutable, and unknown keys are errors."""
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Common behaviour of all sections: immutable, and unknown keys are errors.
+
+    Values left at their default are not written into checkpoints, so that a key added later changes no older config.
+    """
 
 
 class DataConfig(_Section, frozen=True):
@@ -35,6 +38,7 @@ class BackboneConfig(_Section, frozen=True):
 
     name: Literal["resnet8", "resnet20", "resnet32", "resnet56"]
     width: int  # channels of the first stage; the second and third have twice and four times as many
+    checkpoint: str | None = None  # safetensors file that the baseline stage starts from
 
 
 class HeadConfig(_Section, frozen=True):
@@ -197,6 +201,10 @@ def _problems(config: Config) -> list[str]:
         problems.append(f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1")
     for name in ("baseline", "masks", "finetune"):
         stage: StageConfig = getattr(config.train, name)
-        if stage.epochs < 1 or stage.batch < 2:
+        if stage.epochs < (0 if name == "baseline" else 1) or stage.batch < 2:
             problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
+    if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
+        problems.append(
+            "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
+        )
     return problems

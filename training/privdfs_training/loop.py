@@ -131,6 +131,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         tensors = {} if finished else optimizer_tensors(optimizer)
         write_checkpoint(path, modules.state_dict() | tensors, {"made_by": made_by, "step": step, "finished": finished})
 
+    if step == steps:  # the weights are used as they came
+        save()
     with _progress(console) as progress:
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
@@ -184,7 +186,7 @@ def _restore(
     """Put a stage's checkpoint in place and give its metadata; refuse one of another config."""
     checkpoint = read_checkpoint(path)
     theirs, ours = checkpoint.about.get("made_by", {}), json.loads(json.dumps(made_by))
-    changed = [section for section in ours if theirs.get(section) != ours[section]]
+    changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
     if changed:
         message = (
             f"{path} was made with other settings in: {', '.join(changed)}. Give the run another name, or remove the "
@@ -229,7 +231,9 @@ def _seed(*parts: object) -> int:
 
 def _made_by(stage: Stage, config: Config) -> dict[str, Any]:
     everything = msgspec.to_builtins(config)
-    return {section: everything[section] for section in stage.sections} | {"train": msgspec.to_builtins(stage.config)}
+    # A section whose every value is the default is not among the values.
+    sections = {section: everything[section] for section in stage.sections if section in everything}
+    return sections | {"train": msgspec.to_builtins(stage.config)}
 
 
 def _progress(console: Console) -> Progress:

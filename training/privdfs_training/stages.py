@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from privdfs_training.config import Config, StageConfig
 from privdfs_training.data import DataSet
 from privdfs_training.losses import random_answered, split_loss
 from privdfs_training.models.system import System
+from privdfs_training.pretrained import load_pretrained
 
 CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
@@ -56,6 +58,11 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
     """
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
 
+    def prepare_baseline() -> None:
+        system.baseline.normalise.fit(data.train_images)
+        if config.backbone.checkpoint is not None:
+            load_pretrained(system.baseline, Path(config.backbone.checkpoint))
+
     def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
         return F.cross_entropy(system.baseline(images).float(), labels, label_smoothing=config.loss.label_smoothing), {}
 
@@ -88,7 +95,7 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
             config=config.train.baseline,
             parts=("baseline",),
             sections=("seed", "data", "backbone"),
-            prepare=lambda: system.baseline.normalise.fit(data.train_images),
+            prepare=prepare_baseline,
             loss=baseline_loss,
             classify=system.baseline,
         ),

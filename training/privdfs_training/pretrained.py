@@ -1,0 +1,66 @@
+"""Weights that somebody trained before: torchvision's or timm's names, or a finished baseline stage of this project."""
+
+from pathlib import Path
+
+from torch import nn
+
+from privdfs_training.checkpoint import read_tensors
+from privdfs_training.errors import CheckpointError
+
+SHOWN = 5  # names of each kind in a message
+
+
+def load_pretrained(backbone: nn.Module, path: Path) -> None:
+    """Copy weights from a file into a backbone; every name and shape must fit.
+
+    The buffers of the pixels' normalisation are this project's own: a file without them leaves them as they are.
+
+    Args:
+        backbone: One of `models.backbone.build_backbone`.
+        path: A safetensors file: the backbone's own names, as torchvision and timm have them, or `baseline.safetensors`
+            or `system.safetensors` of a run.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or does not fit; the message lists what does and what does not.
+    """
+    tensors, _ = read_tensors(path)
+    prefix = "baseline."
+    if any(name.startswith(prefix) for name in tensors):  # a file of this project, with other parts beside the backbone
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    missing = [
+        name for name in expected if name not in given and not name.startswith("normalise.") and not _is_count(name)
+    ]
+    left_over = [name for name in given if name not in expected]
+    other = [
+        f"{name} is {given[name]}, not {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if missing or left_over or other:
+        kinds = (("Missing", missing), ("Left over", left_over), ("Of another shape", other))
+        fitting = sum(given.get(name) == shape for name, shape in expected.items())
+        message = (
+            f"{path} does not fit the backbone: {fitting} of its {len(given)} tensors do. "
+            + "".join(f"{kind}: {_some(names)}. " for kind, names in kinds if names)
+            + _advice(missing, left_over, other)
+        )
+        raise CheckpointError(message)
+    backbone.load_state_dict(backbone.state_dict() | tensors)
+
+
+def _is_count(name: str) -> bool:
+    # How many batches a normalisation has seen. Nothing reads it, and torchvision's older files do not have it.
+    return name.endswith("num_batches_tracked")
+
+
+def _advice(missing: list[str], left_over: list[str], other: list[str]) -> str:
+    classifier = ("fc.", "head.")
+    if other and not missing and not left_over and all(name.startswith(classifier) for name in other):
+        return "All but the classifier fits: the file was trained for another number of classes than the data set has."
+    return "Set the keys of [backbone] to what made the file, or take a file of this backbone."
+
+
+def _some(names: list[str]) -> str:
+    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
