@@ -38,7 +38,7 @@ from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
 from privdfs_training.data import LOADERS, DataSet, load_data
-from privdfs_training.stages import accuracy
+from privdfs_training.stages import EVALUATION_BATCH, accuracy
 
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
 CALL_IMAGES = 512
@@ -96,7 +96,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     }
     if trained is not None:
         with console.status(f"{name}: torch"):
-            entry["fused_torch"] = accuracy(trained.system, data.test_images, data.test_labels)
+            entry["fused_torch"] = accuracy(trained.system, data.test_batches(EVALUATION_BATCH))
     return entry
 
 

@@ -43,8 +43,8 @@ from privdfs_export.errors import ExportError
 from privdfs_export.triton import Engine, ModelSpec, TensorSpec, write_model
 from privdfs_training import provenance
 from privdfs_training.checkpoint import TrainedSystem
-from privdfs_training.data import DataSet
-from privdfs_training.stages import accuracy
+from privdfs_training.data import ImageData
+from privdfs_training.stages import EVALUATION_BATCH, accuracy
 
 MAX_BATCH = 64
 GOLDEN_IMAGES = 8
@@ -66,13 +66,14 @@ class Graphs:
 
 
 def export_release(
-    trained: TrainedSystem, data: DataSet, out: Path, *, engine: Engine, console: Console
+    trained: TrainedSystem, data: ImageData, out: Path, *, engine: Engine, console: Console
 ) -> ClientManifest:
     """Build a release.
 
     Args:
         trained: A finished system.
-        data: The set it was trained on; its test images serve parity, accuracy and the golden examples.
+        data: The set it was trained on; its test images (of a streamed set, a sample of them) serve parity,
+            accuracy and the golden examples.
         out: Folder of the release; must not exist.
         engine: What Triton runs the branches with.
         console: Where the steps are shown.
@@ -91,8 +92,8 @@ def export_release(
             "its config."
         )
         raise ExportError(message)
-    images = np.ascontiguousarray(data.test_images.permute(0, 2, 3, 1).numpy())
-    labels = data.test_labels.numpy()
+    pixels, numbers = data.sample("test")
+    images, labels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()), numbers.numpy()
 
     console.print("graphs: encoder, branches, fusion, baseline")
     system = trained.system
@@ -121,7 +122,8 @@ def export_release(
         images=images,
         labels=labels,
     )
-    parity.check_accuracy(measured.fused, accuracy(system, data.test_images, data.test_labels))
+    batches = zip(pixels.split(EVALUATION_BATCH), numbers.split(EVALUATION_BATCH), strict=True)
+    parity.check_accuracy(measured.fused, accuracy(system, batches))
 
     channels, height, width = system.image_shape
     values, scale = system.masks.values, system.quantiser.scale

@@ -8,7 +8,7 @@ import torch
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.cli import main
 from privdfs_training.data import load_data
-from privdfs_training.errors import DataError
+from privdfs_training.errors import DataError, TrainingConfigError
 from tests.trained import shifted_images
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
@@ -27,6 +27,21 @@ def test_files_are_read_as_they_are(data_folder: Path) -> None:
 def test_folder_may_come_from_the_environment(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIVDFS_DATA", str(data_folder))
     assert len(load_data("fashion-mnist", None).train_labels) == 520
+
+
+def test_an_epoch_is_the_same_wherever_it_starts_and_however_it_is_cut(data_folder: Path) -> None:
+    data = load_data("fashion-mnist", data_folder)
+    order = torch.randperm(520, generator=torch.Generator().manual_seed(7))
+    whole = list(data.train_batches(7, 64))
+    assert torch.equal(torch.cat([labels for _, labels in whole]), data.train_labels[order[:512]])
+    assert torch.equal(torch.cat([images for images, _ in whole]), data.train_images[order[:512]])
+    later = list(data.train_batches(7, 64, start=3))
+    assert [labels.tolist() for _, labels in later] == [labels.tolist() for _, labels in whole[3:]]
+    parts = [list(data.train_batches(7, 64, rank=rank, world=4)) for rank in range(4)]
+    for (images, _), *cut in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in cut]), images)
+    with pytest.raises(TrainingConfigError, match="batch of 64 images cannot be cut into equal parts for 3 processes"):
+        next(data.train_batches(7, 64, world=3))
 
 
 def test_missing_set_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

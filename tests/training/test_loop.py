@@ -15,7 +15,7 @@ from privdfs_training.checkpoint import load_system, read_checkpoint, write_chec
 from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
-from privdfs_training.errors import CheckpointError
+from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.stages import accuracy
 from tests.trained import QUIET, tiny_config, tiny_values
 
@@ -57,7 +57,7 @@ def test_a_finished_system_has_learned_and_opens_again(trained_release: Path, da
     data = load_data("fashion-mnist", data_folder)
     run = trained_release.parent / "run"
     trained = load_system(run / "system.safetensors")
-    measured = accuracy(trained.system, data.test_images, data.test_labels)
+    measured = accuracy(trained.system, data.test_batches(300))
     assert measured > 0.5  # ten classes
     assert measured == trained.accuracy["fused"]
     assert bool(trained.system.masks.frozen)
@@ -135,6 +135,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     error = capsys.readouterr().err
     assert "the loss of stage baseline is" in error
     assert "train.baseline.learning_rate" in error
+
+
+def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, data_folder: Path) -> None:
+    values = tiny_values()
+    values["train"]["baseline"] = values["train"]["baseline"] | {"batch": 521}
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(TrainingConfigError, match=r"train\.baseline\.batch is 521, but fashion-mnist has 520"):
+        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
 
 
 def test_a_single_stage_is_not_a_system(trained_release: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from privdfs_training.config import Config, config_from_dict
-from privdfs_training.data import DataSet
+from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError
 from privdfs_training.models.system import System
 
@@ -146,7 +146,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_system(path: Path, system: System, config: Config, data: DataSet, accuracy: dict[str, float]) -> None:
+def save_system(path: Path, system: System, config: Config, data: ImageData, accuracy: dict[str, float]) -> None:
     """Write a finished system.
 
     Args:

@@ -30,10 +30,10 @@ from privdfs_training.checkpoint import (
     write_checkpoint,
 )
 from privdfs_training.config import Config, StageConfig
-from privdfs_training.data import DataSet
-from privdfs_training.errors import CheckpointError, DivergenceError
+from privdfs_training.data import ImageData
+from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
-from privdfs_training.stages import Stage, accuracy, stages, trained_modules
+from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
 
@@ -49,7 +49,7 @@ class InterruptedTrainingError(Exception):
     """The run was stopped by the user; everything is saved."""
 
 
-def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path:
+def train(config: Config, data: ImageData, folder: Path, console: Console) -> Path:
     """Run all stages of a config, continuing where an earlier call stopped.
 
     Args:
@@ -63,8 +63,10 @@ def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path
 
     Raises:
         CheckpointError: A stage's checkpoint is damaged, of another config, or cannot be written.
+        DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.
+        TrainingConfigError: The batch is larger than the set.
     """
     _make_folder(folder)
     torch.manual_seed(config.seed)
@@ -75,8 +77,8 @@ def train(config: Config, data: DataSet, folder: Path, console: Console) -> Path
         for stage in stages(config, system, data):
             run_stage(stage, config, system, data, folder, console, stop)
             system.eval()
-            result[stage.name] = accuracy(stage.classify, data.test_images, data.test_labels)
-            console.print(f"{stage.name}: {result[stage.name]:.2%} of {len(data.test_labels)} test images")
+            result[stage.name] = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
+            console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
     path = folder / "system.safetensors"
     save_system(path, system, config, data, {"baseline": result["baseline"], "fused": result["finetune"]})
     return path
@@ -86,7 +88,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     stage: Stage,
     config: Config,
     system: System,
-    data: DataSet,
+    data: ImageData,
     folder: Path,
     console: Console,
     stop: StopRequest,
@@ -104,8 +106,10 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
 
     Raises:
         CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
+        DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: `stop` was set; the checkpoint is saved.
+        TrainingConfigError: The batch is larger than the set.
     """
     path = folder / f"{stage.name}.safetensors"
     modules = trained_modules(system, stage)
@@ -122,8 +126,11 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     else:
         stage.prepare()
 
-    batch, images = stage.config.batch, len(data.train_labels)
-    per_epoch = images // batch
+    batch = stage.config.batch
+    per_epoch = data.train_size // batch
+    if not per_epoch:
+        message = f"train.{stage.name}.batch is {batch}, but {data.name} has {data.train_size} training images"
+        raise TrainingConfigError(message)
     steps = per_epoch * stage.config.epochs
 
     def save() -> None:
@@ -137,16 +144,13 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
             epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
-            generator = torch.Generator().manual_seed(_seed(config.seed, stage.name, epoch))
-            order = torch.randperm(images, generator=generator)[: per_epoch * batch]
+            order = _seed(config.seed, stage.name, epoch)
             modules.train()
-            for chosen in order.split(batch)[step % per_epoch :]:
+            for images, labels in data.train_batches(order, batch, start=step % per_epoch):
                 torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
-                pixels = crop_and_flip(
-                    data.train_images[chosen], padding=stage.config.crop_padding, flip=config.data.flip
-                )
+                pixels = crop_and_flip(images, padding=stage.config.crop_padding, flip=config.data.flip)
                 with torch.autocast("cpu", dtype=torch.bfloat16):
-                    loss, terms = stage.loss(pixels, data.train_labels[chosen], step / steps)
+                    loss, terms = stage.loss(pixels, labels, step / steps)
                 history.append({"loss": float(loss.detach()), **terms})
                 if not math.isfinite(history[-1]["loss"]):
                     message = (
@@ -167,7 +171,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     raise InterruptedTrainingError
             modules.eval()
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                measured = accuracy(stage.classify, data.test_images, data.test_labels)
+                measured = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
             means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
             seconds = time.monotonic() - started
             record = {"stage": stage.name, "epoch": epoch + 1, "step": step, **means}

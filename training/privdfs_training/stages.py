@@ -1,6 +1,6 @@
 """What each stage trains, and on which loss. loop.py runs them; a new stage is one more entry of `stages`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privdfs_training.config import Config, StageConfig
-from privdfs_training.data import DataSet
+from privdfs_training.data import Batch, ImageData
 from privdfs_training.losses import random_answered, split_loss
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_pretrained
@@ -45,7 +45,7 @@ class Stage:
     classify: Callable[[Tensor], Tensor]
 
 
-def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
+def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
     """The stages of a run, in order: baseline, masks and branches, fine-tuning with frozen masks and an int8 head.
 
     Args:
@@ -59,7 +59,7 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
 
     def prepare_baseline() -> None:
-        system.baseline.normalise.fit(data.train_images)
+        system.baseline.normalise.fit(data.sample("train")[0])
         if config.backbone.checkpoint is not None:
             load_pretrained(system.baseline, Path(config.backbone.checkpoint))
 
@@ -84,7 +84,7 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
         system.head.eval()
         system.head.calibrate(on=True)
         with torch.no_grad():
-            for images in data.train_images[:CALIBRATION_IMAGES].split(256):
+            for images in data.sample("train", CALIBRATION_IMAGES)[0].split(256):
                 system.head(images)
         system.head.calibrate(on=False)
         system.head.quantise()
@@ -104,7 +104,7 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
             config=config.train.masks,
             parts=SPLIT_PARTS,
             sections=split_sections,
-            prepare=lambda: system.head.normalise.fit(data.train_images),
+            prepare=lambda: system.head.normalise.fit(data.sample("train")[0]),
             loss=joint_loss,
             classify=system,
         ),
@@ -120,22 +120,23 @@ def stages(config: Config, system: System, data: DataSet) -> tuple[Stage, ...]:
     )
 
 
-def accuracy(classify: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
     """Fraction of images whose largest logit is the label's.
 
     Args:
         classify: Images to logits.
-        images: uint8 [images, channels, height, width].
-        labels: int64 [images].
+        batches: Images uint8 [batch, channels, height, width] and labels int64 [batch], as `ImageData.test_batches`
+            gives them; at least one.
 
     Returns:
         In 0..1.
     """
-    correct = 0
+    correct = total = 0
     with torch.inference_mode():
-        for batch, wanted in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-            correct += int((classify(batch).argmax(1) == wanted).sum())
-    return correct / len(labels)
+        for images, labels in batches:
+            correct += int((classify(images).argmax(1) == labels).sum())
+            total += len(labels)
+    return correct / total
 
 
 def trained_modules(system: System, stage: Stage) -> nn.ModuleDict:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from privdfs_training.data.cifar import load_cifar10, load_cifar100
-from privdfs_training.data.dataset import DataSet
+from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, in_memory
 from privdfs_training.data.fashion import load_fashion_mnist
 
-__all__ = ["DataSet", "load_data"]
+__all__ = ["Batch", "DataSet", "ImageData", "Split", "in_memory", "load_data"]
 
 LOADERS: dict[str, Callable[[Path | None], DataSet]] = {
     "fashion-mnist": load_fashion_mnist,
