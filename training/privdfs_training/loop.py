@@ -66,8 +66,9 @@ def train(config: Config, data: ImageData, folder: Path, console: Console) -> Pa
         DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.
-        TrainingConfigError: The batch is larger than the set.
+        TrainingConfigError: A batch is larger than the set.
     """
+    _refuse_large_batches(config, data)
     _make_folder(folder)
     torch.manual_seed(config.seed)
     system = System(config, image_shape=data.image_shape, classes=len(data.classes))
@@ -109,7 +110,6 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: `stop` was set; the checkpoint is saved.
-        TrainingConfigError: The batch is larger than the set.
     """
     path = folder / f"{stage.name}.safetensors"
     modules = trained_modules(system, stage)
@@ -128,9 +128,6 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
 
     batch = stage.config.batch
     per_epoch = data.train_size // batch
-    if not per_epoch:
-        message = f"train.{stage.name}.batch is {batch}, but {data.name} has {data.train_size} training images"
-        raise TrainingConfigError(message)
     steps = per_epoch * stage.config.epochs
 
     def save() -> None:
@@ -202,6 +199,14 @@ def _restore(
     if not checkpoint.about["finished"]:
         restore_optimizer(optimizer, checkpoint.tensors)
     return checkpoint.about
+
+
+def _refuse_large_batches(config: Config, data: ImageData) -> None:
+    for name in ("baseline", "masks", "finetune"):
+        batch = getattr(config.train, name).batch
+        if batch > data.train_size:
+            message = f"train.{name}.batch is {batch}, but {data.name} has {data.train_size} training images"
+            raise TrainingConfigError(message)
 
 
 def _make_folder(folder: Path) -> None:
