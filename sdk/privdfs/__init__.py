@@ -34,6 +34,7 @@ from privdfs._errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._keys import UserKey
 from privdfs._result import Result, Timings
 
 __version__ = "0.1.0"
@@ -62,5 +63,6 @@ __all__ = [
     "ServerTimeoutError",
     "ServerUnavailableError",
     "Timings",
+    "UserKey",
     "__version__",
 ]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, ConfigError, SelfTestError
+from privdfs._keys import UserKey, check_partition, partition_of
 from privdfs._manifest import (
     ENCODER_NAME,
     FUSION_NAME,
@@ -17,10 +18,11 @@ from privdfs._manifest import (
     MANIFEST_NAME,
     ClientManifest,
     decode_client_manifest,
+    key_spec,
     read_manifest_bytes,
     read_verified,
 )
-from privdfs._onnx import Array, Graph, TensorSpec
+from privdfs._onnx import PARTITION, Array, Graph, TensorSpec, partition_feed, partition_inputs
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,14 @@ class Bundle:
         """Build from verified bytes; applications use `Bundle.open`."""
         self._folder = folder
         self._manifest = manifest
+        self._keys = key_spec(manifest)
         self._pid = os.getpid()
         image = manifest.image
         n_classes = len(manifest.classes)
         self._encoder = Graph(
             ENCODER_NAME,
             files[ENCODER_NAME],
-            [TensorSpec("image", "uint8", (image.height, image.width, image.channels))],
+            [TensorSpec("image", "uint8", (image.height, image.width, image.channels)), *partition_inputs(self._keys)],
             [TensorSpec(f"share_{i}", "int8", (server.share_length,)) for i, server in enumerate(manifest.servers)],
             ONNX_THREADS,
         )
@@ -111,20 +114,31 @@ class Bundle:
         """Number of servers, N."""
         return len(self._manifest.servers)
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.int8]]:
+    def partition(self, key: UserKey | bytes | None) -> int | None:
+        """Which partition of the release a user's key picks; None for a release with one for everybody.
+
+        Raises:
+            ConfigError: a keyed release and no key, a key for a release without keys, or something that is no key.
+        """
+        return partition_of(key, self._keys)
+
+    def encode(self, images: npt.NDArray[np.uint8], *, partition: int | None = None) -> list[npt.NDArray[np.int8]]:
         """Turn images into shares: the head, the mask and the quantisation, in one call of ONNX Runtime.
 
         Args:
             images: uint8 [batch, height, width, channels] of the bundle's image size.
+            partition: of a keyed release, as `partition` gives it.
 
         Returns:
             N arrays, the i-th int8 [batch, K_i]: what server i is sent.
 
         Raises:
-            ConfigError: another shape or type, or called in a forked child process.
+            ConfigError: another shape or type, a partition that the release does not have, or called in a forked
+                child process.
             BundleFormatError: the graph gives shares of another shape.
         """
         self._refuse_fork()
+        check_partition(partition, self._keys)
         spec = self._manifest.image
         shape = (spec.height, spec.width, spec.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
@@ -132,7 +146,7 @@ class Bundle:
                 f"encode takes uint8 [batch, {spec.height}, {spec.width}, {spec.channels}] with at least one image, "
                 f"not {images.dtype} {list(images.shape)}: Client.encode takes images of any size and form"
             )
-        shares = self._encoder.run({"image": images})
+        shares = self._encoder.run({"image": images, **partition_feed(partition, len(images))})
         for share, server in zip(shares, self._manifest.servers, strict=True):
             _require_output(ENCODER_NAME, share, "int8", (len(images), server.share_length))
         return shares
@@ -185,7 +199,11 @@ class Bundle:
         self._check_golden(golden)
         images, logits, recorded = golden["images"], golden["logits"], golden["probabilities"]
         # One image at a time: whatever the batch, a release must give what was recorded.
-        encoded = [self.encode(image[np.newaxis]) for image in images]
+        partitions = [None] * len(images) if self._keys is None else golden[PARTITION][:, 0].tolist()
+        encoded = [
+            self.encode(image[np.newaxis], partition=partition)
+            for image, partition in zip(images, partitions, strict=True)
+        ]
         differing = 0
         for i in range(self.n_servers):
             share = np.concatenate([shares[i] for shares in encoded])
@@ -218,6 +236,7 @@ class Bundle:
         }
         for i, server in enumerate(manifest.servers):
             wanted[f"share_{i}"] = ("int8", (n_images, server.share_length))
+        wanted |= {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in partition_inputs(self._keys)}
         found = {name: (str(array.dtype), array.shape) for name, array in golden.items()}
         if n_images == 0 or found != wanted:
             raise BundleFormatError(f"{GOLDEN_NAME} does not hold the tensors of this release: get the release again")
@@ -256,6 +275,9 @@ def _describe(manifest: ClientManifest) -> str:
         f"branches     {branches}",
         f"on device    {device_macs:,} multiply-accumulates per image, {ratio:.1%} of the baseline's",
     ]
+    keys = key_spec(manifest)
+    if keys is not None:
+        lines.append(f"keys         {keys.partitions} partitions, a user's key picks one (family {keys.family})")
     if not manifest.leakage:
         lines.append("leakage      not measured")
     for row in manifest.leakage:

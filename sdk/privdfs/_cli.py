@@ -23,6 +23,7 @@ from privdfs._client import Client
 from privdfs._config import TLS, Server
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
+from privdfs._keys import UserKey
 from privdfs._result import Result
 from privdfs._verify import verify
 
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--local", metavar="RELEASE", help="run a whole release folder in this process (not private)")
     predict.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds per call")
     predict.add_argument("--min-answers", type=int, metavar="N", help="how many servers must answer (default: all)")
+    predict.add_argument("--key-file", metavar="FILE", help="the user's key, 32 hexadecimal digits (keyed releases)")
     predict.add_argument("--tls", action="store_true", help="connect with TLS and the system's certificates")
     predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
     predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
@@ -124,6 +126,8 @@ def _predict_file(client: Client, image: str) -> Result:
 
 def _client(options: argparse.Namespace) -> Client:
     limits: dict[str, Any] = {"timeout": options.timeout, "min_answers": options.min_answers}
+    if options.key_file:
+        limits["key"] = UserKey.read(options.key_file)
     if options.local:
         if options.server:
             raise ConfigError("--local and --server were both given: drop one of them")

@@ -15,6 +15,7 @@ from privdfs._constants import DEFAULT_TIMEOUT_S, TRANSPORT_GRACE_S
 from privdfs._core import Call, Chunk, Deadline, Outcome, Settings
 from privdfs._errors import ConfigError
 from privdfs._images import ImageLike
+from privdfs._keys import UserKey
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import ClientManifest
 from privdfs._result import Result
@@ -49,9 +50,10 @@ class Client:
         servers: one `Server` (or "host:port" on this machine) for every server of the release, in its order.
         timeout: seconds that a call may take, from its start to its result.
         min_answers: how many servers must answer; all of them when None.
+        key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
 
     Raises:
-        ConfigError: the servers, the timeout or `min_answers` make no sense. Nothing is sent.
+        ConfigError: the servers, the timeout, `min_answers` or the key make no sense. Nothing is sent.
         BundleError: the bundle cannot be used.
     """
 
@@ -62,10 +64,11 @@ class Client:
         *,
         timeout: float = DEFAULT_TIMEOUT_S,
         min_answers: int | None = None,
+        key: UserKey | bytes | None = None,
     ) -> None:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         checked = check_servers(servers, opened.n_servers)
-        settings = Settings.check(opened, timeout, min_answers)
+        settings = Settings.check(opened, timeout, min_answers, key)
         self._begin(settings, _GrpcServers(opened.manifest, checked))
 
     @classmethod
@@ -75,17 +78,18 @@ class Client:
         *,
         timeout: float = DEFAULT_TIMEOUT_S,
         min_answers: int | None = None,
+        key: UserKey | bytes | None = None,
     ) -> "Self":
         """Make a client that runs the branches of a whole release folder in this process.
 
         For development and tests only: one process holds all shares, so nothing is private.
 
         Raises:
-            ConfigError: the timeout or `min_answers` makes no sense.
+            ConfigError: the timeout, `min_answers` or the key makes no sense.
             BundleError: a folder of the release is missing, changed, or does not fit the others.
         """
         bundle = open_client(release_dir)
-        settings = Settings.check(bundle, timeout, min_answers)
+        settings = Settings.check(bundle, timeout, min_answers, key)
         client = cls.__new__(cls)
         client._begin(settings, LocalServers(release_dir, bundle.manifest))  # noqa: SLF001 - its own class
         return client
@@ -150,7 +154,7 @@ class Client:
             ImageError: the image cannot be used.
         """
         call = self._call(None)
-        return [values[0] for values in self.bundle.encode(call.decode_one(image).pixels)]
+        return [values[0] for values in call.shares(call.decode_one(image))]
 
     def close(self) -> None:
         """Close the connections. Calls after this raise `ConfigError`; closing twice does nothing."""

@@ -15,7 +15,10 @@ from privdfs._bundle import Bundle
 from privdfs._config import check_min_answers, check_timeout
 from privdfs._errors import DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
+from privdfs._keys import UserKey
 from privdfs._result import Result, Timings
+
+PARTITION_BYTES = 4
 
 
 class Deadline:
@@ -43,10 +46,17 @@ class Share:
     Attributes:
         server: index of that server.
         values: int8 [batch, K_server].
+        partition: that they are cut by; None in a release without keys.
     """
 
     server: int
     values: npt.NDArray[np.int8] = field(repr=False)
+    partition: int | None = None
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of tensors that travel for each image: the share, and the int32 index of the partition."""
+        return self.values.shape[1] + (0 if self.partition is None else PARTITION_BYTES)
 
 
 @dataclass(frozen=True)
@@ -79,31 +89,37 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all calls of a client share."""
+    """What all calls of a client share. Of the user's key it keeps only which partition it picks."""
 
     bundle: Bundle
     timeout: float
     min_answers: int
+    partition: int | None = None
 
     @classmethod
-    def check(cls, bundle: Bundle, timeout: float, min_answers: int | None) -> "Settings":
+    def check(
+        cls, bundle: Bundle, timeout: float, min_answers: int | None, key: UserKey | bytes | None = None
+    ) -> "Settings":
         """Settings from a client's arguments.
 
         Raises:
             ConfigError: one of them makes no sense.
         """
-        return cls(bundle, check_timeout(timeout), check_min_answers(min_answers, bundle.n_servers))
+        partition = bundle.partition(key)
+        return cls(bundle, check_timeout(timeout), check_min_answers(min_answers, bundle.n_servers), partition)
 
     def begin(self, timeout: float | None) -> "Call":
         """Start the clock of a call; `timeout` None means the client's."""
-        return Call(self.bundle, self.min_answers, self.timeout if timeout is None else check_timeout(timeout))
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        return Call(self.bundle, self.min_answers, seconds, self.partition)
 
 
 class Call:
     """One call of a client, from images to results."""
 
-    def __init__(self, bundle: Bundle, min_answers: int, timeout: float) -> None:
+    def __init__(self, bundle: Bundle, min_answers: int, timeout: float, partition: int | None) -> None:
         self.deadline = Deadline(timeout)
+        self._partition = partition
         self._bundle = bundle
         self._min_answers = min_answers
 
@@ -125,6 +141,10 @@ class Call:
         for start in range(0, len(decoded.pixels), step):
             yield Decoded(decoded.pixels[start : start + step], decoded.ms)
 
+    def shares(self, decoded: Decoded) -> list[npt.NDArray[np.int8]]:
+        """The shares of a batch, by server: int8 [batch, K_i]."""
+        return self._bundle.encode(decoded.pixels, partition=self._partition)
+
     def encode(self, decoded: Decoded) -> Chunk:
         """Make the shares of a chunk.
 
@@ -132,7 +152,7 @@ class Call:
             DeadlineExceededError: no time is left to send them.
         """
         started = time.perf_counter()
-        shares = self._bundle.encode(decoded.pixels)
+        shares = self.shares(decoded)
         encode_ms = (time.perf_counter() - started) * 1e3
         if self.deadline.remaining == 0:
             raise DeadlineExceededError(
@@ -141,7 +161,7 @@ class Call:
             )
         return Chunk(
             size=len(decoded.pixels),
-            shares=tuple(Share(i, values) for i, values in enumerate(shares)),
+            shares=tuple(Share(i, values, self._partition) for i, values in enumerate(shares)),
             decode_ms=decoded.ms,
             encode_ms=encode_ms,
         )
@@ -179,7 +199,7 @@ class Call:
             fusion_ms=(time.perf_counter() - started) * 1e3,
             total_ms=self.deadline.elapsed_ms,
         )
-        bytes_up = tuple(share.values.shape[1] for share in chunk.shares)
+        bytes_up = tuple(share.bytes_up for share in chunk.shares)
         return [_result(row, classes, answered, timings, bytes_up) for row in probabilities]
 
     def _require(self, usable: Sequence[int], causes: Mapping[int, ServerError]) -> None:

@@ -11,8 +11,8 @@ from privdfs._bundle import Bundle
 from privdfs._constants import ONNX_THREADS
 from privdfs._core import Call, Chunk, Outcome
 from privdfs._errors import AnswerError, BundleFormatError, ServerTimeoutError
-from privdfs._manifest import ClientManifest, read_verified
-from privdfs._onnx import Graph, TensorSpec
+from privdfs._manifest import ClientManifest, key_spec, read_verified
+from privdfs._onnx import Graph, TensorSpec, partition_feed, partition_inputs
 from privdfs._verify import check_server, read_server_manifest
 
 BRANCH_FILE = "branch/1/model.onnx"
@@ -42,7 +42,7 @@ def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, serv
     return Graph(
         f"server-{server}/{BRANCH_FILE}",
         files[BRANCH_FILE],
-        [TensorSpec("share", "int8", (own.share_length,))],
+        [TensorSpec("share", "int8", (own.share_length,)), *partition_inputs(key_spec(own))],
         [TensorSpec("logits", "float32", (own.classes,))],
         ONNX_THREADS,
     )
@@ -60,7 +60,9 @@ class LocalServers:
         outcomes: list[Outcome] = []
         for share in chunk.shares:
             started = time.perf_counter()
-            (logits,) = self._graphs[share.server].run({"share": share.values})
+            (logits,) = self._graphs[share.server].run(
+                {"share": share.values, **partition_feed(share.partition, chunk.size)}
+            )
             ms = (time.perf_counter() - started) * 1e3
             if call.deadline.remaining == 0:
                 error = ServerTimeoutError("the branch was too slow in this process: raise `timeout`", share.server)

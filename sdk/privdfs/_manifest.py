@@ -30,6 +30,9 @@ _UNLISTABLE = frozenset({MANIFEST_NAME, "manifest.sig"})
 #: A manifest is a few kilobytes; a file beyond this is not one, and is refused before it is parsed.
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
+#: The most partitions of a keyed release; the encoder holds a table of them all.
+MAX_PARTITIONS = 65536
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -56,6 +59,13 @@ class ServerSpec(_Struct, frozen=True):
     share_length: Positive
     levels: Annotated[int, msgspec.Meta(ge=3, le=255)]
     scale: PositiveFloat
+
+
+class KeySpec(_Struct, frozen=True):
+    """The family of partitions of a keyed release: how many there are, and an id of exactly these (a digest)."""
+
+    partitions: Annotated[int, msgspec.Meta(ge=2, le=MAX_PARTITIONS)]
+    family: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
 
 
 class MadeBy(_Struct, frozen=True):
@@ -123,6 +133,8 @@ class ClientManifest(_Struct, frozen=True):
     accuracy: Accuracy
     macs: Macs
     leakage: tuple[Leakage, ...] = ()
+    #: Left out of the file where a release has one partition for everybody, as those of older versions have.
+    keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
 
 
 class ServerManifest(_Struct, frozen=True):
@@ -137,6 +149,12 @@ class ServerManifest(_Struct, frozen=True):
     engine: Literal["python", "onnxruntime", "tensorrt"]
     files: dict[str, Sha256]
     made_by: MadeBy
+    keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
+
+
+def key_spec(manifest: ClientManifest | ServerManifest) -> KeySpec | None:
+    """The family of partitions; None where a release has one partition for everybody."""
+    return None if manifest.keys is msgspec.UNSET else manifest.keys
 
 
 _Manifest = TypeVar("_Manifest", ClientManifest, ServerManifest)

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from privdfs._errors import BundleFormatError
+from privdfs._manifest import KeySpec
+
+PARTITION = "partition"
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_DTYPES = {"tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(float)": "float32", "tensor(bool)": "bool"}
+_DTYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(bool)": "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,16 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+def partition_inputs(keys: KeySpec | None) -> list[TensorSpec]:
+    """What the encoder and the branches of a keyed release take besides: the partition of every image."""
+    return [] if keys is None else [TensorSpec(PARTITION, "int32", (1,))]
+
+
+def partition_feed(partition: int | None, batch: int) -> dict[str, Array]:
+    """The same partition for a whole batch, int32 [batch, 1]; nothing for a release without keys."""
+    return {} if partition is None else {PARTITION: np.full((batch, 1), partition, np.int32)}
 
 
 class Graph:

@@ -39,7 +39,7 @@ class Result:
         probability: its probability, 0 to 1.
         answered: which servers' answers went into it, by server.
         timings: where the time went.
-        bytes_up: bytes of the share sent to each server for this image.
+        bytes_up: bytes of the share (and in a keyed release the index of its partition) sent to each server.
         probabilities: float32 [classes].
         classes: names of all classes, in the order of `probabilities`.
     """

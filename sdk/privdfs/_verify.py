@@ -74,7 +74,8 @@ def check_server(client: ClientManifest, server: ServerManifest, index: int) -> 
     """Check that a server's folder is the one that a client's manifest speaks of.
 
     Raises:
-        BundleFormatError: another release, another server, or another share length, scale or number of classes.
+        BundleFormatError: another release, another server, or another share length, scale, number of classes or
+            family of partitions.
     """
     name = f"server-{index}"
     if server.release != client.release:
@@ -82,9 +83,10 @@ def check_server(client: ClientManifest, server: ServerManifest, index: int) -> 
     if server.server != index:
         raise BundleFormatError(f"{name} holds server {server.server} of the release: put the folders back in order")
     spec = client.servers[index]
-    if (server.share_length, server.scale, server.classes) != (spec.share_length, spec.scale, len(client.classes)):
+    theirs = (server.share_length, server.scale, server.classes, server.keys)
+    if theirs != (spec.share_length, spec.scale, len(client.classes), client.keys):
         raise BundleFormatError(
-            f"{name} and the client disagree on share length, scale or number of classes: get the release again"
+            f"{name} and the client disagree on share length, scale, number of classes or keys: get the release again"
         )
 
 

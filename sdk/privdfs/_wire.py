@@ -2,8 +2,9 @@
 
 Guarantees:
 
-- A request to server i holds the share of server i only: int8 [batch, K_i], raw bytes, nothing else. Its length depends
-  on the batch and the release, never on the content. `Link.ask_branch` refuses another server's share.
+- A request to server i holds the share of server i only: int8 [batch, K_i], raw bytes, and in a keyed release the index
+  of the partition, int32 [batch, 1]; nothing else, and no key. Its length depends on the batch and the release, never
+  on the content. `Link.ask_branch` refuses another server's share.
 - No share is sent on a channel before the endpoint behind it has said that it serves this server of this release.
 - An answer is float32 [batch, classes], finite and of sane size, or it is an `AnswerError`.
 - Errors carry gRPC's status code, never its text: a server can write there what it likes, shares included.
@@ -27,7 +28,8 @@ from privdfs._errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
-from privdfs._manifest import ClientManifest
+from privdfs._manifest import ClientManifest, key_spec
+from privdfs._onnx import PARTITION, partition_feed
 
 #: Neither grpcio nor tritonclient has types; their objects do not leave this module and the two drivers.
 Message: TypeAlias = Any
@@ -53,12 +55,14 @@ class Branch:
     share_length: int
     classes: int
     max_batch: int
+    keyed: bool
 
 
 def branches(manifest: ClientManifest) -> list[Branch]:
     """What each server of a release must be."""
+    keyed = key_spec(manifest) is not None
     return [
-        Branch(i, manifest.release, server.share_length, len(manifest.classes), manifest.max_batch)
+        Branch(i, manifest.release, server.share_length, len(manifest.classes), manifest.max_batch, keyed)
         for i, server in enumerate(manifest.servers)
     ]
 
@@ -103,6 +107,8 @@ class Link:
         self._current = 0
         self._template = self._messages.ModelInferRequest(model_name=MODEL)
         self._template.inputs.add(name=SHARE, datatype="INT8")
+        if branch.keyed:
+            self._template.inputs.add(name=PARTITION, datatype="INT32")
         self._template.outputs.add(name=LOGITS)
 
     @property
@@ -133,10 +139,15 @@ class Link:
         batch, length = share.values.shape
         if share.server != self.server or length != self._branch.share_length or share.values.dtype != np.int8:
             raise RuntimeError(f"a share of server {share.server} was about to be sent to server {self.server}")
+        if self._branch.keyed != (share.partition is not None):
+            raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
         request = self._messages.ModelInferRequest()
         request.CopyFrom(self._template)
         request.inputs[0].shape.extend((batch, length))
         request.raw_input_contents.append(share.values.tobytes())
+        for feed in partition_feed(share.partition, batch).values():
+            request.inputs[1].shape.extend(feed.shape)
+            request.raw_input_contents.append(feed.astype("<i4").tobytes())
         return replica.model_infer, request
 
     def read_config(self, replica: Replica, reply: Reply) -> ServerError | None:
@@ -299,7 +310,10 @@ def _judge_config(branch: Branch, where: str, config: Message) -> ServerError | 
         )
     inputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input]
     outputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output]
-    fits = inputs == [(SHARE, _type_code("TYPE_INT8"), (branch.share_length,))]
+    wanted_inputs = [(SHARE, _type_code("TYPE_INT8"), (branch.share_length,))]
+    if branch.keyed:
+        wanted_inputs.append((PARTITION, _type_code("TYPE_INT32"), (1,)))
+    fits = inputs == wanted_inputs
     fits = fits and outputs == [(LOGITS, _type_code("TYPE_FP32"), (branch.classes,))]
     if not fits or config.max_batch_size < branch.max_batch:
         return ServerMismatchError(

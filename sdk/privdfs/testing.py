@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from privdfs._bundle import Bundle
 from privdfs._local import open_branch, open_client
+from privdfs._onnx import PARTITION
 from privdfs._wire import LOGITS, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, branches
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "FakeServer", "Fault"]
 
-#: shares int8 [batch, K] -> logits float32 [batch, classes]
-Answer = Callable[[npt.NDArray[np.int8]], npt.NDArray[Any]]
+#: shares int8 [batch, K], and in a keyed release partitions int32 [batch, 1] -> logits float32 [batch, classes]
+Answer = Callable[..., npt.NDArray[Any]]
 
 _DATATYPES = {
     "float16": "FP16",
@@ -69,12 +70,13 @@ class FakeServer:
     Args:
         bundle: the client's part of the release.
         server: which server of the release to be.
-        answer: from shares to logits.
+        answer: from shares (and partitions) to logits.
         credentials: `grpc.ServerCredentials` for TLS; plaintext when None.
 
     Attributes:
         endpoint: "127.0.0.1:port".
         received: the shares received, int8 [batch, K], oldest first.
+        partitions: in a keyed release, the partitions that came with them, int32 [batch, 1].
         checks: how often it was asked what it serves.
         fault: what goes wrong with the next answers; None for nothing.
         check_fault: what goes wrong when it is asked what it serves (`response` edits the ModelConfigResponse).
@@ -96,6 +98,7 @@ class FakeServer:
         self._answer = answer
         self._closing = threading.Event()
         self.received: list[npt.NDArray[np.int8]] = []
+        self.partitions: list[npt.NDArray[np.int32]] = []
         self.checks = 0
         self.fault: Fault | None = None
         self.check_fault: Fault | None = None
@@ -123,7 +126,11 @@ class FakeServer:
         """A fake that answers with the real branch of a release folder, run in this process."""
         bundle = open_client(release_dir)
         branch = open_branch(release_dir, bundle.manifest, server)
-        return cls(bundle, server, lambda shares: branch.run({SHARE: shares})[0], credentials=credentials)
+
+        def answer(*tensors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return branch.run(dict(zip((SHARE, PARTITION), tensors, strict=False)))[0]
+
+        return cls(bundle, server, answer, credentials=credentials)
 
     def __enter__(self) -> "Self":
         return self
@@ -146,16 +153,22 @@ class FakeServer:
         types = self._config_messages.DataType
         config = self._config_messages.ModelConfig(name=request.name, max_batch_size=branch.max_batch)
         config.input.add(name=SHARE, data_type=types.Value("TYPE_INT8"), dims=[branch.share_length])
+        if branch.keyed:
+            config.input.add(name=PARTITION, data_type=types.Value("TYPE_INT32"), dims=[1])
         config.output.add(name=LOGITS, data_type=types.Value("TYPE_FP32"), dims=[branch.classes])
         config.parameters[RELEASE_PARAMETER].string_value = branch.release
         config.parameters[SERVER_PARAMETER].string_value = str(branch.server)
         return _edited(self.check_fault, self._messages.ModelConfigResponse(config=config))
 
     def _model_infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
-        shares = np.reshape(np.frombuffer(request.raw_input_contents[0], np.int8), tuple(request.inputs[0].shape))
-        self.received.append(shares)
+        tensors: list[npt.NDArray[Any]] = [
+            np.reshape(np.frombuffer(raw, dtype), tuple(tensor.shape))
+            for raw, tensor, dtype in zip(request.raw_input_contents, request.inputs, (np.int8, "<i4"), strict=False)
+        ]
+        self.received.append(tensors[0])
+        self.partitions += tensors[1:]
         self._fail(self.fault, context)
-        logits = self._answer(shares)
+        logits = self._answer(*tensors)
         if self.fault is not None and self.fault.logits is not None:
             logits = self.fault.logits(logits)
         response = self._messages.ModelInferResponse(model_name=request.model_name, model_version="1")

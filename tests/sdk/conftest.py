@@ -26,6 +26,12 @@ def other_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_release(tmp_path_factory.mktemp("release") / "other", release="tiny-2", seed=1)
 
 
+@pytest.fixture(scope="session")
+def keyed_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with 64 partitions."""
+    return build_release(tmp_path_factory.mktemp("release") / "keyed", release="tiny-keyed", partitions=64)
+
+
 @pytest.fixture
 def release_copy(release: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(release, tmp_path / "copy"))

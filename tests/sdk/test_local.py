@@ -51,8 +51,11 @@ def test_folders_in_another_order(release_copy: Path) -> None:
         Client.local(release_copy)
 
 
-@pytest.mark.parametrize(("field", "value"), [("share_length", 9), ("scale", 0.5), ("classes", 9)])
-def test_a_server_that_disagrees_with_the_client(release_copy: Path, field: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("share_length", 9), ("scale", 0.5), ("classes", 9), ("keys", {"partitions": 2, "family": "0" * 32})],
+)
+def test_a_server_that_disagrees_with_the_client(release_copy: Path, field: str, value: object) -> None:
     path = release_copy / "server-0" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
     with pytest.raises(BundleFormatError, match="disagree"):

@@ -13,7 +13,7 @@ PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
     "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "ImageError",
     "NotEnoughAnswersError", "Result", "SelfTest", "SelfTestError", "Server", "ServerError", "ServerMismatchError",
-    "ServerTimeoutError", "ServerUnavailableError", "Timings", "__version__",
+    "ServerTimeoutError", "ServerUnavailableError", "Timings", "UserKey", "__version__",
 }  # fmt: skip
 
 ALLOWED = {

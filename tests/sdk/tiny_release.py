@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,6 +14,7 @@ from privdfs._manifest import (
     Accuracy,
     ClientManifest,
     ImageSpec,
+    KeySpec,
     Leakage,
     Macs,
     MadeBy,
@@ -22,12 +24,13 @@ from privdfs._manifest import (
     encode_manifest,
     sha256_file,
 )
-from privdfs._onnx import Graph, TensorSpec
+from privdfs._onnx import PARTITION, Graph, TensorSpec, partition_inputs
 
 CLASSES = ("ankle boot", "bag", "coat", "dress")
 HEIGHT, WIDTH = 12, 10
 MAX_BATCH = 4
 SCALE = 0.25
+FAMILY = "0123456789abcdef" * 2
 MADE_BY = MadeBy(command="privdfs-export", commit="abc", date="2026-01-01", seed=0, config={}, versions={"onnx": "1"})
 
 
@@ -38,25 +41,37 @@ def build_release(
     share_lengths: tuple[int, ...] = (5, 6, 7),
     channels: int = 3,
     seed: int = 0,
+    partitions: int | None = None,
 ) -> Path:
-    """Write a release; the weights depend on the seed only."""
+    """Write a release; the weights depend on the seed only. With `partitions` it is a keyed one."""
     rng = np.random.default_rng(seed)
     n_servers, n_classes = len(share_lengths), len(CLASSES)
     client = folder / "client"
     client.mkdir(parents=True)
     pixels = HEIGHT * WIDTH * channels
     projections = [rng.normal(size=(pixels, length)).astype(np.float32) / 60 for length in share_lengths]
-    save_model(client / "encoder.onnx", encoder_graph(projections, channels))
     save_model(client / "fusion.onnx", fusion_graph(n_servers, n_classes))
     readouts = [rng.normal(size=(length, n_classes)).astype(np.float32) for length in share_lengths]
-    for i, readout in enumerate(readouts):
-        write_server(folder / f"server-{i}", release, i, readout)
-    write_golden(client, share_lengths, readouts, channels, rng)
-    write_client_manifest(client, release, share_lengths, channels)
+    if partitions is None:
+        keys, encoder = None, encoder_graph(projections, channels)
+        branches = [branch_graph(readout) for readout in readouts]
+    else:
+        keys = KeySpec(partitions=partitions, family=FAMILY)
+        dealt = np.stack([rng.permutation(sum(share_lengths)) for _ in range(partitions)]).astype(np.int32)
+        tables = np.split(dealt, np.cumsum(share_lengths)[:-1], axis=1)
+        encoder = keyed_encoder_graph(projections, tables, channels)
+        branches = [keyed_branch_graph(*pair) for pair in zip(readouts, tables, strict=True)]
+    save_model(client / "encoder.onnx", encoder)
+    for i, branch in enumerate(branches):
+        write_server(folder / f"server-{i}", release, i, share_lengths[i], branch, keys)
+    write_golden(client, share_lengths, channels, rng, keys)
+    write_client_manifest(client, release, share_lengths, channels, keys)
     return folder
 
 
-def write_client_manifest(client: Path, release: str, share_lengths: tuple[int, ...], channels: int) -> None:
+def write_client_manifest(
+    client: Path, release: str, share_lengths: tuple[int, ...], channels: int, keys: KeySpec | None
+) -> None:
     n_servers = len(share_lengths)
     manifest = ClientManifest(
         format_version=FORMAT_VERSION,
@@ -81,15 +96,17 @@ def write_client_manifest(client: Path, release: str, share_lengths: tuple[int, 
                 coalition=(0,), attack="ridge", psnr=9.0, ssim=0.1, floor=8.5, images=8, date="2026-01-01", commit="abc"
             ),
         ),
+        keys=msgspec.UNSET if keys is None else keys,
     )
     (client / "manifest.json").write_bytes(encode_manifest(manifest))
 
 
-def write_server(folder: Path, release: str, index: int, readout: np.ndarray) -> None:
-    length, n_classes = readout.shape
+def write_server(
+    folder: Path, release: str, index: int, length: int, graph: onnx.GraphProto, keys: KeySpec | None
+) -> None:
     version = folder / "branch" / "1"
     version.mkdir(parents=True)
-    save_model(version / "model.onnx", branch_graph(readout))
+    save_model(version / "model.onnx", graph)
     (folder / "branch" / "config.pbtxt").write_text('name: "branch"\n')
     manifest = ServerManifest(
         format_version=FORMAT_VERSION,
@@ -97,29 +114,30 @@ def write_server(folder: Path, release: str, index: int, readout: np.ndarray) ->
         server=index,
         share_length=length,
         scale=SCALE,
-        classes=n_classes,
+        classes=len(CLASSES),
         engine="python",
         files=digests(folder),
         made_by=MADE_BY,
+        keys=msgspec.UNSET if keys is None else keys,
     )
     (folder / "manifest.json").write_bytes(encode_manifest(manifest))
 
 
 def write_golden(
-    client: Path, share_lengths: tuple[int, ...], readouts: list[np.ndarray], channels: int, rng: np.random.Generator
+    client: Path, share_lengths: tuple[int, ...], channels: int, rng: np.random.Generator, keys: KeySpec | None
 ) -> None:
     n_images, n_servers, n_classes = 6, len(share_lengths), len(CLASSES)
+    tensors = {} if keys is None else {PARTITION: np.arange(n_images, dtype=np.int32)[:, None] % keys.partitions}
     images = rng.integers(0, 256, (n_images, HEIGHT, WIDTH, channels), dtype=np.uint8)
     encoder = Graph(
         "encoder",
         (client / "encoder.onnx").read_bytes(),
-        [TensorSpec("image", "uint8", images.shape[1:])],
+        [TensorSpec("image", "uint8", images.shape[1:]), *partition_inputs(keys)],
         [TensorSpec(f"share_{i}", "int8", (length,)) for i, length in enumerate(share_lengths)],
         1,
     )
-    shares = encoder.run({"image": images})
-    pairs = zip(shares, readouts, strict=True)
-    logits = np.stack([share.astype(np.float32) * SCALE @ readout for share, readout in pairs], axis=1)
+    shares = encoder.run({"image": images, **tensors})
+    logits = rng.normal(size=(n_images, n_servers, n_classes)).astype(np.float32)
     fusion = Graph(
         "fusion",
         (client / "fusion.onnx").read_bytes(),
@@ -128,7 +146,7 @@ def write_golden(
         1,
     )
     (probabilities,) = fusion.run({"logits": logits, "answered": np.ones((n_images, n_servers), dtype=bool)})
-    tensors = {"images": images, "logits": logits, "probabilities": probabilities}
+    tensors |= {"images": images, "logits": logits, "probabilities": probabilities}
     tensors |= {f"share_{i}": share for i, share in enumerate(shares)}
     save_file(tensors, client / "golden.safetensors")
 
@@ -164,6 +182,47 @@ def encoder_graph(projections: list[np.ndarray], channels: int) -> onnx.GraphPro
         for i, projection in enumerate(projections)
     ]
     return helper.make_graph(nodes, "encoder", [image], shares, initializers(constants))
+
+
+def keyed_encoder_graph(projections: list[np.ndarray], tables: list[np.ndarray], channels: int) -> onnx.GraphProto:
+    """Image -> all values, as `encoder_graph` makes them -> each server's, by tables int32 [partitions, K_i]."""
+    graph = encoder_graph([np.concatenate(projections, axis=1)], channels)
+    graph.node[-1].output[0] = "values"
+    graph.node.append(helper.make_node("Squeeze", ["partition", "last"], ["index"]))
+    graph.initializer.extend(initializers({"last": np.array([1], np.int64)}))
+    del graph.output[:]
+    for i, table in enumerate(tables):
+        graph.node.append(helper.make_node("Gather", [f"table_{i}", "index"], [f"places_{i}"]))
+        graph.node.append(helper.make_node("GatherElements", ["values", f"places_{i}"], [f"share_{i}"], axis=1))
+        graph.initializer.extend(initializers({f"table_{i}": table}))
+        graph.output.append(helper.make_tensor_value_info(f"share_{i}", TensorProto.INT8, ["batch", table.shape[1]]))
+    graph.input.append(helper.make_tensor_value_info("partition", TensorProto.INT32, ["batch", 1]))
+    return graph
+
+
+def keyed_branch_graph(readout: np.ndarray, table: np.ndarray) -> onnx.GraphProto:
+    """Share and partition -> every value weighted by the place that the partition gives it."""
+    weights = np.resize(readout, (table.max() + 1, readout.shape[1]))
+    constants = {
+        "scale": np.float32(SCALE),
+        "zero": np.int8(0),
+        "weights": weights,
+        "table": table,
+        "middle": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["share", "scale", "zero"], ["feature"]),
+        helper.make_node("Squeeze", ["partition", "middle"], ["index"]),
+        helper.make_node("Gather", ["table", "index"], ["places"]),
+        helper.make_node("Gather", ["weights", "places"], ["readout"]),
+        helper.make_node("Unsqueeze", ["feature", "middle"], ["row"]),
+        helper.make_node("MatMul", ["row", "readout"], ["product"]),
+        helper.make_node("Squeeze", ["product", "middle"], ["logits"]),
+    ]
+    share = helper.make_tensor_value_info("share", TensorProto.INT8, ["batch", readout.shape[0]])
+    partition = helper.make_tensor_value_info("partition", TensorProto.INT32, ["batch", 1])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", readout.shape[1]])
+    return helper.make_graph(nodes, "branch", [share, partition], [logits], initializers(constants))
 
 
 def branch_graph(readout: np.ndarray) -> onnx.GraphProto:
