@@ -10,6 +10,7 @@ Guarantees:
 """
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -48,9 +49,11 @@ class Encoder(nn.Module):
         Returns:
             One int8 [batch, values] per server.
         """
-        feature = self.head(image.permute(0, 3, 1, 2))
-        integers = self.quantiser.integers(feature).to(torch.int8).flatten(1)
-        return tuple(integers[:, indices] for indices in self.indices)
+        feature = self.head(image.permute(0, 3, 1, 2)).flatten(1)
+        return tuple(
+            self.quantiser.integers(feature[:, indices], server).to(torch.int8)
+            for server, indices in enumerate(self.indices)
+        )
 
 
 class PlacedBranch(nn.Module):
@@ -67,7 +70,7 @@ class PlacedBranch(nn.Module):
         self.branch, self.shape = system.branches[server], system.masks.shape
         indices = system.masks.indices(server)
         # Where each element of the feature finds its value: one past the end is the zero that pads the share.
-        self.places = torch.full((system.masks.owner.numel(),), len(indices))
+        self.places = torch.full((math.prod(self.shape),), len(indices))
         self.places[indices] = torch.arange(len(indices))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ def branch_graph(system: System, server: int) -> onnx.ModelProto:
     """
     values = torch.zeros(2, system.masks.values)
     graph = _export(PlacedBranch(system, server), (values,), ["values"], ["logits"])
-    return _start_from_int8(graph, system.quantiser.scale)
+    return _start_from_int8(graph, system.quantiser.scale(server))
 
 
 def fusion_graph(system: System) -> onnx.ModelProto:

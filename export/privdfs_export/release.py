@@ -126,7 +126,7 @@ def export_release(
     parity.check_accuracy(measured.fused, accuracy(system, batches))
 
     channels, height, width = system.image_shape
-    values, scale = system.masks.values, system.quantiser.scale
+    quantiser = system.quantiser
     release = f"{trained.config.name}-{_digest(built)}"
     made_by = MadeBy(
         command=provenance.command_line(),
@@ -143,7 +143,12 @@ def export_release(
         classes=trained.classes,
         image=ImageSpec(height=height, width=width, channels=channels),  # pyright: ignore[reportArgumentType]  1 or 3: checked when encoded
         servers=tuple(
-            ServerSpec(share_length=values, levels=trained.config.masks.levels, scale=scale) for _ in built.branches
+            ServerSpec(
+                share_length=system.masks.values,
+                levels=2 * quantiser.limit(server) + 1,
+                scale=quantiser.scale(server),
+            )
+            for server in range(system.masks.servers)
         ),
         max_batch=MAX_BATCH,
         files={},
@@ -175,7 +180,7 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         answers = []
         for server in servers:
             ours = evaluate.run_batched(evaluate.session(built.branches[server]), {"share": exported[server]})[0]
-            share = torch.from_numpy(exported[server]).float() * system.quantiser.scale
+            share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
             theirs = graphs.PlacedBranch(system, server)(share)
             parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
             answers.append(ours.astype(np.float32))

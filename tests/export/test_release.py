@@ -72,7 +72,7 @@ def test_a_server_folder_knows_nothing_of_the_others(trained_release: Path) -> N
         constants.append([numpy_helper.to_array(tensor) for tensor in model.graph.initializer])
         places = next(array for array in constants[-1] if array.dtype == np.int64 and array.size == 4 * 7 * 7)
         # Every position of another server looks exactly like one that nobody owns.
-        assert (places.ravel() < 12).tolist() == (system.masks.owner == server).tolist()
+        assert (places.ravel() < 12).tolist() == (system.masks.owned[server]).tolist()
         assert set(places.ravel()[places.ravel() >= 12]) == {12}
     for server in SERVERS:
         mine = {array.tobytes() for array in constants[server] if array.size > 16}

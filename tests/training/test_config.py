@@ -37,6 +37,8 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
     [
         ("masks", "servers", 1, "at least 2 servers"),
         ("masks", "levels", 4, "must be odd"),
+        ("masks", "overlap", 1.5, "from 0 to 1"),
+        ("loss", "bits", 0.1, "learned_levels = true"),
         ("masks", "levels", 257, "from 3 to 255"),
         ("masks", "values", 0, "at least one value"),
         ("masks", "settled", 0.0, "share of the stage"),

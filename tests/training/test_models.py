@@ -63,13 +63,16 @@ def test_a_branch_sees_its_own_share_only() -> None:
     system.masks.logits.data.normal_()
     system.masks.freeze()
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
-    before = system.answer(images)
-    # Whatever happens to the elements of the others, server 0's answer stays.
-    feature = system.quantiser(system.head(images))
-    own = system.masks(1.0, 0.0)[0]
-    disturbed = feature * own + (1 - own) * torch.randn_like(feature)
-    assert torch.allclose(system.branches[0](disturbed * own), before[:, 0], atol=1e-6)
+    shares = system.encode(images).shares
+    before = system.answer(shares)
+    # Whatever the others get, server 0's answer stays.
+    disturbed = torch.cat([shares[:, :1], torch.randn_like(shares[:, 1:])], dim=1)
+    assert torch.allclose(system.answer(disturbed)[:, 0], before[:, 0], atol=1e-6)
     assert before.shape == (4, 3, 10)
+    # And its share holds nothing where it owns nothing.
+    owned = system.masks.owned.view(3, *system.masks.shape)
+    assert all((shares[:, server][:, ~owned[server]] == 0).all() for server in range(3))
+    assert (shares != 0).any()
 
 
 def test_somebody_always_answers_in_training() -> None:

@@ -4,18 +4,39 @@ from privdfs_training.models.head import CompactHead
 from privdfs_training.quantise import WEIGHT_LIMIT, ActivationQuantiser, ShareQuantiser, fake_quantise_weight, round_to
 
 
+def in_feature_units(quantiser: ShareQuantiser, feature: torch.Tensor) -> torch.Tensor:
+    return quantiser(quantiser.steps(feature.view(1, 1, 1, -1)))[0, :, 0, 0]
+
+
 def test_shares_have_the_stated_levels_and_zero_is_one_of_them() -> None:
-    quantiser = ShareQuantiser(5)
-    values = quantiser(torch.linspace(-3, 3, 1001))
-    assert values.unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
-    assert quantiser.integers(torch.tensor([-9.0, 0.1, 0.6])).tolist() == [-2.0, 0.0, 1.0]
+    quantiser = ShareQuantiser(5, servers=2, learned=False)
+    for values in in_feature_units(quantiser, torch.linspace(-3, 3, 1001)):
+        assert values.unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert quantiser.integers(torch.tensor([-9.0, 0.1, 0.6]), 1).tolist() == [-2.0, 0.0, 1.0]
 
 
 def test_gradient_of_a_share_passes_inside_the_range_only() -> None:
     feature = torch.tensor([-2.0, -0.3, 0.7, 1.5], requires_grad=True)
-    ShareQuantiser(3)(feature).sum().backward()
+    in_feature_units(ShareQuantiser(3, servers=1, learned=False), feature).sum().backward()
     assert feature.grad is not None
     assert feature.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_a_server_learns_its_step_and_a_price_on_bits_takes_levels_away() -> None:
+    quantiser = ShareQuantiser(15, servers=2, learned=True)
+    feature = torch.linspace(-1, 1, 101)
+    optimizer = torch.optim.Adam(quantiser.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        error = (in_feature_units(quantiser, feature) - feature).square().mean(dim=1)
+        # The second server pays for its bits, the first does not.
+        (error.sum() + 0.05 * quantiser.bits()[1]).backward()
+        optimizer.step()
+    assert quantiser.limit(0) == 7
+    assert quantiser.limit(1) < 7
+    assert quantiser.scale(1) > quantiser.scale(0)
+    values = in_feature_units(quantiser, feature).detach()[1] / quantiser.scale(1)
+    assert torch.allclose(values, quantiser.integers(feature, 1), atol=1e-4)
 
 
 def test_weights_have_seven_bits_per_channel() -> None:

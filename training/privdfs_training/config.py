@@ -42,11 +42,12 @@ class BackboneConfig(_Section, frozen=True):
 
 
 class HeadConfig(_Section, frozen=True):
-    """The client network: a strided stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution."""
+    """The client network: a stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution."""
 
     stem: int
     stages: tuple[tuple[int, int], ...]  # (channels, blocks); every stage but the first halves height and width
     channels: int  # of the feature that the masks cut
+    stem_stride: Literal[1, 2] = 2
 
 
 class MaskConfig(_Section, frozen=True):
@@ -57,6 +58,10 @@ class MaskConfig(_Section, frozen=True):
     levels: int  # quantisation levels of one value; odd, so that zero is one of them
     temperature: tuple[float, float]  # of the Gumbel-softmax, at the first step and once settled
     settled: float  # share of the masks stage after which the draw is without noise, so that branches can rely on it
+    unit: Literal["element", "channel"] = "element"  # what is owned; of a ViT, an element is one channel of one token
+    assignment: Literal["learned", "random", "channel-block"] = "learned"  # the fixed ones are there to compare with
+    overlap: float = 0.0  # share of a server's values that another server may own too
+    learned_levels: bool = False  # whether each server's step and number of levels are trained; `levels` is the most
 
 
 class BranchConfig(_Section, frozen=True):
@@ -80,6 +85,8 @@ class LossConfig(_Section, frozen=True):
     distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
     distillation_temperature: float
     label_smoothing: float
+    rate: float = 0.0  # per bit that a share holds beyond the class, mean over the servers
+    bits: float = 0.0  # per bit of a share's size, mean over the servers; only learned levels can lower it
 
 
 class StageConfig(_Section, frozen=True):
@@ -182,29 +189,59 @@ def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], pat
 
 
 def _problems(config: Config) -> list[str]:
-    masks, problems = config.masks, []
-    if masks.servers < 2:
-        problems.append(
-            f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority"
-        )
-    if masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255:
-        problems.append(
-            f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it"
-        )
-    if masks.values < 1:
-        problems.append(f"masks.values is {masks.values}; every server needs at least one value")
-    if not 0 < masks.settled <= 1:
-        problems.append(f"masks.settled is {masks.settled}; it is a share of the stage, above 0 and at most 1")
-    if not config.head.stages:
-        problems.append("head.stages is empty; give at least one [channels, blocks]")
-    if not 0 <= config.fusion.branch_dropout < 1:
-        problems.append(f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1")
-    for name in ("baseline", "masks", "finetune"):
-        stage: StageConfig = getattr(config.train, name)
-        if stage.epochs < (0 if name == "baseline" else 1) or stage.batch < 2:
-            problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
-    if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
-        problems.append(
-            "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
-        )
-    return problems
+    return [*_mask_problems(config), *_other_problems(config)]
+
+
+def _mask_problems(config: Config) -> list[str]:
+    masks = config.masks
+    checks = (
+        (
+            masks.servers < 2,
+            f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority",
+        ),
+        (
+            masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255,
+            f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it",
+        ),
+        (masks.values < 1, f"masks.values is {masks.values}; every server needs at least one value"),
+        (
+            not 0 < masks.settled <= 1,
+            f"masks.settled is {masks.settled}; it is a share of the stage, above 0 and at most 1",
+        ),
+        (
+            not 0 <= masks.overlap <= 1,
+            f"masks.overlap is {masks.overlap}; it is a share of a server's values, from 0 to 1",
+        ),
+        (
+            masks.overlap > 0 and masks.assignment != "learned",
+            f"masks.overlap needs learned masks; with '{masks.assignment}' shares are disjoint",
+        ),
+        (
+            config.loss.bits > 0 and not masks.learned_levels,
+            "loss.bits has nothing to act on: set masks.learned_levels = true, or remove it",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _other_problems(config: Config) -> list[str]:
+    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune")}
+    checks = (
+        (not config.head.stages, "head.stages is empty; give at least one [channels, blocks]"),
+        (
+            not 0 <= config.fusion.branch_dropout < 1,
+            f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1",
+        ),
+        *(
+            (
+                stage.epochs < (name != "baseline") or stage.batch < 2,
+                f"train.{name} needs at least 1 epoch and a batch of at least 2",
+            )
+            for name, stage in stages.items()
+        ),
+        (
+            config.train.baseline.epochs == 0 and config.backbone.checkpoint is None,
+            "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]

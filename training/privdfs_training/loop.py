@@ -222,9 +222,11 @@ def _schedule(progress: float) -> float:
 
 
 def _optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    # Weight decay on matrices and kernels only: decaying gains, biases and mask preferences would move what they mean.
-    decayed = [value for name, value in modules.named_parameters() if value.ndim > 1 and not name.endswith("logits")]
-    others = [value for name, value in modules.named_parameters() if value.ndim <= 1 or name.endswith("logits")]
+    # Weight decay on matrices and kernels only: decaying gains, biases, mask preferences and probabilities would move
+    # what they mean.
+    kept = ("logits", "table")
+    decayed = [value for name, value in modules.named_parameters() if value.ndim > 1 and not name.endswith(kept)]
+    others = [value for name, value in modules.named_parameters() if value.ndim <= 1 or name.endswith(kept)]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

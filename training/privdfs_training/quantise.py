@@ -5,6 +5,8 @@ head's weights and activations get int8, so that the trained network is, number 
 devices run.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,47 +17,88 @@ MOMENTUM = 0.05  # of the running activation range
 
 
 class ShareQuantiser(nn.Module):
-    """Clamp a feature to [-1, 1] and round it to a few levels.
+    """Round each server's values to a few integer levels; one step size and, if learned, one range per server.
 
-    The scale is fixed: the batch normalisation before it learns the gain of every channel.
+    Fixed: the feature is cut to [-1, 1]; the batch normalisation before it learns the gain of every channel. Learned:
+    the step follows Esser et al. (arXiv 1902.08153), the range Uhlich et al. (arXiv 1905.11452), so that together with
+    a price on bits each server finds its own number of levels, at most those of the config.
+
+    Attributes:
+        log_step: Logarithm of each server's step in feature units, float32 [servers].
+        range: Largest integer of each server before rounding, float32 [servers].
     """
 
-    def __init__(self, levels: int) -> None:
-        """Choose the number of levels.
+    def __init__(self, levels: int, *, servers: int, learned: bool) -> None:
+        """Start with the same step and the full range for everybody.
 
         Args:
             levels: Odd, 3 to 255; zero is one of them.
+            servers: Number of servers.
+            learned: Whether steps and ranges are trained.
         """
         super().__init__()
-        self.limit = (levels - 1) // 2
+        self.largest, self.learned = (levels - 1) // 2, learned
+        self.log_step = nn.Parameter(torch.full((servers,), -math.log(self.largest)), learned)
+        self.range = nn.Parameter(torch.full((servers,), float(self.largest)), learned)
 
-    @property
-    def scale(self) -> float:
-        """Feature units of one integer step."""
-        return 1 / self.limit
+    def scale(self, server: int) -> float:
+        """Feature units of one integer step of one server's share."""
+        return float(self.log_step[server].detach().exp()) if self.learned else 1 / self.largest
 
-    def integers(self, feature: Tensor) -> Tensor:
+    def limit(self, server: int) -> int:
+        """Largest integer in one server's share."""
+        return int(self._limits()[server]) if self.learned else self.largest
+
+    def integers(self, feature: Tensor, server: int) -> Tensor:
         """Integer levels as float, in [-limit, limit], without a gradient path of their own.
 
         Args:
             feature: float, any shape.
+            server: Whose step and range.
 
         Returns:
             float, same shape.
         """
-        return torch.round(torch.clamp(feature, -1.0, 1.0) * self.limit)
+        limit = self.limit(server)
+        return torch.round(torch.clamp(feature / self.scale(server), -limit, limit))
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Quantise to the levels in feature units; the gradient is that of the clamp alone.
+    def steps(self, feature: Tensor) -> Tensor:
+        """The feature in every server's steps, not yet rounded or cut.
 
         Args:
-            feature: float, any shape.
+            feature: float [batch, channels, height, width].
 
         Returns:
-            float, same shape, in [-1, 1].
+            float [batch, servers, channels, height, width].
         """
-        clamped = torch.clamp(feature, -1.0, 1.0)
-        return clamped + (self.integers(feature) * self.scale - clamped).detach()
+        return feature[:, None].float() / self._per_server(self._step())
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Round, cut and return to feature units; the gradient passes the rounding straight through.
+
+        Args:
+            steps: What `steps` gave.
+
+        Returns:
+            float, same shape.
+        """
+        real = self.range.clamp(1, self.largest)
+        limit = self._per_server(real + (torch.round(real) - real).detach())
+        cut = torch.maximum(torch.minimum(steps, limit), -limit)
+        return (cut + (torch.round(cut) - cut).detach()) * self._per_server(self._step())
+
+    def bits(self) -> Tensor:
+        """Bits of one value at equally likely levels, float [servers]; the gradient reaches the range."""
+        return torch.log2(2 * self.range.clamp(1, self.largest) + 1)
+
+    def _step(self) -> Tensor:
+        return self.log_step.exp() if self.learned else torch.full_like(self.log_step, 1 / self.largest)
+
+    def _limits(self) -> Tensor:
+        return torch.round(self.range.detach().clamp(1, self.largest))
+
+    def _per_server(self, values: Tensor) -> Tensor:
+        return values[:, None, None, None]
 
 
 class ActivationQuantiser(nn.Module):

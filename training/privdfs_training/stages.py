@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from privdfs_training.config import Config, StageConfig
 from privdfs_training.data import Batch, ImageData
 from privdfs_training.losses import random_answered, split_loss
+from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_pretrained
 
 CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
-SPLIT_PARTS = ("head", "masks", "branches", "fusion")
+SPLIT_PARTS = ("head", "quantiser", "masks", "branches", "fusion")
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, float]]]
 
@@ -56,6 +57,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     Returns:
         Baseline, masks, finetune.
     """
+    split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
 
     def prepare_baseline() -> None:
@@ -75,9 +77,17 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         temperature = first * (last / first) ** settling
         # The noise shrinks with the temperature and then stops.
         noise = temperature if settling < 1 else 0.0
-        answers = system.answer(images, temperature=temperature, noise=noise).float()
+        encoded = system.encode(images, temperature=temperature, noise=noise)
+        answers = system.answer(encoded.shares).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
-        return split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+        total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+        if system.rate is not None:
+            bits = system.rate(encoded.steps, encoded.masks, labels).mean()
+            total, terms = total + config.loss.rate * bits, terms | {"rate": float(bits.detach())}
+        if config.masks.learned_levels:
+            bits = config.masks.values * system.quantiser.bits().mean()
+            total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
+        return total, terms | sparsity_and_overlap(encoded.masks)
 
     def prepare_finetune() -> None:
         system.masks.freeze()
@@ -102,7 +112,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         Stage(
             name="masks",
             config=config.train.masks,
-            parts=SPLIT_PARTS,
+            parts=split_parts,
             sections=split_sections,
             prepare=lambda: system.head.normalise.fit(data.sample("train")[0]),
             loss=joint_loss,
@@ -111,7 +121,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         Stage(
             name="finetune",
             config=config.train.finetune,
-            parts=SPLIT_PARTS,
+            parts=split_parts,
             sections=split_sections,
             prepare=prepare_finetune,
             loss=joint_loss,

@@ -49,8 +49,16 @@ class ConvUnit(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride], float."""
-        features = self._integer_convolution(features) if self._source[0].enabled else self.bn(self.conv(features))
+        features = (
+            self._integer_convolution(features) if self._source[0].enabled else self.bn(self._convolution(features))
+        )
         return features if self.output is None else self.output(F.relu(features))
+
+    def _convolution(self, features: Tensor) -> Tensor:
+        # On processors the bf16 gradient of a strided depthwise convolution takes longer than all the rest of a head.
+        slow = features.device.type == "cpu" and self.conv.groups > 1 and self.conv.stride[0] > 1
+        with torch.autocast(features.device.type, enabled=torch.is_autocast_enabled(features.device.type) and not slow):
+            return self.conv(features.float() if slow else features)
 
     def _integer_convolution(self, features: Tensor) -> Tensor:
         mean, variance = self.bn.running_mean, self.bn.running_var
@@ -93,19 +101,28 @@ class SeparableBlock(nn.Module):
 class CompactHead(nn.Module):
     """Client network: image to feature."""
 
-    def __init__(self, *, image_channels: int, stem: int, stages: tuple[tuple[int, int], ...], channels: int) -> None:
+    def __init__(
+        self,
+        *,
+        image_channels: int,
+        stem: int,
+        stages: tuple[tuple[int, int], ...],
+        channels: int,
+        stem_stride: int = 2,
+    ) -> None:
         """Build the head.
 
         Args:
             image_channels: Of the image.
-            stem: Channels of the strided first convolution.
+            stem: Channels of the first convolution.
             stages: (channels, blocks) of each stage; every stage but the first halves height and width.
             channels: Of the feature.
+            stem_stride: Of the first convolution.
         """
         super().__init__()
         self.normalise = Normalise(image_channels)
         self.input = ActivationQuantiser(signed=True)
-        self.stem = ConvUnit(self.input, image_channels, stem, 3, stride=2)
+        self.stem = ConvUnit(self.input, image_channels, stem, 3, stride=stem_stride)
         source, inputs = _output(self.stem), stem
         self.blocks = nn.Sequential()
         for stage, (outputs, count) in enumerate(stages):
@@ -122,7 +139,8 @@ class CompactHead(nn.Module):
             images: uint8 [batch, image_channels, height, width].
 
         Returns:
-            float [batch, channels, height / 2^stages, width / 2^stages], about unit variance.
+            float [batch, channels, h, w], about unit variance; height and width are halved by every stage but the
+            first, and by the stem's stride.
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
         with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not self.input.enabled):

@@ -1,5 +1,8 @@
 """The system of one release: baseline, head, masks, branches and fusion."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,27 @@ from privdfs_training.models.fusion import Fusion
 from privdfs_training.models.head import CompactHead
 from privdfs_training.models.resnet import cifar_resnet
 from privdfs_training.quantise import ShareQuantiser
+from privdfs_training.rate import ClassRate
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the client makes of a batch of images.
+
+    Attributes:
+        steps: Values before rounding, in each server's quantisation steps, float [batch, servers, channels, h, w].
+        masks: Zeros and ones, float [servers, channels, h, w].
+        shares: What each server gets, put back in place: quantised, zero where it owns nothing, float
+            [batch, servers, channels, h, w].
+    """
+
+    steps: Tensor
+    masks: Tensor
+    shares: Tensor
+
+    def __repr__(self) -> str:
+        """Sizes, never values."""
+        return f"Encoded({len(self.shares)} images, {len(self.masks)} servers)"
 
 
 class System(nn.Module):
@@ -33,21 +57,31 @@ class System(nn.Module):
             config.backbone.name, width=config.backbone.width, channels=channels, classes=classes
         )
         self.head = CompactHead(
-            image_channels=channels, stem=config.head.stem, stages=config.head.stages, channels=config.head.channels
+            image_channels=channels,
+            stem=config.head.stem,
+            stages=config.head.stages,
+            channels=config.head.channels,
+            stem_stride=config.head.stem_stride,
         )
         with torch.no_grad():
             self.head.eval()
             shape = tuple(self.head(torch.zeros(1, channels, height, width, dtype=torch.uint8)).shape[1:])
-        self.quantiser = ShareQuantiser(config.masks.levels)
-        self.masks = OwnerMask(shape, servers=config.masks.servers, values=config.masks.values)
+        servers = config.masks.servers
+        self.quantiser = ShareQuantiser(config.masks.levels, servers=servers, learned=config.masks.learned_levels)
+        self.masks = OwnerMask(shape, config.masks, seed=config.seed)
+        self.rate = (
+            ClassRate(classes=classes, servers=servers, elements=math.prod(shape), levels=config.masks.levels)
+            if config.loss.rate
+            else None
+        )
         self.branches = nn.ModuleList(
             Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)
-            for _ in range(config.masks.servers)
+            for _ in range(servers)
         )
-        self.fusion = Fusion(servers=config.masks.servers, classes=classes, hidden=config.fusion.hidden)
+        self.fusion = Fusion(servers=servers, classes=classes, hidden=config.fusion.hidden)
 
-    def answer(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Tensor:
-        """Every server's answer.
+    def encode(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Encoded:
+        """What the client sends.
 
         Args:
             images: uint8 [batch, channels, height, width].
@@ -55,11 +89,21 @@ class System(nn.Module):
             noise: Of the masks, while they are not frozen.
 
         Returns:
+            The shares, and what made them.
+        """
+        steps, masks = self.quantiser.steps(self.head(images)), self.masks(temperature, noise)
+        return Encoded(steps, masks, self.quantiser(steps) * masks)
+
+    def answer(self, shares: Tensor) -> Tensor:
+        """Every server's answer.
+
+        Args:
+            shares: float [batch, servers, channels, h, w], as `Encoded.shares`.
+
+        Returns:
             Logits, float [batch, servers, classes].
         """
-        feature, masks = self.quantiser(self.head(images)), self.masks(temperature, noise)
-        answers = [branch(feature * mask) for branch, mask in zip(self.branches, masks, strict=True)]
-        return torch.stack(answers, dim=1)
+        return torch.stack([branch(shares[:, server]) for server, branch in enumerate(self.branches)], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Fused answer of all servers.
@@ -70,5 +114,5 @@ class System(nn.Module):
         Returns:
             Logits, float [batch, classes].
         """
-        logits = self.answer(images)
-        return self.fusion(logits.float(), torch.ones(logits.shape[:2], dtype=torch.bool))
+        logits = self.answer(self.encode(images).shares)
+        return self.fusion(logits.float(), torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
