@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs_export.errors import ExportError
 from privdfs_training.models.system import System
 
 OPSET = 20  # TensorRT's parser wants at most 22; the tracing exporter writes at most 20
@@ -200,10 +201,19 @@ def count_macs(model: onnx.ModelProto) -> int:
 
     Returns:
         The count for a batch of one.
+
+    Raises:
+        ExportError: The size of a product cannot be inferred.
     """
-    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    del single.graph.value_info[:]
+    for value in [*single.graph.input, *single.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    # With one image every size is known, also where the batch is not the first dimension; zero stands for unknown.
+    inferred = shape_inference.infer_shapes(single, strict_mode=True, data_prop=True).graph
     shapes = {
-        value.name: [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim]
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in [*inferred.input, *inferred.value_info, *inferred.output]
     }
     shapes |= {initializer.name: list(initializer.dims) for initializer in inferred.initializer}
@@ -211,9 +221,16 @@ def count_macs(model: onnx.ModelProto) -> int:
     for node in inferred.node:
         if node.op_type == "Conv":
             # [outputs, inputs / groups, height, width]: each output value costs one kernel.
-            total += int(np.prod(shapes[node.output[0]]) * np.prod(shapes[node.input[1]][1:]))
+            per_value = int(np.prod(shapes[node.input[1]][1:]))
         elif node.op_type in ("Gemm", "MatMul"):
-            total += int(np.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1])
+            per_value = shapes[node.input[0]][-1]  # the factors may both be activations, as in attention
+        else:
+            continue
+        values = int(np.prod(shapes[node.output[0]]))
+        if not values or not per_value:
+            message = f"the size of {node.output[0]} cannot be inferred, so its multiply-accumulates cannot be counted."
+            raise ExportError(message)
+        total += values * per_value
     return total
 
 

@@ -34,20 +34,44 @@ class DataConfig(_Section, frozen=True):
 
 
 class BackboneConfig(_Section, frozen=True):
-    """The unprotected model that the release is compared with, and the teacher of the split model."""
+    """The unprotected model that the release is compared with, and the teacher of the split model.
 
-    name: Literal["resnet8", "resnet20", "resnet32", "resnet56"]
-    width: int  # channels of the first stage; the second and third have twice and four times as many
+    The name decides which of the other keys there are; `checkpoint` is always one.
+    """
+
+    name: Literal[
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet56",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "vit-tiny",
+        "vit-small",
+        "vit-base",
+    ]
+    width: int = 0  # CIFAR ResNets (8 to 56): channels of the first stage; the second and third have twice, four times
+    stem: Literal["", "cifar", "imagenet"] = ""  # ResNet-18, 34, 50: 3x3 without max-pool, or 7x7 with stride 2 and one
+    patch: int = 0  # ViT: height and width of a patch in pixels
+    depth: int = 0  # ViT: number of blocks; not given, the papers' 12
     checkpoint: str | None = None  # safetensors file that the baseline stage starts from
 
 
 class HeadConfig(_Section, frozen=True):
-    """The client network: a stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution."""
+    """The client network.
 
-    stem: int
-    stages: tuple[tuple[int, int], ...]  # (channels, blocks); every stage but the first halves height and width
+    "compact": a stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution. "backbone": the
+    backbone's own first layers, started from the baseline's weights, then a narrow convolution.
+    """
+
     channels: int  # of the feature that the masks cut
-    stem_stride: Literal[1, 2] = 2
+    kind: Literal["compact", "backbone"] = "compact"
+    stem: int = 0  # compact: channels of the first convolution
+    stages: tuple[tuple[int, int], ...] = ()  # compact: (channels, blocks); all but the first halve height and width
+    split: str = ""  # backbone: name of its last layer, such as "layer2.0" or "blocks.1"; a wrong one lists all
+    stride: int = 0  # backbone: of the narrow convolution; not given, 1
+    stem_stride: Literal[1, 2] = 2  # compact
 
 
 class MaskConfig(_Section, frozen=True):
@@ -65,10 +89,15 @@ class MaskConfig(_Section, frozen=True):
 
 
 class BranchConfig(_Section, frozen=True):
-    """One server's network."""
+    """One server's network.
 
-    width: int
-    blocks: int
+    "residual": residual blocks on the feature's grid. "backbone": the rest of the backbone, started from the baseline's
+    weights; it continues a head of the same kind.
+    """
+
+    kind: Literal["residual", "backbone"] = "residual"
+    width: int = 0  # residual: channels inside
+    blocks: int = 0  # residual: number of blocks
 
 
 class FusionConfig(_Section, frozen=True):
@@ -188,8 +217,48 @@ def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], pat
             _refuse_unknown_keys(value, kind, path, f"{prefix}{key}.")
 
 
+# Which keys a kind of section needs, and which it may have; for sections whose keys depend on their kind.
+_CIFAR_RESNET, _RESNET, _VIT = (("width",), ()), (("stem",), ()), (("patch",), ("depth",))
+_KEYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "backbone": {
+        **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), _CIFAR_RESNET),
+        **dict.fromkeys(("resnet18", "resnet34", "resnet50"), _RESNET),
+        **dict.fromkeys(("vit-tiny", "vit-small", "vit-base"), _VIT),
+    },
+    "head": {"compact": (("stem", "stages"), ("stem_stride",)), "backbone": (("split",), ("stride",))},
+    "branch": {"residual": (("width", "blocks"), ()), "backbone": ((), ())},
+}
+
+
+def _key_problems(config: Config) -> list[str]:
+    """Keys that the chosen kind of backbone, head or branch lacks, or does not have."""
+    problems = []
+    for name, kinds in _KEYS.items():
+        section = getattr(config, name)
+        kind = section.name if name == "backbone" else section.kind
+        needed, allowed = kinds[kind]
+        every = {key for keys in kinds.values() for group in keys for key in group}
+        defaults = {field.name: field.default for field in msgspec.structs.fields(section)}
+        for key in sorted(every):
+            value = getattr(section, key)
+            given = value != defaults[key]
+            if key in needed and not given:
+                hint = "give at least one [channels, blocks]" if key == "stages" else f"'{kind}' needs it"
+                problems.append(f"{name}.{key} is missing or empty; {hint}")
+            elif given and key not in (*needed, *allowed):
+                known = ", ".join((*needed, *allowed)) or "none"
+                problems.append(f"{name}.{key} does not belong to '{kind}'. Keys of its own: {known}.")
+            elif isinstance(value, int) and value < 0:
+                problems.append(f"{name}.{key} is {value}; it must be at least 1")
+    if config.branch.kind == "backbone" and config.head.kind != "backbone":
+        problems.append(
+            "branch.kind = 'backbone' continues where the head left the backbone: it needs head.kind = 'backbone'"
+        )
+    return problems
+
+
 def _problems(config: Config) -> list[str]:
-    return [*_mask_problems(config), *_other_problems(config)]
+    return [*_mask_problems(config), *_key_problems(config), *_other_problems(config)]
 
 
 def _mask_problems(config: Config) -> list[str]:
@@ -227,7 +296,6 @@ def _mask_problems(config: Config) -> list[str]:
 def _other_problems(config: Config) -> list[str]:
     stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune")}
     checks = (
-        (not config.head.stages, "head.stages is empty; give at least one [channels, blocks]"),
         (
             not 0 <= config.fusion.branch_dropout < 1,
             f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1",

@@ -146,18 +146,20 @@ class ActivationQuantiser(nn.Module):
         return torch.fake_quantize_per_tensor_affine(activation, self.scale, zero, low, high)
 
 
-def fake_quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a convolution's weight to seven bits, one scale per output channel.
+def fake_quantise_weight(weight: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """Round a weight to seven bits, one scale per output channel.
 
     Args:
-        weight: float [outputs, inputs, height, width].
+        weight: float; of a convolution [outputs, inputs, height, width].
+        axis: Dimension of the outputs.
 
     Returns:
         The rounded weight, float, same shape; and the scales, float [outputs].
     """
-    scale = weight.detach().abs().amax(dim=(1, 2, 3)).clamp(min=1e-8) / WEIGHT_LIMIT
+    others = [dimension for dimension in range(weight.ndim) if dimension != axis]
+    scale = weight.detach().abs().amax(dim=others).clamp(min=1e-8) / WEIGHT_LIMIT
     zero = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -128, 127), scale
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -128, 127), scale
 
 
 def round_to(values: Tensor, step: Tensor) -> Tensor:

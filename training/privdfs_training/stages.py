@@ -89,6 +89,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
         return total, terms | sparsity_and_overlap(encoded.masks)
 
+    def prepare_masks() -> None:
+        system.head.normalise.fit(data.sample("train")[0])
+        system.start_from_baseline()
+
     def prepare_finetune() -> None:
         system.masks.freeze()
         system.head.eval()
@@ -114,7 +118,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             config=config.train.masks,
             parts=split_parts,
             sections=split_sections,
-            prepare=lambda: system.head.normalise.fit(data.sample("train")[0]),
+            prepare=prepare_masks,
             loss=joint_loss,
             classify=system,
         ),

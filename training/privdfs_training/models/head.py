@@ -84,13 +84,13 @@ class SeparableBlock(nn.Module):
         """
         super().__init__()
         self.depthwise = ConvUnit(source, inputs, inputs, 3, stride=stride, groups=inputs)
-        self.pointwise = ConvUnit(_output(self.depthwise), inputs, outputs, 1)
+        self.pointwise = ConvUnit(output_of(self.depthwise), inputs, outputs, 1)
         self.sum = ActivationQuantiser(signed=False) if stride == 1 and inputs == outputs else None
 
     @property
     def output(self) -> ActivationQuantiser:
         """The quantiser of what this block returns."""
-        return self.sum or _output(self.pointwise)
+        return self.sum or output_of(self.pointwise)
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride], float."""
@@ -98,8 +98,37 @@ class SeparableBlock(nn.Module):
         return change if self.sum is None else self.sum(features + change)
 
 
-class CompactHead(nn.Module):
-    """Client network: image to feature."""
+class Head(nn.Module):
+    """What all client networks have in common: they go to int8 in two steps.
+
+    Attributes:
+        normalise: Of the pixels.
+        input: Quantiser of the normalised pixels.
+    """
+
+    normalise: Normalise
+    input: ActivationQuantiser
+
+    def calibrate(self, *, on: bool) -> None:
+        """Start or stop watching the activation ranges.
+
+        Args:
+            on: Whether to watch.
+        """
+        for quantiser in self._activation_quantisers():
+            quantiser.calibrating = on
+
+    def quantise(self) -> None:
+        """Fold the normalisations and go to int8 for good. Call after some calibrated batches."""
+        for quantiser in self._activation_quantisers():
+            quantiser.enabled.fill_(True)
+
+    def _activation_quantisers(self) -> list[ActivationQuantiser]:
+        return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]
+
+
+class CompactHead(Head):
+    """Client network of depthwise-separable blocks: image to feature."""
 
     def __init__(
         self,
@@ -123,7 +152,7 @@ class CompactHead(nn.Module):
         self.normalise = Normalise(image_channels)
         self.input = ActivationQuantiser(signed=True)
         self.stem = ConvUnit(self.input, image_channels, stem, 3, stride=stem_stride)
-        source, inputs = _output(self.stem), stem
+        source, inputs = output_of(self.stem), stem
         self.blocks = nn.Sequential()
         for stage, (outputs, count) in enumerate(stages):
             for index in range(count):
@@ -147,25 +176,16 @@ class CompactHead(nn.Module):
             features = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.blocks(self.stem(features)))
 
-    def calibrate(self, *, on: bool) -> None:
-        """Start or stop watching the activation ranges.
 
-        Args:
-            on: Whether to watch.
-        """
-        for quantiser in self._activation_quantisers():
-            quantiser.calibrating = on
+def output_of(unit: ConvUnit) -> ActivationQuantiser:
+    """The quantiser of what a unit with a ReLU returns.
 
-    def quantise(self) -> None:
-        """Fold the normalisations and go to int8 for good. Call after some calibrated batches."""
-        for quantiser in self._activation_quantisers():
-            quantiser.enabled.fill_(True)
+    Args:
+        unit: Not a head's last one.
 
-    def _activation_quantisers(self) -> list[ActivationQuantiser]:
-        return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]
-
-
-def _output(unit: ConvUnit) -> ActivationQuantiser:
+    Returns:
+        What the next unit takes as its source.
+    """
     if unit.output is None:
         message = "only a head's last unit has no output quantiser, and nothing follows it"
         raise AssertionError(message)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privdfs_training.config import Config
+from privdfs_training.config import Config, HeadConfig
 from privdfs_training.masks import OwnerMask
+from privdfs_training.models.backbone import Backbone, build_backbone
+from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
+from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.fusion import Fusion
-from privdfs_training.models.head import CompactHead
-from privdfs_training.models.resnet import cifar_resnet
+from privdfs_training.models.head import CompactHead, Head
 from privdfs_training.quantise import ShareQuantiser
 from privdfs_training.rate import ClassRate
 
@@ -48,21 +50,14 @@ class System(nn.Module):
             classes: Number of classes.
 
         Raises:
-            TrainingConfigError: The masks want more elements than the feature has.
+            TrainingConfigError: The masks want more elements than the feature has, the backbone does not have the
+                head's split point, or its patches do not fit the image.
         """
         super().__init__()
         channels, height, width = image_shape
         self.image_shape, self.classes = image_shape, classes
-        self.baseline = cifar_resnet(
-            config.backbone.name, width=config.backbone.width, channels=channels, classes=classes
-        )
-        self.head = CompactHead(
-            image_channels=channels,
-            stem=config.head.stem,
-            stages=config.head.stages,
-            channels=config.head.channels,
-            stem_stride=config.head.stem_stride,
-        )
+        self.baseline = build_backbone(config.backbone, image_shape, classes)
+        self.head = _head(config.head, self.baseline, channels)
         with torch.no_grad():
             self.head.eval()
             shape = tuple(self.head(torch.zeros(1, channels, height, width, dtype=torch.uint8)).shape[1:])
@@ -74,11 +69,14 @@ class System(nn.Module):
             if config.loss.rate
             else None
         )
-        self.branches = nn.ModuleList(
-            Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)
-            for _ in range(servers)
-        )
+        self.branches = nn.ModuleList(_branch(config, self.baseline, shape, classes) for _ in range(servers))
         self.fusion = Fusion(servers=servers, classes=classes, hidden=config.fusion.hidden)
+
+    def start_from_baseline(self) -> None:
+        """Copy the baseline's weights to what is made of the backbone's layers: head, branches, both or neither."""
+        for module in (self.head, *self.branches):
+            if isinstance(module, BackboneHead | ResNetBranch | VitBranch):
+                module.start_from(self.baseline)  # pyright: ignore[reportArgumentType]  built from this very baseline
 
     def encode(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Encoded:
         """What the client sends.
@@ -116,3 +114,21 @@ class System(nn.Module):
         """
         logits = self.answer(self.encode(images).shares)
         return self.fusion(logits.float(), torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
+
+
+def _head(config: HeadConfig, baseline: Backbone, image_channels: int) -> Head:
+    if config.kind == "backbone":
+        return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride or 1)
+    return CompactHead(
+        image_channels=image_channels,
+        stem=config.stem,
+        stages=config.stages,
+        channels=config.channels,
+        stem_stride=config.stem_stride,
+    )
+
+
+def _branch(config: Config, baseline: Backbone, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    if config.branch.kind == "backbone":
+        return backbone_branch(baseline, config.head.split, shape)
+    return Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)
