@@ -7,7 +7,7 @@ only reader.
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -116,6 +116,21 @@ class LossConfig(_Section, frozen=True):
     label_smoothing: float
     rate: float = 0.0  # per bit that a share holds beyond the class, mean over the servers
     bits: float = 0.0  # per bit of a share's size, mean over the servers; only learned levels can lower it
+    decorrelation: float = 0.0  # what the shares of different servers tell twice; losses.decorrelation
+
+
+class AdversaryConfig(_Section, frozen=True):
+    """Proxy attackers that reconstruct images during training, to be beaten; without this section there are none."""
+
+    weight: float  # of what they reconstruct beyond the class mean, which is in 0..1
+    kind: Literal["decoder", "diffusion"] = "decoder"
+    proxies: int = 2
+    steps: int = 2  # times that they train on the batch, divided between them, for one step of the model
+    restart: int = 1000  # steps of the model until the next proxy starts afresh, one after another; 0: none ever does
+    warm_up: int = 200  # steps of the model for which a fresh proxy trains before it counts
+    width: int = 16  # channels inside a proxy
+    learning_rate: float = 2e-3  # of the proxies
+    start: float = 0.3  # share of the masks stage without proxies; in finetune they are there from the first step
 
 
 class StageConfig(_Section, frozen=True):
@@ -150,6 +165,7 @@ class Config(_Section, frozen=True):
     fusion: FusionConfig
     loss: LossConfig
     train: TrainConfig
+    adversary: AdversaryConfig | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -212,9 +228,9 @@ def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], pat
             hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
             message = f"{path}: unknown key '{prefix}{key}'.{hint}"
             raise TrainingConfigError(message)
-        kind = fields[key]
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            _refuse_unknown_keys(value, kind, path, f"{prefix}{key}.")
+        for kind in get_args(fields[key]) or (fields[key],):  # an optional section is a union with None
+            if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                _refuse_unknown_keys(value, kind, path, f"{prefix}{key}.")
 
 
 # Which keys a kind of section needs, and which it may have; for sections whose keys depend on their kind.
@@ -258,7 +274,12 @@ def _key_problems(config: Config) -> list[str]:
 
 
 def _problems(config: Config) -> list[str]:
-    return [*_mask_problems(config), *_key_problems(config), *_other_problems(config)]
+    return [
+        *_mask_problems(config),
+        *_key_problems(config),
+        *_adversary_problems(config),
+        *_other_problems(config),
+    ]
 
 
 def _mask_problems(config: Config) -> list[str]:
@@ -290,6 +311,43 @@ def _mask_problems(config: Config) -> list[str]:
             "loss.bits has nothing to act on: set masks.learned_levels = true, or remove it",
         ),
     )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _adversary_problems(config: Config) -> list[str]:
+    adversary, checks = config.adversary, [(config.loss.decorrelation < 0, "loss.decorrelation must not be negative")]
+    if adversary is not None:
+        lifetime = adversary.proxies * adversary.restart
+        checks += [
+            (
+                config.masks.servers < 3,
+                f"adversary needs at least 3 servers: with {config.masks.servers} no minority coalition has a member",
+            ),
+            (
+                adversary.weight <= 0,
+                f"adversary.weight is {adversary.weight}; it must be above 0. Remove the section to train without",
+            ),
+            (
+                min(adversary.proxies, adversary.steps, adversary.width) < 1 or adversary.learning_rate <= 0,
+                "adversary.proxies, steps, width and learning_rate must be above 0",
+            ),
+            (
+                adversary.proxies > min(config.train.masks.batch, config.train.finetune.batch),
+                f"adversary.proxies is {adversary.proxies}; they divide a batch, which has fewer images",
+            ),
+            (
+                min(adversary.restart, adversary.warm_up) < 0,
+                "adversary.restart and adversary.warm_up are numbers of steps, 0 or more",
+            ),
+            (
+                0 < lifetime <= adversary.warm_up,
+                f"adversary.warm_up must be below the {lifetime} steps that a proxy lives (proxies * restart)",
+            ),
+            (
+                not 0 <= adversary.start < 1,
+                f"adversary.start is {adversary.start}; it is a share of the masks stage, from 0 to below 1",
+            ),
+        ]
     return [problem for wrong, problem in checks if wrong]
 
 

@@ -18,7 +18,7 @@ import msgspec
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.checkpoint import (
@@ -118,7 +118,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     optimizer = _optimizer(modules, stage.config)
     step = 0
     if path.exists():
-        about = _restore(path, modules, optimizer, made_by)
+        about = _restore(path, stage, modules, optimizer, made_by)
         if about["finished"]:
             return
         step = int(about["step"])
@@ -132,7 +132,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
 
     def save() -> None:
         finished = step == steps
-        tensors = {} if finished else optimizer_tensors(optimizer)
+        tensors = {} if finished else _running_state(stage, optimizer)
         write_checkpoint(path, modules.state_dict() | tensors, {"made_by": made_by, "step": step, "finished": finished})
 
     if step == steps:  # the weights are used as they came
@@ -181,8 +181,14 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             save()
 
 
+def _running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a stage needs to go on, beside the networks that it trains."""
+    adversary = {} if stage.adversary is None else stage.adversary.tensors()
+    return optimizer_tensors(optimizer) | adversary
+
+
 def _restore(
-    path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
+    path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
 ) -> dict[str, Any]:
     """Put a stage's checkpoint in place and give its metadata; refuse one of another config."""
     checkpoint = read_checkpoint(path)
@@ -194,10 +200,13 @@ def _restore(
             "file to train the stage again."
         )
         raise CheckpointError(message)
-    weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("optimizer.")}
+    state = ("optimizer.", "adversary.")
+    weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(state)}
     load_weights(modules, weights, path)
     if not checkpoint.about["finished"]:
         restore_optimizer(optimizer, checkpoint.tensors)
+        if stage.adversary is not None:
+            stage.adversary.restore(checkpoint.tensors, path)
     return checkpoint.about
 
 

@@ -25,6 +25,36 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * F.kl_div(answer, target, reduction="batchmean", log_target=True)
 
 
+def decorrelation(shares: Tensor) -> Tensor:
+    """What the shares of different servers tell twice: the mean squared correlation of their values.
+
+    The off-diagonal term of Zbontar et al. (arXiv 2103.03230, equation 1), between servers instead of between the
+    features of one network. A pair of values from different servers costs 1 where one tells the other, 0 where they are
+    uncorrelated; independent values have about 1 / batch by chance.
+
+    Args:
+        shares: float [batch, servers, channels, h, w], zero where a server owns nothing; at least 2 images.
+
+    Returns:
+        Scalar in 0..1: mean over all pairs of values of different servers that vary within the batch.
+    """
+    values = shares.flatten(2).float()
+    centred = values - values.mean(dim=0)
+    variance = centred.square().mean(dim=0)
+    # The square root of a constant value's variance has an infinite gradient.
+    varies = variance > 1e-8
+    standard = torch.where(varies, centred * torch.where(varies, variance, 1.0).rsqrt(), 0.0)
+    # The sum of squares of all correlations between servers i and j is <G_i, G_j> / batch^2 with the Gram matrices G_i
+    # [batch, batch]: the matrix of the correlations itself, whose size grows with the feature's squared, is never made.
+    with torch.autocast(shares.device.type, enabled=False):
+        gram = torch.einsum("bne,cne->nbc", standard, standard).flatten(1) / len(shares)
+        squared = gram @ gram.T
+    live = varies.sum(dim=1).to(squared.dtype)
+    pairs = torch.outer(live, live)
+    between = ~torch.eye(len(live), dtype=torch.bool, device=shares.device)
+    return squared[between].sum() / pairs[between].sum().clamp(min=1)
+
+
 def random_answered(batch: int, servers: int, dropout: float) -> Tensor:
     """Who answers in training: each server with probability 1 - dropout, and at least one per image.
 

@@ -1,16 +1,19 @@
 """What each stage trains, and on which loss. loop.py runs them; a new stage is one more entry of `stages`."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privdfs_training.config import Config, StageConfig
+from privdfs_training.adversary import Adversary
+from privdfs_training.config import Config, MaskConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
-from privdfs_training.losses import random_answered, split_loss
+from privdfs_training.losses import decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_pretrained
@@ -35,6 +38,7 @@ class Stage:
         loss: Images uint8 [batch, channels, height, width], labels int64 [batch] and the progress of the stage in
             0..1 to the scalar to minimise and the values to report.
         classify: Images to logits, for the accuracy after each epoch.
+        adversary: Proxies that `loss` trains by itself. They are saved while the stage lasts, and gone after it.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Stage:
     prepare: Callable[[], None]
     loss: Loss
     classify: Callable[[Tensor], Tensor]
+    adversary: Adversary | None = None
 
 
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
@@ -58,7 +63,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         Baseline, masks, finetune.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
-    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss")
+    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary")
 
     def prepare_baseline() -> None:
         system.baseline.normalise.fit(data.sample("train")[0])
@@ -68,15 +73,15 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
         return F.cross_entropy(system.baseline(images).float(), labels, label_smoothing=config.loss.label_smoothing), {}
 
-    def joint_loss(images: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, dict[str, float]]:
+    masks_adversary, finetune_adversary = _adversaries(config, system)
+
+    def joint_loss(
+        adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             system.baseline.eval()  # the teacher; its statistics are no longer its own business
             teacher = system.baseline(images).float()
-        first, last = config.masks.temperature
-        settling = min(1.0, progress / config.masks.settled)
-        temperature = first * (last / first) ** settling
-        # The noise shrinks with the temperature and then stops.
-        noise = temperature if settling < 1 else 0.0
+        temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(images, temperature=temperature, noise=noise)
         answers = system.answer(encoded.shares).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
@@ -87,7 +92,8 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         if config.masks.learned_levels:
             bits = config.masks.values * system.quantiser.bits().mean()
             total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
-        return total, terms | sparsity_and_overlap(encoded.masks)
+        price, prices = _price_of_telling(config, adversary, encoded.shares, (images, labels), progress)
+        return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
 
     def prepare_masks() -> None:
         system.head.normalise.fit(data.sample("train")[0])
@@ -119,8 +125,9 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             parts=split_parts,
             sections=split_sections,
             prepare=prepare_masks,
-            loss=joint_loss,
+            loss=partial(joint_loss, masks_adversary),
             classify=system,
+            adversary=masks_adversary,
         ),
         Stage(
             name="finetune",
@@ -128,10 +135,48 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             parts=split_parts,
             sections=split_sections,
             prepare=prepare_finetune,
-            loss=joint_loss,
+            loss=partial(joint_loss, finetune_adversary),
             classify=system,
+            adversary=finetune_adversary,
         ),
     )
+
+
+def _price_of_telling(
+    config: Config, adversary: Adversary | None, shares: Tensor, batch: Batch, progress: float
+) -> tuple[Tensor, dict[str, float]]:
+    """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report."""
+    price, terms = shares.new_zeros((), dtype=torch.float32), dict[str, float]()
+    if config.loss.decorrelation:
+        twice = decorrelation(shares)
+        price, terms = config.loss.decorrelation * twice, {"decorrelation": float(twice.detach())}
+    if adversary is not None:
+        term, scores = adversary(shares, *batch, progress)
+        price, terms = price + adversary.config.weight * term, terms | scores
+    return price, terms
+
+
+def _temperature_and_noise(config: MaskConfig, progress: float) -> tuple[float, float]:
+    """Of the draw of the masks. The noise shrinks with the temperature and then stops."""
+    first, last = config.temperature
+    settling = min(1.0, progress / config.settled)
+    temperature = first * (last / first) ** settling
+    return temperature, temperature if settling < 1 else 0.0
+
+
+def _adversaries(config: Config, system: System) -> tuple[Adversary | None, Adversary | None]:
+    """Fresh proxies for the two stages. Those of finetune start at once: until then it would forget what it learned."""
+    if config.adversary is None:
+        return None, None
+    make = partial(
+        Adversary,
+        config.adversary,
+        servers=config.masks.servers,
+        values=math.prod(system.masks.shape),
+        image_shape=system.image_shape,
+        classes=system.classes,
+    )
+    return make(start=config.adversary.start), make(start=0.0)
 
 
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
