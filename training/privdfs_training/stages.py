@@ -176,7 +176,8 @@ def _adversaries(config: Config, system: System) -> tuple[Adversary | None, Adve
         image_shape=system.image_shape,
         classes=system.classes,
     )
-    return make(start=config.adversary.start), make(start=0.0)
+    device = system.masks.owned.device
+    return make(start=config.adversary.start).to(device), make(start=0.0).to(device)
 
 
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
