@@ -5,11 +5,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from privdfs import ConfigError, Error
+import msgspec
+
+from privdfs import Bundle, ConfigError, Error
 from privdfs._manifest import decode_server_manifest, read_manifest_bytes, read_verified
 from privdfs_training import provenance
+
+if TYPE_CHECKING:
+    from privdfs_training.data import DataSet
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASES = ROOT / "model_repository"
@@ -61,6 +66,33 @@ def releases(given: list[Path]) -> list[Path]:
         msg = "two of the releases have the same folder name, and would be one entry of the results: rename a folder"
         raise ConfigError(msg)
     return found
+
+
+def release_data(bundle: Bundle, folder: Path | None) -> "DataSet":
+    """The data set that a release was trained on; of a streamed set, the samples that fit in memory.
+
+    Args:
+        bundle: of the release.
+        folder: of its files; None looks where the set is usually installed.
+
+    Raises:
+        ConfigError: the release names no known set, or the set has other classes or another image size.
+        DataError: files are missing or damaged.
+    """
+    # Here, so that benchmarks without a data set start without torch.
+    from privdfs_training.config import DataConfig
+    from privdfs_training.data import in_memory, load_data
+
+    try:
+        config = msgspec.convert(bundle.manifest.made_by.config.get("data"), DataConfig)
+    except msgspec.ValidationError as error:
+        msg = f"the manifest of {bundle.release} names no known data set ({error}): export it with privdfs-export"
+        raise ConfigError(msg) from error
+    data, image = in_memory(load_data(config, folder)), bundle.manifest.image
+    if data.classes != bundle.classes or data.image_shape != (image.channels, image.height, image.width):
+        msg = f"{bundle.release} has other classes or image sizes than {config.name}: pass its own data with --data"
+        raise ConfigError(msg)
+    return data
 
 
 def release_name(release: Path) -> str:

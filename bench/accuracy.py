@@ -21,6 +21,7 @@ from _common import (
     made_by,
     merge_release,
     read_results,
+    release_data,
     release_name,
     release_parser,
     releases,
@@ -37,7 +38,6 @@ from privdfs._manifest import ENCODER_NAME, FUSION_NAME, read_verified
 from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
-from privdfs_training.data import LOADERS, DataSet, load_data
 from privdfs_training.stages import EVALUATION_BATCH, accuracy
 
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
@@ -60,7 +60,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         Error: the release, its data set or the checkpoint cannot be used, or a server did not answer.
     """
     bundle = Bundle.open(release / "client")
-    data = _data(bundle, options.data)
+    data = release_data(bundle, options.data)
     trained = None if options.checkpoint is None else _trained(bundle, options.checkpoint)
     images, labels = np.ascontiguousarray(data.test_images.permute(0, 2, 3, 1).numpy()), data.test_labels.numpy()
     name = release_name(release)
@@ -98,19 +98,6 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         with console.status(f"{name}: torch"):
             entry["fused_torch"] = accuracy(trained.system, data.test_batches(EVALUATION_BATCH))
     return entry
-
-
-def _data(bundle: Bundle, folder: Path | None) -> DataSet:
-    """The data set that a release was trained on."""
-    name = bundle.manifest.made_by.config.get("data", {}).get("name")
-    if name not in LOADERS:
-        msg = f"the manifest of {bundle.release} names no known data set ({name!r}): export it with privdfs-export"
-        raise ConfigError(msg)
-    data, image = load_data(name, folder), bundle.manifest.image
-    if data.classes != bundle.classes or data.image_shape != (image.channels, image.height, image.width):
-        msg = f"{bundle.release} has other classes or another image size than {name}: pass its own data with --data"
-        raise ConfigError(msg)
-    return data
 
 
 def _exported(

@@ -27,6 +27,7 @@ from _common import (
     made_by,
     merge_release,
     read_results,
+    release_data,
     release_name,
     release_parser,
     releases,
@@ -43,7 +44,7 @@ from privdfs_export import evaluate
 from privdfs_training.attacks.decoder import DecoderBudget, reconstruct, train_decoder
 from privdfs_training.attacks.floors import class_means, mean_image
 from privdfs_training.attacks.metrics import Scores, score
-from privdfs_training.data import DataSet, load_data
+from privdfs_training.data import DataSet
 
 ATTACK = "decoder"
 SEED = 0
@@ -137,7 +138,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         Error: the release or the data set cannot be used.
     """
     bundle = Bundle.open(release / "client")
-    data = load_data(bundle.manifest.made_by.config["data"]["name"], options.data)
+    data = release_data(bundle, options.data)
     budget = DecoderBudget(epochs=options.epochs, width=options.width, blocks=options.blocks)
     count = len(data.test_images)
     average = mean_image(data.train_images).expand(count, *data.image_shape)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         trained = load_system(options.checkpoint)
-        data = load_data(trained.config.data.name, options.data)
+        data = load_data(trained.config.data, options.data)
         export_release(trained, data, options.out, engine=options.engine, console=Console())
     except Error as error:
         print(f"privdfs-export: {error}", file=sys.stderr)

@@ -44,7 +44,7 @@ from privdfs_export.triton import Engine, ModelSpec, TensorSpec, write_model
 from privdfs_training import provenance
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
-from privdfs_training.stages import EVALUATION_BATCH, accuracy
+from privdfs_training.stages import accuracy
 
 MAX_BATCH = 64
 GOLDEN_IMAGES = 8
@@ -83,9 +83,16 @@ def export_release(
 
     Raises:
         ParityError: A graph differs from torch; nothing was written.
-        ExportError: The folder exists, cannot be written, or the data are not those of the system; nothing was written.
+        ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
+            released; nothing was written.
     """
     _refuse_existing(out)
+    if data.task == "attributes":
+        message = (
+            f"{data.name} has attributes, and a release answers with probabilities of classes, of which one is right. "
+            "Export a system with classes, such as one trained on celeba-identity."
+        )
+        raise ExportError(message)
     if data.classes != trained.classes or data.image_shape != trained.system.image_shape:
         message = (
             f"the system was trained on other classes or another image size than {data.name}. Pass the data set of "
@@ -122,7 +129,7 @@ def export_release(
         images=images,
         labels=labels,
     )
-    batches = zip(pixels.split(EVALUATION_BATCH), numbers.split(EVALUATION_BATCH), strict=True)
+    batches = zip(pixels.split(evaluate.BATCH), numbers.split(evaluate.BATCH), strict=True)
     parity.check_accuracy(measured.fused, accuracy(system, batches))
 
     channels, height, width = system.image_shape
@@ -153,7 +160,7 @@ def export_release(
         max_batch=MAX_BATCH,
         files={},
         accuracy=Accuracy(
-            data=f"{data.name}, test",
+            data=f"{data.name}, test" + ("" if len(labels) == data.test_size else f", a sample of {data.test_size}"),
             images=len(labels),
             baseline=measured.baseline,
             fused=measured.fused,

@@ -9,6 +9,7 @@ from privdfs_training.augment import crop_and_flip
 from privdfs_training.cli import main
 from privdfs_training.data import load_data
 from privdfs_training.errors import DataError, TrainingConfigError
+from tests.official import write_cifar
 from tests.trained import shifted_images
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
@@ -92,22 +93,6 @@ def test_crops_are_windows_of_the_padded_image_and_some_are_mirrored() -> None:
     mirrored = [crop.flip(-1).numpy().tobytes() in windows for crop in crops]
     assert all(one or other for one, other in zip(straight, mirrored, strict=True))
     assert 60 < sum(straight) < 140
-
-
-def write_cifar(folder: Path, *, classes: int, label_bytes: int, files: dict[str, int], names: str) -> dict[str, bytes]:
-    """Files in the official layout with pixels that can be recognised; gives their bytes."""
-    folder.mkdir(parents=True)
-    (folder / names).write_text("\n".join(f"class{number}" for number in range(classes)) + "\n\n")
-    written = {}
-    for offset, (file, records) in enumerate(files.items()):
-        content = b""
-        for record in range(records):
-            label = (record + offset) % classes
-            planes = b"".join(bytes([(record + plane * 50 + offset) % 256]) * 1024 for plane in range(3))
-            content += bytes([7] * (label_bytes - 1) + [label]) + planes
-        (folder / file).write_bytes(content)
-        written[file] = content
-    return written
 
 
 CIFAR10_FILES = {f"data_batch_{number}.bin": 4 for number in range(1, 6)} | {"test_batch.bin": 6}

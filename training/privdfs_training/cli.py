@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         config = load_config(options.config)
-        data = load_data(config.data.name, options.data)
+        data = load_data(config.data, options.data)
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name

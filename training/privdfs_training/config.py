@@ -29,8 +29,16 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class DataConfig(_Section, frozen=True):
     """Which images, and whether training mirrors half of them."""
 
-    name: Literal["fashion-mnist", "cifar10", "cifar100"]
+    name: Literal["fashion-mnist", "cifar10", "cifar100", "celeba-attributes", "celeba-identity", "imagenet"]
     flip: bool
+    image_size: int | None = None  # CelebA and ImageNet: height and width in pixels; None means 64 and 224
+    identity_images: int = 30  # celeba-identity: people with fewer images are left out
+    layout: Literal["folder", "shards"] = "folder"  # imagenet: one folder for each class, or WebDataset shards
+
+    @property
+    def task(self) -> Literal["classes", "attributes"]:
+        """One class per image, or any number of yes-or-no attributes."""
+        return "attributes" if self.name == "celeba-attributes" else "classes"
 
 
 class BackboneConfig(_Section, frozen=True):
@@ -275,11 +283,35 @@ def _key_problems(config: Config) -> list[str]:
 
 def _problems(config: Config) -> list[str]:
     return [
+        *_data_problems(config),
         *_mask_problems(config),
         *_key_problems(config),
         *_adversary_problems(config),
         *_other_problems(config),
     ]
+
+
+def _data_problems(config: Config) -> list[str]:
+    data = config.data
+    checks = (
+        (
+            data.image_size is not None and not data.name.startswith(("celeba", "imagenet")),
+            f"data.image_size is for CelebA and ImageNet; the images of {data.name} keep their own size",
+        ),
+        (
+            data.image_size is not None and data.image_size < 16,
+            f"data.image_size is {data.image_size}; images need at least 16 pixels",
+        ),
+        (
+            data.identity_images < 5,
+            f"data.identity_images is {data.identity_images}; a person with fewer than 5 has no test image",
+        ),
+        (
+            data.task == "attributes" and (config.loss.rate > 0 or config.adversary is not None),
+            "loss.rate and [adversary] go by the class of an image, and images with attributes have none: remove them",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
 
 
 def _mask_problems(config: Config) -> list[str]:

@@ -7,6 +7,24 @@ from torch.nn import functional as F
 from privdfs_training.config import LossConfig
 
 
+def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels of either task as choices of one among several.
+
+    An attribute is a choice of two: softmax over (-x/2, x/2) is the sigmoid of x, so cross-entropy over these choices
+    is binary cross-entropy, and the share of right choices is the mean accuracy over the attributes.
+
+    Args:
+        logits: float [batch, classes] or [batch, attributes].
+        labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
+
+    Returns:
+        The same, or logits [batch * attributes, 2] and labels int64 [batch * attributes].
+    """
+    if labels.ndim == 1:
+        return logits, labels
+    return torch.stack([-logits / 2, logits / 2], dim=-1).flatten(0, 1), labels.flatten().long()
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of the student's softened answer from the teacher's.
 
@@ -79,7 +97,7 @@ def split_loss(
     Args:
         fused: Fused logits, float [batch, classes].
         answers: The servers' logits, float [batch, servers, classes].
-        labels: int64 [batch].
+        labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
         teacher: The baseline's logits, float [batch, classes].
         config: Weights of the terms.
 
@@ -89,11 +107,13 @@ def split_loss(
     servers = answers.shape[1]
     smoothing = config.label_smoothing
     terms = {
-        "fused": F.cross_entropy(fused, labels, label_smoothing=smoothing),
+        "fused": F.cross_entropy(*choices(fused, labels), label_smoothing=smoothing),
         "auxiliary": F.cross_entropy(
-            answers.flatten(0, 1), labels.repeat_interleave(servers), label_smoothing=smoothing
+            *choices(answers.flatten(0, 1), labels.repeat_interleave(servers, dim=0)), label_smoothing=smoothing
         ),
-        "distillation": distillation(fused, teacher, config.distillation_temperature),
+        "distillation": distillation(
+            choices(fused, labels)[0], choices(teacher, labels)[0], config.distillation_temperature
+        ),
     }
     total = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]
     return total, {name: float(value.detach()) for name, value in terms.items()}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from privdfs_training.adversary import Adversary
 from privdfs_training.config import Config, MaskConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
-from privdfs_training.losses import decorrelation, random_answered, split_loss
+from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_pretrained
@@ -35,8 +35,8 @@ class Stage:
         parts: Attributes of the system that it trains and saves.
         sections: Sections of the config that its result depends on.
         prepare: Called once, before the first step of the stage, with the results of the stages before it in place.
-        loss: Images uint8 [batch, channels, height, width], labels int64 [batch] and the progress of the stage in
-            0..1 to the scalar to minimise and the values to report.
+        loss: Images uint8 [batch, channels, height, width], labels (int64 [batch], or uint8 [batch, attributes]) and
+            the progress of the stage in 0..1 to the scalar to minimise and the values to report.
         classify: Images to logits, for the accuracy after each epoch.
         adversary: Proxies that `loss` trains by itself. They are saved while the stage lasts, and gone after it.
     """
@@ -71,7 +71,8 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             load_pretrained(system.baseline, Path(config.backbone.checkpoint))
 
     def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        return F.cross_entropy(system.baseline(images).float(), labels, label_smoothing=config.loss.label_smoothing), {}
+        logits, wanted = choices(system.baseline(images).float(), labels)
+        return F.cross_entropy(logits, wanted, label_smoothing=config.loss.label_smoothing), {}
 
     masks_adversary, finetune_adversary = _adversaries(config, system)
 
@@ -181,12 +182,11 @@ def _adversaries(config: Config, system: System) -> tuple[Adversary | None, Adve
 
 
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
-    """Fraction of images whose largest logit is the label's.
+    """Fraction of images whose largest logit is the label's; for attributes, the mean of their accuracies.
 
     Args:
         classify: Images to logits.
-        batches: Images uint8 [batch, channels, height, width] and labels int64 [batch], as `ImageData.test_batches`
-            gives them; at least one.
+        batches: Images and labels, as `ImageData.test_batches` gives them; at least one.
 
     Returns:
         In 0..1.
@@ -194,8 +194,9 @@ def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> 
     correct = total = 0
     with torch.inference_mode():
         for images, labels in batches:
-            correct += int((classify(images).argmax(1) == labels).sum())
-            total += len(labels)
+            logits, wanted = choices(classify(images), labels)
+            correct += int((logits.argmax(1) == wanted).sum())
+            total += len(wanted)
     return correct / total
 
 

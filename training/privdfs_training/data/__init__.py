@@ -1,26 +1,48 @@
-"""Data sets, whole in memory as uint8. `load_data` is the way in; a new set is a module and an entry of `LOADERS`."""
+"""Data sets: in memory as uint8 where they fit, else streamed.
+
+`load_data` is the way in; a new set is a module and an entry of `LOADERS`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, overload
 
+import msgspec
+
+from privdfs_training.config import DataConfig
+from privdfs_training.data.celeba import load_celeba_attributes, load_celeba_identity
 from privdfs_training.data.cifar import load_cifar10, load_cifar100
-from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, in_memory
+from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task, in_memory
 from privdfs_training.data.fashion import load_fashion_mnist
+from privdfs_training.data.imagenet import load_imagenet
 
-__all__ = ["Batch", "DataSet", "ImageData", "Split", "in_memory", "load_data"]
+__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "in_memory", "load_data"]
 
-LOADERS: dict[str, Callable[[Path | None], DataSet]] = {
-    "fashion-mnist": load_fashion_mnist,
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
+LOADERS: dict[str, Callable[[Path | None, DataConfig], ImageData]] = {
+    "fashion-mnist": lambda root, _: load_fashion_mnist(root),
+    "cifar10": lambda root, _: load_cifar10(root),
+    "cifar100": lambda root, _: load_cifar100(root),
+    "celeba-attributes": lambda root, config: load_celeba_attributes(root, size=config.image_size or 64),
+    "celeba-identity": lambda root, config: load_celeba_identity(
+        root, size=config.image_size or 64, images=config.identity_images
+    ),
+    "imagenet": lambda root, config: load_imagenet(root, size=config.image_size or 224, layout=config.layout),
 }
 
 
-def load_data(name: str, root: Path | None) -> DataSet:
+@overload
+def load_data(wanted: Literal["fashion-mnist", "cifar10", "cifar100"], root: Path | None) -> DataSet: ...
+
+
+@overload
+def load_data(wanted: str | DataConfig, root: Path | None) -> ImageData: ...
+
+
+def load_data(wanted: str | DataConfig, root: Path | None) -> ImageData:
     """Load one data set.
 
     Args:
-        name: A key of `LOADERS`.
+        wanted: The data section of a config; or a key of `LOADERS`, for a set with every other key at its default.
         root: The folder that holds its files; None looks where the set is usually installed.
 
     Returns:
@@ -29,4 +51,5 @@ def load_data(name: str, root: Path | None) -> DataSet:
     Raises:
         DataError: Files are missing or damaged; the message says how to get them.
     """
-    return LOADERS[name](root)
+    config = msgspec.convert({"name": wanted, "flip": False}, DataConfig) if isinstance(wanted, str) else wanted
+    return LOADERS[config.name](root, config)

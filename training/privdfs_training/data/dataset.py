@@ -18,6 +18,8 @@ from torch import Tensor
 from privdfs_training.errors import TrainingConfigError
 
 Split: TypeAlias = Literal["train", "test"]
+Task: TypeAlias = Literal["classes", "attributes"]
+"""One class per image, or any number of yes-or-no attributes."""
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Images uint8 [batch, channels, height, width] and labels int64 [batch], or uint8 [batch, attributes] of 0 and 1."""
 
@@ -38,6 +40,11 @@ class ImageData(Protocol):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What the labels are."""
         ...
 
     @property
@@ -130,6 +137,11 @@ class DataSet:
         return channels, height, width
 
     @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return task_of(self.train_labels)
+
+    @property
     def train_size(self) -> int:
         """Number of training images."""
         return len(self.train_labels)
@@ -154,6 +166,18 @@ class DataSet:
         if split == "train":
             return self.train_images[:count], self.train_labels[:count]
         return self.test_images[:count], self.test_labels[:count]
+
+
+def task_of(labels: Tensor) -> Task:
+    """What labels mean, by their shape.
+
+    Args:
+        labels: int64 [images], or uint8 [images, attributes] of 0 and 1.
+
+    Returns:
+        The task.
+    """
+    return "classes" if labels.ndim == 1 else "attributes"
 
 
 def in_memory(data: ImageData) -> DataSet:

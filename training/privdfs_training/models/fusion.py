@@ -39,3 +39,32 @@ class Fusion(nn.Module):
         mean = answers.sum(dim=1) / presence.sum(dim=1, keepdim=True)
         hidden = F.relu(self.hidden(torch.cat([answers.flatten(1), presence], dim=1)))
         return mean + self.correction(hidden)
+
+
+class AttributeFusion(nn.Module):
+    """Fusion of answers about yes-or-no attributes: each one is a choice of two, all fused by the same network."""
+
+    def __init__(self, *, servers: int, hidden: int) -> None:
+        """Build the fusion.
+
+        Args:
+            servers: Number of servers.
+            hidden: Width of the correcting network.
+        """
+        super().__init__()
+        self.each = Fusion(servers=servers, classes=2, hidden=hidden)
+
+    def forward(self, logits: Tensor, answered: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            logits: float [batch, servers, attributes].
+            answered: bool [batch, servers]; at least one per row.
+
+        Returns:
+            Fused logits, float [batch, attributes].
+        """
+        attributes = logits.shape[2]
+        choices = torch.stack([-logits / 2, logits / 2], dim=3).transpose(1, 2).flatten(0, 1)
+        fused = self.each(choices, answered.repeat_interleave(attributes, dim=0))
+        return (fused[:, 1] - fused[:, 0]).view(-1, attributes)

@@ -12,7 +12,7 @@ from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
-from privdfs_training.models.fusion import Fusion
+from privdfs_training.models.fusion import AttributeFusion, Fusion
 from privdfs_training.models.head import CompactHead, Head
 from privdfs_training.quantise import ShareQuantiser
 from privdfs_training.rate import ClassRate
@@ -47,7 +47,7 @@ class System(nn.Module):
         Args:
             config: The run.
             image_shape: Channels, height, width.
-            classes: Number of classes.
+            classes: Number of classes, or of attributes.
 
         Raises:
             TrainingConfigError: The masks want more elements than the feature has, the backbone does not have the
@@ -70,7 +70,11 @@ class System(nn.Module):
             else None
         )
         self.branches = nn.ModuleList(_branch(config, self.baseline, shape, classes) for _ in range(servers))
-        self.fusion = Fusion(servers=servers, classes=classes, hidden=config.fusion.hidden)
+        self.fusion = (
+            AttributeFusion(servers=servers, hidden=config.fusion.hidden)
+            if config.data.task == "attributes"
+            else Fusion(servers=servers, classes=classes, hidden=config.fusion.hidden)
+        )
 
     def start_from_baseline(self) -> None:
         """Copy the baseline's weights to what is made of the backbone's layers: head, branches, both or neither."""
