@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from privdfs_training.config import load_config
+from privdfs_training.config import load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.errors import TrainingError
 from privdfs_training.loop import InterruptedTrainingError, train
+from privdfs_training.rivals.config import RivalConfig, rival_config
+from privdfs_training.rivals.train import train_rival
 
 EXIT_INTERRUPTED = 130
 
@@ -37,20 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        config = load_config(options.config)
+        raw = read_toml(options.config)
+        config = rival_config(raw, options.config) if "defence" in raw else load_config(options.config)
         data = load_data(config.data, options.data)
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
         console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
-        path = train(config, data, folder, console)
+        rival = isinstance(config, RivalConfig)
+        path = train_rival(config, data, folder, console) if rival else train(config, data, folder, console)
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
         return EXIT_INTERRUPTED
     except TrainingError as error:
         print(f"privdfs-train: {error}", file=sys.stderr)
         return 2
-    console.print(f"finished: {path}\nnext: privdfs-export {path} --out model_repository/{config.name}", soft_wrap=True)
+    following = "" if rival else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
+    console.print(f"finished: {path}{following}", soft_wrap=True)
     return 0
 
 

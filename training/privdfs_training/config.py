@@ -160,16 +160,21 @@ class TrainConfig(_Section, frozen=True):
     finetune: StageConfig
 
 
-class Config(_Section, frozen=True):
-    """A whole run."""
+class RunConfig(_Section, frozen=True):
+    """What every run has, whatever keeps its images private."""
 
     name: str
     seed: int
     data: DataConfig
     backbone: BackboneConfig
     head: HeadConfig
-    masks: MaskConfig
     branch: BranchConfig
+
+
+class Config(RunConfig, frozen=True):
+    """A whole run."""
+
+    masks: MaskConfig
     fusion: FusionConfig
     loss: LossConfig
     train: TrainConfig
@@ -189,8 +194,25 @@ def load_config(path: Path) -> Config:
         TrainingConfigError: The file is missing, is not TOML, has an unknown or missing key, a value of the wrong
             type, or values that cannot work together.
     """
+    raw = read_toml(path)
+    refuse_unknown_keys(raw, Config, path, "")
+    return config_from_dict(raw, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its values, unchecked.
+
+    Raises:
+        TrainingConfigError: The file is missing or is not TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         message = (
             f"cannot read the config {path}: {error.strerror}. Pass the path of a TOML file, such as "
@@ -200,8 +222,6 @@ def load_config(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         message = f"{path} is not a TOML file: {error}"
         raise TrainingConfigError(message) from error
-    _refuse_unknown_keys(raw, Config, path, "")
-    return config_from_dict(raw, str(path))
 
 
 def config_from_dict(raw: dict[str, Any], source: str) -> Config:
@@ -228,7 +248,18 @@ def config_from_dict(raw: dict[str, Any], source: str) -> Config:
     return config
 
 
-def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
+def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
+    """Compare the keys with a section's, and those of the sections in it.
+
+    Args:
+        raw: Nested dictionaries.
+        section: Whose keys they should be.
+        path: Where they come from; used in the message.
+        prefix: Of the keys in the message, such as "train.".
+
+    Raises:
+        TrainingConfigError: A key is not known; the message names the closest one.
+    """
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in raw.items():
         if key not in fields:
@@ -236,9 +267,11 @@ def _refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], pat
             hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
             message = f"{path}: unknown key '{prefix}{key}'.{hint}"
             raise TrainingConfigError(message)
-        for kind in get_args(fields[key]) or (fields[key],):  # an optional section is a union with None
-            if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-                _refuse_unknown_keys(value, kind, path, f"{prefix}{key}.")
+        # An optional section is a union with None. Of several sections, msgspec chooses by their tag.
+        kinds = get_args(fields[key]) or (fields[key],)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+        if isinstance(value, dict) and len(sections) == 1:
+            refuse_unknown_keys(value, sections[0], path, f"{prefix}{key}.")
 
 
 # Which keys a kind of section needs, and which it may have; for sections whose keys depend on their kind.
@@ -254,8 +287,15 @@ _KEYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 
 
-def _key_problems(config: Config) -> list[str]:
-    """Keys that the chosen kind of backbone, head or branch lacks, or does not have."""
+def key_problems(config: RunConfig) -> list[str]:
+    """Keys that the chosen kind of backbone, head or branch lacks, or does not have.
+
+    Args:
+        config: Any run.
+
+    Returns:
+        A message for each.
+    """
     problems = []
     for name, kinds in _KEYS.items():
         section = getattr(config, name)
@@ -285,7 +325,7 @@ def _problems(config: Config) -> list[str]:
     return [
         *_data_problems(config),
         *_mask_problems(config),
-        *_key_problems(config),
+        *key_problems(config),
         *_adversary_problems(config),
         *_other_problems(config),
     ]

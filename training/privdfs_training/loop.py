@@ -29,7 +29,7 @@ from privdfs_training.checkpoint import (
     save_system,
     write_checkpoint,
 )
-from privdfs_training.config import Config, StageConfig
+from privdfs_training.config import Config, RunConfig, StageConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
@@ -68,27 +68,54 @@ def train(config: Config, data: ImageData, folder: Path, console: Console) -> Pa
         InterruptedTrainingError: The user stopped the run; the same call continues it.
         TrainingConfigError: A batch is larger than the set.
     """
-    _refuse_large_batches(config, data)
-    _make_folder(folder)
     torch.manual_seed(config.seed)
     system = System(config, image_shape=data.image_shape, classes=len(data.classes))
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result = {}
-    with _stop_on_signal() as stop:
-        for stage in stages(config, system, data):
-            run_stage(stage, config, system, data, folder, console, stop)
-            system.eval()
-            result[stage.name] = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
-            console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
+    result = run_stages(stages(config, system, data), config, system, data, folder, console)
     path = folder / "system.safetensors"
     save_system(path, system, config, data, {"baseline": result["baseline"], "fused": result["finetune"]})
     return path
 
 
+def run_stages(
+    todo: tuple[Stage, ...], config: RunConfig, system: nn.Module, data: ImageData, folder: Path, console: Console
+) -> dict[str, float]:
+    """Run stages one after the other; those that are done already are loaded.
+
+    Args:
+        todo: The stages, in order.
+        config: The run.
+        system: Has the parts that the stages name.
+        data: Images.
+        folder: For checkpoints and metrics.jsonl.
+        console: Where progress is shown.
+
+    Returns:
+        Accuracy on the test images after each stage, by its name.
+
+    Raises:
+        CheckpointError: A stage's checkpoint is damaged, of another config, or cannot be written.
+        DataError: An image cannot be read.
+        DivergenceError: The loss stopped being finite.
+        InterruptedTrainingError: The user stopped the run; the same call continues it.
+        TrainingConfigError: A batch is larger than the set.
+    """
+    _refuse_large_batches(todo, data)
+    _make_folder(folder)
+    result = {}
+    with _stop_on_signal() as stop:
+        for stage in todo:
+            run_stage(stage, config, system, data, folder, console, stop)
+            system.eval()
+            result[stage.name] = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
+            console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
+    return result
+
+
 def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     stage: Stage,
-    config: Config,
-    system: System,
+    config: RunConfig,
+    system: nn.Module,
     data: ImageData,
     folder: Path,
     console: Console,
@@ -210,11 +237,11 @@ def _restore(
     return checkpoint.about
 
 
-def _refuse_large_batches(config: Config, data: ImageData) -> None:
-    for name in ("baseline", "masks", "finetune"):
-        batch = getattr(config.train, name).batch
+def _refuse_large_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
+    for stage in todo:
+        batch = stage.config.batch
         if batch > data.train_size:
-            message = f"train.{name}.batch is {batch}, but {data.name} has {data.train_size} training images"
+            message = f"train.{stage.name}.batch is {batch}, but {data.name} has {data.train_size} training images"
             raise TrainingConfigError(message)
 
 
@@ -249,7 +276,7 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def _made_by(stage: Stage, config: Config) -> dict[str, Any]:
+def _made_by(stage: Stage, config: RunConfig) -> dict[str, Any]:
     everything = msgspec.to_builtins(config)
     # A section whose every value is the default is not among the values.
     sections = {section: everything[section] for section in stage.sections if section in everything}

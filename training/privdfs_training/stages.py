@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privdfs_training.adversary import Adversary
-from privdfs_training.config import Config, MaskConfig, StageConfig
+from privdfs_training.config import Config, MaskConfig, RunConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
 from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
+from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_pretrained
 
@@ -65,15 +66,6 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary")
 
-    def prepare_baseline() -> None:
-        system.baseline.normalise.fit(data.sample("train")[0])
-        if config.backbone.checkpoint is not None:
-            load_pretrained(system.baseline, Path(config.backbone.checkpoint))
-
-    def baseline_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        logits, wanted = choices(system.baseline(images).float(), labels)
-        return F.cross_entropy(logits, wanted, label_smoothing=config.loss.label_smoothing), {}
-
     masks_adversary, finetune_adversary = _adversaries(config, system)
 
     def joint_loss(
@@ -111,15 +103,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         system.head.quantise()
 
     return (
-        Stage(
-            name="baseline",
-            config=config.train.baseline,
-            parts=("baseline",),
-            sections=("seed", "data", "backbone"),
-            prepare=prepare_baseline,
-            loss=baseline_loss,
-            classify=system.baseline,
-        ),
+        baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
         Stage(
             name="masks",
             config=config.train.masks,
@@ -181,6 +165,42 @@ def _adversaries(config: Config, system: System) -> tuple[Adversary | None, Adve
     return make(start=config.adversary.start).to(device), make(start=0.0).to(device)
 
 
+def baseline_stage(
+    config: RunConfig, budget: StageConfig, baseline: Backbone, data: ImageData, label_smoothing: float
+) -> Stage:
+    """The first stage of every run: the unprotected backbone.
+
+    Args:
+        config: The run.
+        budget: Of the stage.
+        baseline: The backbone; `baseline` of the system.
+        data: Its images.
+        label_smoothing: Of the cross-entropy.
+
+    Returns:
+        The stage.
+    """
+
+    def prepare() -> None:
+        baseline.normalise.fit(data.sample("train")[0])
+        if config.backbone.checkpoint is not None:
+            load_pretrained(baseline, Path(config.backbone.checkpoint))
+
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        logits, wanted = choices(baseline(images).float(), labels)
+        return F.cross_entropy(logits, wanted, label_smoothing=label_smoothing), {}
+
+    return Stage(
+        name="baseline",
+        config=budget,
+        parts=("baseline",),
+        sections=("seed", "data", "backbone"),
+        prepare=prepare,
+        loss=loss,
+        classify=baseline,
+    )
+
+
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
     """Fraction of images whose largest logit is the label's; for attributes, the mean of their accuracies.
 
@@ -200,7 +220,7 @@ def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> 
     return correct / total
 
 
-def trained_modules(system: System, stage: Stage) -> nn.ModuleDict:
+def trained_modules(system: nn.Module, stage: Stage) -> nn.ModuleDict:
     """The parts of the system that a stage trains.
 
     Args:

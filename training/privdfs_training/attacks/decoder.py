@@ -62,16 +62,16 @@ class ResidualBlock(nn.Module):
 class Decoder(nn.Module):
     """What an attacker sees to the image: residual blocks at doubling resolutions.
 
-    Shares are vectors, and start from a full layer to a small grid. A dense feature of the image's own size, which is
-    what an undefended split sends, starts from a 1x1 convolution.
+    Shares are vectors, and start from a full layer to a small grid. A dense feature, which is what a split with one
+    server sends, keeps its grid: it starts from a 1x1 convolution, and is upsampled from there to the image's size.
     """
 
     def __init__(self, seen: tuple[int, ...], image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
         """Build the decoder.
 
         Args:
-            seen: Shape of what the attacker sees of one image: (values,), or (channels, height, width) of the image's
-                own size.
+            seen: Shape of what the attacker sees of one image: (values,), or (channels, height, width), at most as high
+                and wide as the image.
             image_shape: Channels, height, width.
             width: Channels inside.
             blocks: Residual blocks at each resolution.
@@ -80,19 +80,24 @@ class Decoder(nn.Module):
         channels, height, image_width = image_shape
         if len(seen) == 1:
             doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
-            grid = (width, height // 2**doublings, image_width // 2**doublings)
+            grid = (height // 2**doublings, image_width // 2**doublings)
             hidden, values = 4 * width, seen[0]
             self.start = nn.Sequential(
-                nn.Linear(values, hidden), nn.ReLU(), nn.Linear(hidden, math.prod(grid)), nn.Unflatten(1, grid)
+                nn.Linear(values, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, width * math.prod(grid)),
+                nn.Unflatten(1, (width, *grid)),
             )
         else:
-            doublings = 0
+            grid = seen[1:]
             self.start = nn.Conv2d(seen[0], width, 1)
-        layers: list[nn.Module] = []
-        for doubling in range(doublings + 1):
-            if doubling:
-                layers.append(nn.Upsample(scale_factor=2))
-            layers += [ResidualBlock(width) for _ in range(blocks)]
+        layers: list[nn.Module] = [ResidualBlock(width) for _ in range(blocks)]
+        while grid != (height, image_width):
+            grid = (
+                min(2 * grid[0], height),
+                min(2 * grid[1], image_width),
+            )  # a size of no power of two ends in between
+            layers += [nn.Upsample(grid), *(ResidualBlock(width) for _ in range(blocks))]
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1))
 
     def forward(self, values: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The system of one release: baseline, head, masks, branches and fusion."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from privdfs_training.config import Config, HeadConfig
+from privdfs_training.config import Config, HeadConfig, RunConfig
 from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
@@ -57,7 +58,7 @@ class System(nn.Module):
         channels, height, width = image_shape
         self.image_shape, self.classes = image_shape, classes
         self.baseline = build_backbone(config.backbone, image_shape, classes)
-        self.head = _head(config.head, self.baseline, channels)
+        self.head = build_head(config.head, self.baseline, channels)
         with torch.no_grad():
             self.head.eval()
             shape = tuple(self.head(torch.zeros(1, channels, height, width, dtype=torch.uint8)).shape[1:])
@@ -69,7 +70,7 @@ class System(nn.Module):
             if config.loss.rate
             else None
         )
-        self.branches = nn.ModuleList(_branch(config, self.baseline, shape, classes) for _ in range(servers))
+        self.branches = nn.ModuleList(build_branch(config, self.baseline, shape, classes) for _ in range(servers))
         self.fusion = (
             AttributeFusion(servers=servers, hidden=config.fusion.hidden)
             if config.data.task == "attributes"
@@ -78,9 +79,7 @@ class System(nn.Module):
 
     def start_from_baseline(self) -> None:
         """Copy the baseline's weights to what is made of the backbone's layers: head, branches, both or neither."""
-        for module in (self.head, *self.branches):
-            if isinstance(module, BackboneHead | ResNetBranch | VitBranch):
-                module.start_from(self.baseline)  # pyright: ignore[reportArgumentType]  built from this very baseline
+        start_from(self.baseline, (self.head, *self.branches))
 
     def encode(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Encoded:
         """What the client sends.
@@ -120,7 +119,32 @@ class System(nn.Module):
         return self.fusion(logits.float(), torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
 
 
-def _head(config: HeadConfig, baseline: Backbone, image_channels: int) -> Head:
+def start_from(baseline: Backbone, modules: Iterable[nn.Module]) -> None:
+    """Copy a baseline's weights to those modules that are made of its layers.
+
+    Args:
+        baseline: What they were built from.
+        modules: Heads and branches of any kind.
+    """
+    for module in modules:
+        if isinstance(module, BackboneHead | ResNetBranch | VitBranch):
+            module.start_from(baseline)  # pyright: ignore[reportArgumentType]  built from this very baseline
+
+
+def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> Head:
+    """The head of a run.
+
+    Args:
+        config: Its section.
+        baseline: Whose first layers a head of kind "backbone" takes.
+        image_channels: Of the image.
+
+    Returns:
+        The head, with fresh weights or the baseline's.
+
+    Raises:
+        TrainingConfigError: The backbone does not have the split point.
+    """
     if config.kind == "backbone":
         return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride or 1)
     return CompactHead(
@@ -132,7 +156,18 @@ def _head(config: HeadConfig, baseline: Backbone, image_channels: int) -> Head:
     )
 
 
-def _branch(config: Config, baseline: Backbone, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_branch(config: RunConfig, baseline: Backbone, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """One branch of a run.
+
+    Args:
+        config: The run.
+        baseline: Whose last layers a branch of kind "backbone" takes.
+        shape: Channels, height, width of the feature.
+        classes: Number of classes.
+
+    Returns:
+        The branch, with fresh weights or the baseline's.
+    """
     if config.branch.kind == "backbone":
         return backbone_branch(baseline, config.head.split, shape)
     return Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)

@@ -1,0 +1,157 @@
+"""The config of a rival run: as ours, with [defence] in the place of masks and fusion, and one branch."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+
+from privdfs_training.config import RunConfig, StageConfig, _Section, key_problems, refuse_unknown_keys
+from privdfs_training.errors import TrainingConfigError
+
+
+class UndefendedConfig(_Section, frozen=True, tag_field="kind", tag="none"):
+    """No defence: a plain split."""
+
+
+class NoPeekConfig(_Section, frozen=True, tag_field="kind", tag="nopeek"):
+    """Little distance correlation between image and feature."""
+
+    weight: float  # of the distance correlation, beside the cross-entropy
+
+
+class DiscoConfig(_Section, frozen=True, tag_field="kind", tag="disco"):
+    """Channels pruned image by image, by a network that plays against one that reconstructs."""
+
+    ratio: float  # share of the feature's channels that are zeroed, rounded down
+    weight: float  # of the adversary in the pruning network's loss, 0 to 1; the classification gets the rest
+    width: int  # channels of the pruning network
+    adversary_width: int  # channels of the reconstructing network
+
+
+class ShredderConfig(_Section, frozen=True, tag_field="kind", tag="shredder"):
+    """Noise tensors learned on the finished network; one of them, by chance, is added to a feature."""
+
+    tensors: int  # in the collection
+    scale: float  # of the Laplace distribution that they start from, in feature units
+    weight: float  # of the sum of the noise's magnitudes, which is maximised
+    limit: float  # mean square of the noise over that of the feature from which on the noise is no longer pushed up
+
+
+class ResSflConfig(_Section, frozen=True, tag_field="kind", tag="ressfl"):
+    """A bottleneck, which is `head.channels`, trained against an attacker that inverts it."""
+
+    weight: float  # of the similarity that the attacker reaches, in the head's loss
+    threshold: float  # structural similarity below which the head is no longer pushed
+    attacker_width: int  # channels of the attacker
+    attacker_blocks: int  # residual blocks of the attacker at each resolution
+
+
+class CemConfig(_Section, frozen=True, tag_field="kind", tag="cem"):
+    """Gaussian noise on a feature whose spread within a class is kept small."""
+
+    weight: float  # of the bound on the information about the image, in nats for one value of the feature
+    noise: float  # standard deviation of the noise, in feature units, in training and in use
+    components: int  # Gaussians of the mixture of each class
+    momentum: float  # share of its old place that a component keeps when a batch moves it
+
+
+Defence: TypeAlias = UndefendedConfig | NoPeekConfig | DiscoConfig | ShredderConfig | ResSflConfig | CemConfig
+KINDS = ("none", "nopeek", "disco", "shredder", "ressfl", "cem")
+
+
+class RivalLossConfig(_Section, frozen=True):
+    """Weights of the terms beside the cross-entropy with weight one and the defence's own; the same as ours."""
+
+    distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
+    distillation_temperature: float
+    label_smoothing: float
+
+
+class RivalTrainConfig(_Section, frozen=True):
+    """The stages, in the order in which they run."""
+
+    baseline: StageConfig
+    split: StageConfig
+    noise: StageConfig | None = None  # shredder alone has it: the network is frozen, and the noise is learned
+
+
+class RivalConfig(RunConfig, frozen=True):
+    """A whole run of a rival."""
+
+    defence: Defence
+    loss: RivalLossConfig
+    train: RivalTrainConfig
+
+
+def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
+    """Build and check the config of a rival run.
+
+    Args:
+        raw: Nested dictionaries, as TOML or a checkpoint give them.
+        path: Where they come from; used in messages.
+
+    Returns:
+        The typed config.
+
+    Raises:
+        TrainingConfigError: An unknown or missing key, a value of the wrong type, or values that cannot work together.
+    """
+    refuse_unknown_keys(raw, RivalConfig, path, "")
+    defence = raw.get("defence")
+    kind = defence.get("kind") if isinstance(defence, dict) else None
+    if kind not in KINDS:
+        message = f"{path}: defence.kind is {kind!r}. There are: {', '.join(KINDS)}."
+        raise TrainingConfigError(message)
+    try:
+        config = msgspec.convert(raw, RivalConfig)
+    except msgspec.ValidationError as error:
+        message = f"{path}: {error}"
+        raise TrainingConfigError(message) from error
+    for problem in (*key_problems(config), *_defence_problems(config.defence), *_stage_problems(config)):
+        message = f"{path}: {problem}"
+        raise TrainingConfigError(message)
+    return config
+
+
+def _defence_problems(defence: Defence) -> list[str]:
+    problems = []
+    sizes = ("tensors", "width", "adversary_width", "attacker_width", "attacker_blocks", "components")
+    for key, value in msgspec.structs.asdict(defence).items():
+        if key in sizes and value < 1:
+            problems.append(f"defence.{key} is {value}; it must be at least 1")
+        if key == "ratio" and not 0 <= value < 1:
+            problems.append(f"defence.ratio is {value}; it is a share of the channels below 1")
+        if key == "momentum" and not 0 <= value < 1:
+            problems.append(f"defence.momentum is {value}; it is a share below 1")
+        if key in ("noise", "scale", "limit") and value <= 0:
+            problems.append(f"defence.{key} is {value}; it must be above 0")
+        if key == "weight" and value < 0:
+            problems.append(f"defence.weight is {value}; a defence with a negative weight attacks itself")
+    if isinstance(defence, DiscoConfig) and defence.weight > 1:
+        problems.append(f"defence.weight is {defence.weight}; disco divides one between adversary and classification")
+    return problems
+
+
+def _stage_problems(config: RivalConfig) -> list[str]:
+    problems = []
+    if config.data.task == "attributes":
+        problems.append(
+            f"data.name = '{config.data.name}' is not for rivals: they put an image into one of several classes"
+        )
+    noise = config.train.noise
+    learns_noise = isinstance(config.defence, ShredderConfig)
+    if learns_noise and noise is None:
+        problems.append("shredder learns its noise in a stage of its own: add [train.noise]")
+    if not learns_noise and noise is not None:
+        problems.append("train.noise is for shredder alone: remove it")
+    if noise is not None and noise.weight_decay:
+        problems.append("train.noise.weight_decay would shrink the noise that is to be learned: set it to 0")
+    for name in ("baseline", "split", "noise"):
+        stage: StageConfig | None = getattr(config.train, name)
+        if stage is not None and (stage.epochs < (name != "baseline") or stage.batch < 2):
+            problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
+    if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
+        problems.append(
+            "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
+        )
+    return problems
