@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+import torch
+from torch import Tensor
 
 from privdfs import Bundle, ConfigError, Error
 from privdfs._manifest import decode_server_manifest, read_manifest_bytes, read_verified
@@ -23,6 +26,7 @@ IMAGES = ROOT / "examples" / "images"
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 #: Test images that the attack on the undefended split is scored on: its dense features take much memory.
 UNDEFENDED_IMAGES = 2000
+ENCODED_AT_ONCE = 1000
 #: A list that holds numbers only, as `json` spreads it over many lines.
 _NUMBERS = re.compile(r"\[\s+(-?[0-9][-+.0-9eE,\s]*?)\s+\]")
 
@@ -112,6 +116,21 @@ def verified_graph(folder: Path, model: str) -> bytes:
         msg = f"{folder} has no {name}: measure a release of the engine 'python' or 'onnxruntime'"
         raise ConfigError(msg)
     return read_verified(folder, {name: manifest.files[name]})[name]
+
+
+def shares_of(bundle: Bundle, images: Tensor) -> list[Tensor]:
+    """The shares of many images, as the device makes them.
+
+    Args:
+        bundle: of the release.
+        images: uint8 [images, channels, height, width].
+
+    Returns:
+        One int8 [images, values] per server.
+    """
+    pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    parts = [bundle.encode(pixels[at : at + ENCODED_AT_ONCE]) for at in range(0, len(pixels), ENCODED_AT_ONCE)]
+    return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
 
 
 def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str | None = None) -> dict[str, Any]:

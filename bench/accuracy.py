@@ -4,7 +4,9 @@
 
 For every release: the unprotected baseline, the fused answer over real tritonservers through the SDK (`fused`), the
 same from the exported files and, with a checkpoint, in torch; whether local mode and tritonservers agree on every
-prediction; each branch alone; every number of missing servers. Prints a table, and adds to bench/results/accuracy.json.
+prediction; each branch alone; every number of missing servers; every minority of lying servers, by kind of lie, the
+worst coalition of each size; linear readouts in the place of the branches. Prints a table, and adds to
+bench/results/accuracy.json.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from _common import (
     release_name,
     release_parser,
     releases,
+    shares_of,
     verified_graph,
     write_results,
 )
@@ -38,6 +41,8 @@ from privdfs._manifest import ENCODER_NAME, FUSION_NAME, read_verified
 from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
+from privdfs_training.data import DataSet
+from privdfs_training.readouts import linear_readouts
 from privdfs_training.stages import EVALUATION_BATCH, accuracy
 
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
@@ -73,6 +78,8 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         count = len(images) if options.agreement is None else min(options.agreement, len(images))
         with Client.local(release, timeout=TIMEOUT_S) as client:
             local = _predict(client, images[:count], progress, f"{name}: local mode")
+    with console.status(f"{name}: linear readouts"):
+        linear = _linear_readouts(bundle, data)
     agreeing = int((served[:count].argmax(axis=1) == local.argmax(axis=1)).sum())
     manifest = bundle.manifest
     entry: dict[str, Any] = {
@@ -84,6 +91,8 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "fused_exported": exported.fused,
         "branches": list(exported.branches),
         "missing": {str(missing): _missing(exported, missing) for missing in range(1, bundle.n_servers)},
+        "malicious": {"0": {"worst": exported.fused}} | {str(size): row for size, row in exported.malicious.items()},
+        "linear_readouts": linear,
         "agreement": {
             "images": count,
             "agreeing": agreeing,
@@ -114,6 +123,12 @@ def _exported(
         images=images,
         labels=labels,
     )
+
+
+def _linear_readouts(bundle: Bundle, data: DataSet) -> float:
+    """Accuracy when every branch is a linear map of its share."""
+    shares, shares_test = shares_of(bundle, data.train_images), shares_of(bundle, data.test_images)
+    return linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes))
 
 
 def _predict(client: Client, images: NDArray[np.uint8], progress: Progress, what: str) -> NDArray[np.float32]:
@@ -180,6 +195,11 @@ def _rows(entry: dict[str, Any]) -> dict[str, str]:
     for missing, values in entry["missing"].items():
         rows[f"{missing} missing, mean"] = f"{values['mean']:.2%}"
         rows[f"{missing} missing, worst"] = f"{values['worst']:.2%}"
+    for size, values in entry["malicious"].items():
+        for kind, value in values.items():
+            if size != "0" and kind != "worst":
+                rows[f"{size} malicious, {kind.replace('_', ' ')}"] = f"{value:.2%}"
+    rows["linear readouts"] = f"{entry['linear_readouts']:.2%}"
     rows["client MACs"] = f"{client:,}"
     rows["baseline MACs"] = f"{whole:,}"
     rows["  client of baseline"] = f"{client / whole:.1%}" if whole else "unknown"

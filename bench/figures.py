@@ -22,17 +22,18 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     """Markdown table of all releases in accuracy.json."""
     rows = [
         (
-            "| release | servers | baseline | fused, over tritonservers | one server missing (worst) | a branch alone "
-            "| bytes up | client / baseline MACs |"
+            "| release | servers | baseline | fused, over tritonservers | one server missing (worst) "
+            "| lying minority (simple lies; knows everything) | a branch alone | linear readouts | bytes up "
+            "| client / baseline MACs |"
         ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, entry in results["releases"].items():
         branches = entry["branches"]
         rows.append(
             f"| {name} | {len(branches)} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** "
-            f"| {entry['missing']['1']['worst']:.2%} | {min(branches):.2%} to {max(branches):.2%} "
-            f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
+            f"| {entry['missing']['1']['worst']:.2%} | {_lying(entry)} | {min(branches):.2%} to {max(branches):.2%} "
+            f"| {_linear(entry)} | {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
     images = {entry["images"] for entry in results["releases"].values()}
     made_by = results["made_by"]
@@ -41,6 +42,20 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
         "\n".join(rows) + f"\n\n{counted} test images; exported int8 files, one real tritonserver per server. "
         f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
     )
+
+
+def _lying(entry: Mapping[str, Any]) -> str:
+    """Accuracy under the largest lying minority: the worst simple lie, and liars who know everything."""
+    sizes = [int(size) for size in entry.get("malicious", {}) if size != "0"]
+    if not sizes:
+        return "not measured"
+    found = entry["malicious"][str(max(sizes))]
+    simple = min(value for kind, value in found.items() if kind not in {"adversarial", "worst"})
+    return f"{max(sizes)} of {len(entry['branches'])}: {simple:.2%}; {found['adversarial']:.2%}"
+
+
+def _linear(entry: Mapping[str, Any]) -> str:
+    return f"{entry['linear_readouts']:.2%}" if "linear_readouts" in entry else "not measured"
 
 
 def latency_table(results: Mapping[str, Any]) -> str:

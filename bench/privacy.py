@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import torch
 from _common import (
+    ENCODED_AT_ONCE,
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     UNDEFENDED_IMAGES,
@@ -31,6 +32,7 @@ from _common import (
     release_name,
     release_parser,
     releases,
+    shares_of,
     verified_graph,
     write_results,
 )
@@ -48,7 +50,6 @@ from privdfs_training.data import DataSet
 
 ATTACK = "decoder"
 SEED = 0
-ENCODED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,6 @@ class Coalition:
     psnr_worst: float
     ssim: float
     images: int
-
-
-def shares_of(bundle: Bundle, images: Tensor) -> list[Tensor]:
-    """The shares of many images, as the device makes them.
-
-    Args:
-        bundle: of the release.
-        images: uint8 [images, channels, height, width].
-
-    Returns:
-        One int8 [images, values] per server.
-    """
-    pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-    parts = [bundle.encode(pixels[at : at + ENCODED_AT_ONCE]) for at in range(0, len(pixels), ENCODED_AT_ONCE)]
-    return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
 
 
 def undefended_features(release: Path, images: Tensor) -> Tensor:

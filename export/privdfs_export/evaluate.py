@@ -1,14 +1,21 @@
 """Accuracy of exported graphs, as a device and the servers run them: ONNX Runtime on the bytes of the release."""
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from privdfs_training import liars
 
 BATCH = 500
+#: A constant lie is tried for so many classes at most, evenly spread over all.
+CONSTANT_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,13 @@ class ExportedAccuracy:
         baseline: The unprotected model.
         branches: Each branch's own logits.
         subsets: The fused answer, for every non-empty subset of servers that answer.
+        malicious: The fused answer while servers lie, as `under_liars` gives it.
     """
 
     baseline: float
     branches: tuple[float, ...]
     subsets: Mapping[tuple[int, ...], float]
+    malicious: Mapping[int, Mapping[str, float]]
 
     @property
     def fused(self) -> float:
@@ -122,6 +131,62 @@ def fraction_right(scores: NDArray[np.generic], labels: NDArray[np.int64]) -> fl
     return float((scores.argmax(axis=1) == labels).mean())
 
 
+def under_liars(
+    fusion: ort.InferenceSession, answers: NDArray[np.float32], labels: NDArray[np.int64]
+) -> dict[int, dict[str, float]]:
+    """Accuracy of the fused answer while a minority of the servers lies and all answer.
+
+    Args:
+        fusion: Answers to probabilities.
+        answers: Honest logits, float32 [images, servers, classes].
+        labels: int64 [images].
+
+    Returns:
+        For every number of liars from 1 to a minority, the accuracy under each kind of lie (`random`, `constant`,
+        `flipped`, `runner_up`, `adversarial`), each the lowest over all coalitions of that size (and, for constant
+        lies, over classes), and `worst`, the lowest of all.
+    """
+    honest, wanted, servers = torch.from_numpy(answers), torch.from_numpy(labels), answers.shape[1]
+
+    def fuse_tensors(logits: Tensor, answered: Tensor) -> Tensor:
+        (scores,) = run_batched(fusion, {"logits": logits.numpy(), "answered": answered.numpy()})
+        return torch.from_numpy(scores).log()  # a probability of zero becomes -inf, which compares as it should
+
+    def right(heard: Tensor) -> float:
+        return fraction_right(fuse(fusion, heard.numpy(), range(servers)), labels)
+
+    found: dict[int, dict[str, float]] = {}
+    for size in range(1, (servers - 1) // 2 + 1):
+        rows = [
+            _under(honest, wanted, members, right, functools.partial(liars.searched_lies, fuse_tensors))
+            for members in itertools.combinations(range(servers), size)
+        ]
+        lowest = {kind: min(row[kind] for row in rows) for kind in rows[0]}
+        found[size] = lowest | {"worst": min(lowest.values())}
+    return found
+
+
+def _under(
+    honest: Tensor,
+    labels: Tensor,
+    members: Sequence[int],
+    right: Callable[[Tensor], float],
+    search: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> dict[str, float]:
+    """Accuracy under each kind of lie of one coalition."""
+    lying = torch.zeros(honest.shape[:2], dtype=torch.bool)
+    lying[:, list(members)] = True
+    classes = np.unique(np.linspace(0, honest.shape[2] - 1, CONSTANT_CLASSES).round().astype(int))
+    constant = (liars.constant_lies(honest, lying, torch.full_like(labels, int(one))) for one in classes)
+    return {
+        "random": right(liars.random_lies(honest, lying, torch.Generator().manual_seed(0))),
+        "constant": min(map(right, constant)),
+        "flipped": right(liars.flipped_lies(honest, lying)),
+        "runner_up": right(liars.runner_up_lies(honest, lying)),
+        "adversarial": right(search(honest, lying, labels)),
+    }
+
+
 def measure(
     *,
     encoder: ort.InferenceSession,
@@ -131,7 +196,7 @@ def measure(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
 ) -> ExportedAccuracy:
-    """Accuracy of baseline, branches, and every subset of servers.
+    """Accuracy of baseline, branches, every subset of servers, and under liars.
 
     Args:
         encoder: Images to shares.
@@ -151,4 +216,5 @@ def measure(
         baseline=fraction_right(run_batched(baseline, {"image": images})[0], labels),
         branches=tuple(fraction_right(answers[:, server], labels) for server in servers),
         subsets={answered: fraction_right(fuse(fusion, answers, answered), labels) for answered in subsets},
+        malicious=under_liars(fusion, answers, labels),
     )

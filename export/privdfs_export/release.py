@@ -32,6 +32,7 @@ from privdfs._manifest import (
     ImageSpec,
     Macs,
     MadeBy,
+    MaliciousAccuracy,
     ServerManifest,
     ServerSpec,
     SubsetAccuracy,
@@ -167,6 +168,10 @@ def export_release(
             branches=measured.branches,
             subsets=tuple(
                 SubsetAccuracy(answered=answered, accuracy=value) for answered, value in measured.subsets.items()
+            ),
+            malicious=tuple(
+                MaliciousAccuracy(liars=liars, **{kind: value for kind, value in row.items() if kind != "worst"})
+                for liars, row in measured.malicious.items()
             ),
         ),
         macs=macs,

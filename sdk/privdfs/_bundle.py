@@ -278,6 +278,12 @@ def _describe(manifest: ClientManifest) -> str:
     keys = key_spec(manifest)
     if keys is not None:
         lines.append(f"keys         {keys.partitions} partitions, a user's key picks one (family {keys.family})")
+    for row in accuracy.malicious:
+        cheap = min(row.random, row.constant, row.flipped, row.runner_up)
+        lines.append(
+            f"liars        {row.liars} of {len(lengths)}: {cheap:.2%} under simple lies, {row.adversarial:.2%} under "
+            "liars who know everything"
+        )
     if not manifest.leakage:
         lines.append("leakage      not measured")
     for row in manifest.leakage:

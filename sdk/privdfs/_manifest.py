@@ -86,8 +86,19 @@ class SubsetAccuracy(_Struct, frozen=True):
     accuracy: Fraction
 
 
+class MaliciousAccuracy(_Struct, frozen=True):
+    """Accuracy of the fused answer when so many servers lie, by kind of lie, for the worst coalition of that size."""
+
+    liars: Positive
+    random: Fraction
+    constant: Fraction
+    flipped: Fraction
+    runner_up: Fraction
+    adversarial: Fraction
+
+
 class Accuracy(_Struct, frozen=True):
-    """Accuracies of the exported files, as fractions: baseline, fused, each branch, every subset of servers."""
+    """Accuracies of the exported files, as fractions: baseline, fused, each branch, subsets of servers, under liars."""
 
     data: str
     images: Positive
@@ -95,6 +106,7 @@ class Accuracy(_Struct, frozen=True):
     fused: Fraction
     branches: tuple[Fraction, ...]
     subsets: tuple[SubsetAccuracy, ...]
+    malicious: tuple[MaliciousAccuracy, ...] = ()  # empty: not measured
 
 
 class Macs(_Struct, frozen=True):
@@ -195,6 +207,8 @@ def decode_client_manifest(data: bytes) -> ClientManifest:
         _require(server.levels % 2 == 1, "`levels` must be odd, so that zero is one of them")
     _require(len(set(manifest.classes)) == len(manifest.classes), "`classes` has a name twice")
     _require(len(manifest.accuracy.branches) == n_servers, "`accuracy.branches` must have one value for each server")
+    for row in manifest.accuracy.malicious:
+        _require(2 * row.liars < n_servers, "`accuracy.malicious` has a number of liars that is no minority")
     groups = [s.answered for s in manifest.accuracy.subsets] + [row.coalition for row in manifest.leakage]
     for group in groups:
         _require(

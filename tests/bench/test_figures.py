@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     made_by = {"command": "latency.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
-    entry = {"branches": [0.8, 0.9], "baseline": 0.95, "fused": 0.94125, "missing": {"1": {"worst": 0.7}}}
+    entry = {"branches": [0.8, 0.85, 0.9], "baseline": 0.95, "fused": 0.94125, "missing": {"1": {"worst": 0.7}}}
+    lies = {"random": 0.92, "constant": 0.91, "flipped": 0.93, "runner_up": 0.94, "adversarial": 0.88, "worst": 0.88}
+    entry |= {"malicious": {"0": {"worst": 0.94125}, "1": lies}, "linear_readouts": 0.85}
     entry |= {"images": 10000, "bytes_up": 32, "baseline_macs": 300, "client_macs": 20, "made_by": made_by}
     (tmp_path / "accuracy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": entry}}))
     worst = {"1": {"psnr": 14.0, "ssim": 0.4}, "2": {"psnr": 14.5, "ssim": 0.5}}
@@ -28,13 +30,23 @@ def results(tmp_path: Path) -> Path:
 
 def test_figures_are_those_of_the_result_files(results: Path) -> None:
     text = figures.figures(results)
-    assert "| small | 2 | 95.00% | **94.12%** | 70.00% | 80.00% to 90.00% | 32 | 1/15.0 |" in text
+    measured = "95.00% | **94.12%** | 70.00% | 1 of 3: 91.00%; 88.00% | 80.00% to 90.00% | 85.00% | 32 | 1/15.0"
+    assert f"| small | 3 | {measured} |" in text
     assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 32 |" in text
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
     assert "| floor: knows the class (class mean) | 13.00 dB |" in text
     assert "| undefended split, same attack | 33.00 dB |" in text
     assert "commit 0123456789" in text
+
+
+def test_a_release_measured_before_there_were_such_figures_says_so(results: Path) -> None:
+    path = results / "accuracy.json"
+    found = json.loads(path.read_text())
+    for name in ("malicious", "linear_readouts"):
+        del found["releases"]["small"][name]
+    path.write_text(json.dumps(found))
+    assert "| 70.00% | not measured | 80.00% to 90.00% | not measured | 32 | 1/15.0 |" in figures.figures(results)
 
 
 def test_only_what_stands_between_the_marks_changes(results: Path) -> None:

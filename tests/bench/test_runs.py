@@ -53,9 +53,22 @@ def test_accuracy(trained_release: Path, data_folder: Path, tmp_path: Path) -> N
         expected = by_size[3 - int(missing)]
         assert values["worst"] == min(expected)
         assert values["mean"] == pytest.approx(sum(expected) / 3)
+    (lied,) = manifest.accuracy.malicious
+    assert set(found["malicious"]) == {"0", "1"}
+    assert found["malicious"]["0"] == {"worst": found["fused_exported"]}
+    by_kind = {kind: getattr(lied, kind) for kind in ("random", "constant", "flipped", "runner_up", "adversarial")}
+    assert found["malicious"]["1"] == by_kind | {"worst": min(by_kind.values())}
+    assert by_kind["adversarial"] <= min(found["fused"], by_kind["constant"], by_kind["runner_up"])
+    assert 0.2 < found["linear_readouts"] <= 1
     assert found["client_macs"] == manifest.macs.head + manifest.macs.fusion
     assert found["bytes_up"] == 36
-    for cell in ("fused, tritonservers", f"{found['fused']:.2%}", "1,000 of 1,000", "2 missing, worst"):
+    for cell in (
+        "fused, tritonservers",
+        f"{found['fused']:.2%}",
+        "1,000 of 1,000",
+        "2 missing, worst",
+        "1 malicious, runner up",
+    ):
         assert cell in done.stdout
 
 

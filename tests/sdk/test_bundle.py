@@ -34,7 +34,16 @@ def test_a_bundle_shows_what_it_is(release: Path) -> None:
 
 def test_describe_names_the_numbers(release: Path) -> None:
     text = Bundle.open(release / "client").describe()
-    for part in ("tiny-1", "5 + 6 + 7 = 18", "ankle boot", "50.00%", "11.0% of the baseline", "ridge", "9.0 dB"):
+    for part in (
+        "tiny-1",
+        "5 + 6 + 7 = 18",
+        "ankle boot",
+        "50.00%",
+        "11.0% of the baseline",
+        "ridge",
+        "9.0 dB",
+        "1 of 3: 40.00%",
+    ):
         assert part in text
 
 

@@ -82,6 +82,8 @@ def test_a_manifest_without_a_version_is_refused_as_such(client_json: bytes) -> 
         lambda m: m["accuracy"].update(branches=[0.5]),
         lambda m: m["accuracy"]["subsets"][0].update(answered=[3]),
         lambda m: m["accuracy"]["subsets"][0].update(answered=[0, 0]),
+        lambda m: m["accuracy"]["malicious"][0].update(liars=2),
+        lambda m: m["accuracy"]["malicious"][0].pop("flipped"),
         lambda m: m["leakage"][0].update(coalition=[0, 7]),
         lambda m: m["leakage"][0].update(psnr=None),
     ],
@@ -89,6 +91,11 @@ def test_a_manifest_without_a_version_is_refused_as_such(client_json: bytes) -> 
 def test_a_manifest_that_breaks_a_rule_is_refused(client_json: bytes, edit: Callable[[Any], Any]) -> None:
     with pytest.raises(BundleFormatError):
         decode_client_manifest(edited(client_json, edit))
+
+
+def test_a_manifest_from_before_liars_were_measured_is_read(client_json: bytes) -> None:
+    older = decode_client_manifest(edited(client_json, lambda m: m["accuracy"].pop("malicious")))
+    assert older.accuracy.malicious == ()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', b"[" * 100_000])

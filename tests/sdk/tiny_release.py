@@ -18,6 +18,7 @@ from privdfs._manifest import (
     Leakage,
     Macs,
     MadeBy,
+    MaliciousAccuracy,
     ServerManifest,
     ServerSpec,
     SubsetAccuracy,
@@ -73,6 +74,7 @@ def write_client_manifest(
     client: Path, release: str, share_lengths: tuple[int, ...], channels: int, keys: KeySpec | None
 ) -> None:
     n_servers = len(share_lengths)
+    lied = MaliciousAccuracy(liars=1, random=0.45, constant=0.4, flipped=0.46, runner_up=0.41, adversarial=0.35)
     manifest = ClientManifest(
         format_version=FORMAT_VERSION,
         release=release,
@@ -89,6 +91,7 @@ def write_client_manifest(
             fused=0.5,
             branches=(0.25,) * n_servers,
             subsets=(SubsetAccuracy(answered=(0,), accuracy=0.25),),
+            malicious=() if n_servers < 3 else (lied,),
         ),
         macs=Macs(head=100, fusion=10, branch=20, baseline=1000),
         leakage=(

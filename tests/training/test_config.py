@@ -44,6 +44,7 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("masks", "settled", 0.0, "share of the stage"),
         ("head", "stages", [], "at least one"),
         ("fusion", "branch_dropout", 1.0, "probability"),
+        ("fusion", "malicious", 1.5, "probability"),
         ("backbone", "name", "resnet21", "Invalid enum value"),
         ("backbone", "width", "wide", "Expected `int`"),
     ],
@@ -52,6 +53,13 @@ def test_values_that_cannot_work_are_refused(section: str, key: str, value: Any,
     values = tiny_values()
     values[section][key] = value
     with pytest.raises(TrainingConfigError, match=problem):
+        config_from_dict(values, "tests")
+
+
+def test_liars_among_two_servers_are_refused() -> None:
+    values = tiny_values(servers=2)
+    values["fusion"]["malicious"] = 0.3
+    with pytest.raises(TrainingConfigError, match="no minority can lie"):
         config_from_dict(values, "tests")
 
 

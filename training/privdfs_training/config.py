@@ -113,6 +113,7 @@ class FusionConfig(_Section, frozen=True):
 
     hidden: int
     branch_dropout: float  # probability that an answer is withheld during training
+    malicious: float = 0.0  # probability that a minority of the answering servers of an image lies during training
 
 
 class LossConfig(_Section, frozen=True):
@@ -327,6 +328,7 @@ def _problems(config: Config) -> list[str]:
         *_mask_problems(config),
         *key_problems(config),
         *_adversary_problems(config),
+        *_fusion_problems(config),
         *_other_problems(config),
     ]
 
@@ -423,13 +425,28 @@ def _adversary_problems(config: Config) -> list[str]:
     return [problem for wrong, problem in checks if wrong]
 
 
+def _fusion_problems(config: Config) -> list[str]:
+    fusion, servers = config.fusion, config.masks.servers
+    checks = (
+        (
+            not 0 <= fusion.branch_dropout < 1,
+            f"fusion.branch_dropout is {fusion.branch_dropout}; it is a probability below 1",
+        ),
+        (
+            not 0 <= fusion.malicious <= 1,
+            f"fusion.malicious is {fusion.malicious}; it is a probability, from 0 to 1",
+        ),
+        (
+            fusion.malicious > 0 and servers < 3,
+            f"fusion.malicious is {fusion.malicious}, but of {servers} servers no minority can lie: use 0.0",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
 def _other_problems(config: Config) -> list[str]:
     stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune")}
     checks = (
-        (
-            not 0 <= config.fusion.branch_dropout < 1,
-            f"fusion.branch_dropout is {config.fusion.branch_dropout}; it is a probability below 1",
-        ),
         *(
             (
                 stage.epochs < (name != "baseline") or stage.batch < 2,

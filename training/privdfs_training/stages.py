@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from privdfs_training.adversary import Adversary
 from privdfs_training.config import Config, MaskConfig, RunConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
+from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
@@ -78,7 +79,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         encoded = system.encode(images, temperature=temperature, noise=noise)
         answers = system.answer(encoded.shares).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
-        total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+        heard = answers
+        if config.fusion.malicious > 0:
+            heard = mixed_lies(system.fusion, answers, answered, labels, config.fusion.malicious)
+        total, terms = split_loss(system.fusion(heard, answered), answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
             total, terms = total + config.loss.rate * bits, terms | {"rate": float(bits.detach())}

@@ -1,15 +1,29 @@
-"""Fusion: the answers of any subset of the servers to one answer. It runs on the device, so it stays light."""
+"""Fusion: the answers of any subset of the servers to one answer, also when a minority of them lies.
+
+It runs on the device, so it stays light.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Log-probabilities below this are raised to it, so that one server's veto against a class is finite. Lower floors gave
+#: nothing on honest answers, and higher ones little against liars.
+FLOOR = -5.0
+#: How much less a rank counts at first for each place that it is away from the middle; training changes it.
+PEAK = 1.0
+
 
 class Fusion(nn.Module):
-    """The mean of the answers' log-probabilities, corrected by a small network that knows who answered."""
+    """A weighted mean of each class's sorted log-probabilities, corrected by a small network that knows who answered.
+
+    The weights belong to ranks, not to servers, one set for each number of answers: an L-estimator (Huber, Robust
+    Statistics, 1981, section 3.3), which can be the mean, a trimmed mean or the median. It starts close to the median,
+    which no lying minority can move out of the range of the honest answers, and training decides how close it stays.
+    """
 
     def __init__(self, *, servers: int, classes: int, hidden: int) -> None:
-        """Build the fusion; it starts as the plain mean.
+        """Build the fusion; it starts without a correction.
 
         Args:
             servers: Number of servers.
@@ -17,6 +31,11 @@ class Fusion(nn.Module):
             hidden: Width of the correcting network.
         """
         super().__init__()
+        self.servers = servers
+        counts, ranks = torch.arange(1, servers + 1)[:, None], torch.arange(servers)
+        self.unused: Tensor
+        self.register_buffer("unused", ranks >= counts, persistent=False)
+        self.ranks = nn.Parameter(-PEAK * (ranks - (counts - 1) / 2).abs().masked_fill(self.unused, 0.0))
         self.hidden = nn.Linear(servers * (classes + 1), hidden)
         self.correction = nn.Linear(hidden, classes)
         nn.init.zeros_(self.correction.weight)
@@ -34,11 +53,15 @@ class Fusion(nn.Module):
         """
         present = answered[:, :, None]
         # Where, not a product: a silent server's row may hold anything, and zero times infinity is not zero.
-        answers = torch.where(present, F.log_softmax(torch.where(present, logits, 0.0), dim=-1), 0.0)
-        presence = answered.to(answers.dtype)
-        mean = answers.sum(dim=1) / presence.sum(dim=1, keepdim=True)
-        hidden = F.relu(self.hidden(torch.cat([answers.flatten(1), presence], dim=1)))
-        return mean + self.correction(hidden)
+        answers = F.log_softmax(torch.where(present, logits, 0.0), dim=-1).clamp(min=FLOOR)
+        # Below the floor, the rows of silent servers come last, where no rank counts. Not `sort`, nor a size that
+        # is traced: the exported graph would not know its own shapes.
+        descending = torch.where(present, answers, FLOOR - 1).topk(self.servers, dim=1).values
+        weights = self.ranks.masked_fill(self.unused, -torch.inf).softmax(dim=1)[answered.sum(dim=1) - 1]
+        middle = (descending * weights[:, :, None]).sum(dim=1)
+        heard = torch.where(present, answers, 0.0).flatten(1)
+        hidden = F.relu(self.hidden(torch.cat([heard, answered.to(heard.dtype)], dim=1)))
+        return middle + self.correction(hidden)
 
 
 class AttributeFusion(nn.Module):
