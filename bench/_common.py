@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privdfs import Bundle, ConfigError, Error
-from privdfs._manifest import decode_server_manifest, read_manifest_bytes, read_verified
+from privdfs import Bundle, ConfigError, Error, UserKey
+from privdfs._manifest import decode_server_manifest, key_spec, read_manifest_bytes, read_verified
 from privdfs_training import provenance
 
 if TYPE_CHECKING:
@@ -126,11 +126,21 @@ def shares_of(bundle: Bundle, images: Tensor) -> list[Tensor]:
         images: uint8 [images, channels, height, width].
 
     Returns:
-        One int8 [images, values] per server.
+        One int8 [images, values] per server; of a keyed release those of one user, since whoever looks at them knows
+        the partition, as the servers do.
     """
     pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-    parts = [bundle.encode(pixels[at : at + ENCODED_AT_ONCE]) for at in range(0, len(pixels), ENCODED_AT_ONCE)]
+    partition = bundle.partition(user_key(bundle))
+    parts = [
+        bundle.encode(pixels[at : at + ENCODED_AT_ONCE], partition=partition)
+        for at in range(0, len(pixels), ENCODED_AT_ONCE)
+    ]
     return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
+
+
+def user_key(bundle: Bundle) -> UserKey | None:
+    """The key that a benchmark calls a keyed release with: any one, always the same; None for others."""
+    return None if key_spec(bundle.manifest) is None else UserKey(bytes(16))
 
 
 def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str | None = None) -> dict[str, Any]:

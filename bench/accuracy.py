@@ -5,8 +5,8 @@
 For every release: the unprotected baseline, the fused answer over real tritonservers through the SDK (`fused`), the
 same from the exported files and, with a checkpoint, in torch; whether local mode and tritonservers agree on every
 prediction; each branch alone; every number of missing servers; every minority of lying servers, by kind of lie, the
-worst coalition of each size; linear readouts in the place of the branches. Prints a table, and adds to
-bench/results/accuracy.json.
+worst coalition of each size; linear readouts in the place of the branches; for a keyed release, 100 keys. Prints a
+table, and adds to bench/results/accuracy.json.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from _common import (
     release_parser,
     releases,
     shares_of,
+    user_key,
     verified_graph,
     write_results,
 )
@@ -37,7 +38,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Bundle, Client, ConfigError, Error
-from privdfs._manifest import ENCODER_NAME, FUSION_NAME, read_verified
+from privdfs._manifest import ENCODER_NAME, FUSION_NAME, key_spec, read_verified
 from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
@@ -48,6 +49,8 @@ from privdfs_training.stages import EVALUATION_BATCH, accuracy
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
 CALL_IMAGES = 512
 TIMEOUT_S = 120.0
+#: Random users' keys that a keyed release is measured with.
+UNSEEN_KEYS = 100
 
 
 def measure(release: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -68,15 +71,15 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     data = release_data(bundle, options.data)
     trained = None if options.checkpoint is None else _trained(bundle, options.checkpoint)
     images, labels = np.ascontiguousarray(data.test_images.permute(0, 2, 3, 1).numpy()), data.test_labels.numpy()
-    name = release_name(release)
+    name, key = release_name(release), user_key(bundle)
     with console.status(f"{name}: exported files, {len(labels)} images"):
         exported = _exported(release, bundle, images, labels)
     with Progress(console=console, transient=True) as progress:
-        with serve_release(release) as endpoints, Client(bundle, endpoints, timeout=TIMEOUT_S) as client:
+        with serve_release(release) as endpoints, Client(bundle, endpoints, timeout=TIMEOUT_S, key=key) as client:
             served = _predict(client, images, progress, f"{name}: tritonservers")
             about = made_by(_config(options), seed=bundle.manifest.made_by.seed, endpoint=endpoints[0])
         count = len(images) if options.agreement is None else min(options.agreement, len(images))
-        with Client.local(release, timeout=TIMEOUT_S) as client:
+        with Client.local(release, timeout=TIMEOUT_S, key=key) as client:
             local = _predict(client, images[:count], progress, f"{name}: local mode")
     with console.status(f"{name}: linear readouts"):
         linear = _linear_readouts(bundle, data)
@@ -103,6 +106,9 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "bytes_up": sum(server.share_length for server in manifest.servers),
         "made_by": about,
     }
+    if key is not None:
+        with console.status(f"{name}: {UNSEEN_KEYS} keys"):
+            entry["keys"] = _keys(release, bundle, images, labels)
     if trained is not None:
         with console.status(f"{name}: torch"):
             entry["fused_torch"] = accuracy(trained.system, data.test_batches(EVALUATION_BATCH))
@@ -112,7 +118,9 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
 def _exported(
     release: Path, bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> evaluate.ExportedAccuracy:
-    """Accuracies of the files of a release, in this process."""
+    """Accuracies of the files of a release, in this process; of a keyed one, spread over its partitions."""
+    keys = key_spec(bundle.manifest)
+    partitions = None if keys is None else np.arange(len(images), dtype=np.int32) % np.int32(keys.partitions)
     client = read_verified(release / "client", bundle.manifest.files)
     branches = [verified_graph(release / f"server-{server}", "branch") for server in range(bundle.n_servers)]
     return evaluate.measure(
@@ -122,6 +130,7 @@ def _exported(
         baseline=evaluate.session(verified_graph(release / "baseline", "baseline")),
         images=images,
         labels=labels,
+        partitions=partitions,
     )
 
 
@@ -129,6 +138,34 @@ def _linear_readouts(bundle: Bundle, data: DataSet) -> float:
     """Accuracy when every branch is a linear map of its share."""
     shares, shares_test = shares_of(bundle, data.train_images), shares_of(bundle, data.test_images)
     return linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes))
+
+
+def _keys(release: Path, bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Fused accuracy over keys that training has not seen, on the exported files, all images under each key."""
+    words = np.random.default_rng(0).bytes(16 * UNSEEN_KEYS)
+    picked = [bundle.partition(words[at : at + 16]) or 0 for at in range(0, len(words), 16)]
+    client = read_verified(release / "client", bundle.manifest.files)
+    found = evaluate.measure_partitions(
+        encoder=evaluate.session(client[ENCODER_NAME]),
+        branches=[
+            evaluate.session(verified_graph(release / f"server-{server}", "branch"))
+            for server in range(bundle.n_servers)
+        ],
+        fusion=evaluate.session(client[FUSION_NAME]),
+        images=images,
+        labels=labels,
+        partitions=sorted(set(picked)),
+    )
+    accuracies = np.array([found[partition] for partition in picked])
+    return {
+        "keys": UNSEEN_KEYS,
+        "partitions": len(found),
+        "mean": float(accuracies.mean()),
+        "min": float(accuracies.min()),
+        "max": float(accuracies.max()),
+        "std": float(accuracies.std()),
+        "largest_distance_from_mean": float(np.abs(accuracies - accuracies.mean()).max()),
+    }
 
 
 def _predict(client: Client, images: NDArray[np.uint8], progress: Progress, what: str) -> NDArray[np.float32]:
@@ -200,6 +237,10 @@ def _rows(entry: dict[str, Any]) -> dict[str, str]:
             if size != "0" and kind != "worst":
                 rows[f"{size} malicious, {kind.replace('_', ' ')}"] = f"{value:.2%}"
     rows["linear readouts"] = f"{entry['linear_readouts']:.2%}"
+    if "keys" in entry:
+        keys = entry["keys"]
+        rows[f"{keys['keys']} keys, mean"] = f"{keys['mean']:.2%}"
+        rows[f"{keys['keys']} keys, worst and best"] = f"{keys['min']:.2%} to {keys['max']:.2%}"
     rows["client MACs"] = f"{client:,}"
     rows["baseline MACs"] = f"{whole:,}"
     rows["  client of baseline"] = f"{client / whole:.1%}" if whole else "unknown"

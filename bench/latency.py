@@ -34,6 +34,7 @@ from _common import (
     BenchError,
     made_by,
     release_name,
+    user_key,
     verified_graph,
     write_results,
 )
@@ -166,7 +167,7 @@ def _systems(bundle: Bundle, release: Path, endpoints: Sequence[str]) -> Iterato
     image = bundle.manifest.image
     shape = (image.height, image.width, image.channels)
     with ExitStack() as stack:
-        private = PrivDFS(stack.enter_context(Client(bundle, endpoints[:-1], timeout=TIMEOUT_S)))
+        private = PrivDFS(stack.enter_context(Client(bundle, endpoints[:-1], timeout=TIMEOUT_S, key=user_key(bundle))))
         channel = stack.enter_context(grpc.insecure_channel(endpoints[-1], options=[("grpc.enable_http_proxy", 0)]))
         remote = BaselineOnTriton(service_pb2_grpc.GRPCInferenceServiceStub(channel), shape)
         local = BaselineOnDevice(verified_graph(release / "baseline", "baseline"))

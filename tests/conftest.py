@@ -23,3 +23,9 @@ def trained_release(tmp_path_factory: pytest.TempPathFactory, data_folder: Path)
 def trained_release_of_five(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
     """A release of five servers."""
     return train_and_export(tmp_path_factory.mktemp("five"), data_folder, 5)
+
+
+@pytest.fixture(scope="session")
+def keyed_trained_release(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
+    """A release of three servers with 64 partitions; its run lies in the folder beside it."""
+    return train_and_export(tmp_path_factory.mktemp("keyed"), data_folder, 3, partitions=64)

@@ -82,14 +82,15 @@ def tiny_values(servers: int = 3) -> dict[str, Any]:
     }
 
 
-def tiny_config(servers: int = 3) -> Config:
-    return config_from_dict(tiny_values(servers), "tests")
+def tiny_config(servers: int = 3, partitions: int | None = None) -> Config:
+    keys = {} if partitions is None else {"name": f"tiny-keyed-{servers}", "keys": {"partitions": partitions}}
+    return config_from_dict(tiny_values(servers) | keys, "tests")
 
 
-def train_and_export(folder: Path, data_folder: Path, servers: int) -> Path:
+def train_and_export(folder: Path, data_folder: Path, servers: int, partitions: int | None = None) -> Path:
     """Train and export a tiny system; gives the folder of the release."""
     data = load_data("fashion-mnist", data_folder)
-    system = train(tiny_config(servers), data, folder / "run", QUIET)
+    system = train(tiny_config(servers, partitions), data, folder / "run", QUIET)
     out = folder / "release"
     export_release(load_system(system), data, out, engine="python", console=QUIET)
     return out

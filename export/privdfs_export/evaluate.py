@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,10 @@ def run_batched(model: ort.InferenceSession, inputs: Mapping[str, NDArray[np.gen
 
 
 def server_answers(
-    encoder: ort.InferenceSession, branches: Sequence[ort.InferenceSession], images: NDArray[np.uint8]
+    encoder: ort.InferenceSession,
+    branches: Sequence[ort.InferenceSession],
+    images: NDArray[np.uint8],
+    partitions: NDArray[np.int32] | None = None,
 ) -> NDArray[np.float32]:
     """What the servers answer.
 
@@ -92,13 +95,27 @@ def server_answers(
         encoder: Images to shares.
         branches: One per server.
         images: uint8 [images, height, width, channels].
+        partitions: Of a keyed release, int32 [images].
 
     Returns:
         Logits, float32 [images, servers, classes].
     """
-    shares = run_batched(encoder, {"image": images})
-    answers = [run_batched(branch, {"share": share})[0] for branch, share in zip(branches, shares, strict=True)]
+    also = partition_input(partitions)
+    shares = run_batched(encoder, {"image": images, **also})
+    answers = [run_batched(branch, {"share": share, **also})[0] for branch, share in zip(branches, shares, strict=True)]
     return np.stack(answers, axis=1).astype(np.float32)
+
+
+def partition_input(partitions: NDArray[np.int32] | None) -> dict[str, NDArray[np.int32]]:
+    """The further input that the graphs of a keyed release take.
+
+    Args:
+        partitions: int32 [images]; None for a release without keys.
+
+    Returns:
+        `partition` int32 [images, 1], or nothing.
+    """
+    return {} if partitions is None else {"partition": partitions[:, None]}
 
 
 def fuse(fusion: ort.InferenceSession, answers: NDArray[np.float32], answered: Sequence[int]) -> NDArray[np.float32]:
@@ -195,6 +212,7 @@ def measure(
     baseline: ort.InferenceSession,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
+    partitions: NDArray[np.int32] | None = None,
 ) -> ExportedAccuracy:
     """Accuracy of baseline, branches, every subset of servers, and under liars.
 
@@ -205,11 +223,12 @@ def measure(
         baseline: Images to logits.
         images: uint8 [images, height, width, channels].
         labels: int64 [images].
+        partitions: Of a keyed release, int32 [images].
 
     Returns:
         The fractions.
     """
-    answers = server_answers(encoder, branches, images)
+    answers = server_answers(encoder, branches, images, partitions)
     servers = range(len(branches))
     subsets = [answered for size in servers for answered in itertools.combinations(servers, size + 1)]
     return ExportedAccuracy(
@@ -218,3 +237,33 @@ def measure(
         subsets={answered: fraction_right(fuse(fusion, answers, answered), labels) for answered in subsets},
         malicious=under_liars(fusion, answers, labels),
     )
+
+
+def measure_partitions(
+    *,
+    encoder: ort.InferenceSession,
+    branches: Sequence[ort.InferenceSession],
+    fusion: ort.InferenceSession,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    partitions: Iterable[int],
+) -> dict[int, float]:
+    """Fused accuracy of a keyed release under each of some partitions, all servers answering.
+
+    Args:
+        encoder: Images to shares.
+        branches: One per server.
+        fusion: Answers to probabilities.
+        images: uint8 [images, height, width, channels].
+        labels: int64 [images].
+        partitions: Which.
+
+    Returns:
+        Fraction by partition.
+    """
+    found = {}
+    for partition in partitions:
+        everywhere = np.full(len(images), partition, np.int32)
+        answers = server_answers(encoder, branches, images, everywhere)
+        found[partition] = fraction_right(fuse(fusion, answers, range(len(branches))), labels)
+    return found

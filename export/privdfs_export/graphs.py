@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from privdfs_export.errors import ExportError
 from privdfs_training.models.system import System
+from privdfs_training.partitions import PartitionFamily
 
 OPSET = 20  # TensorRT's parser wants at most 22; the tracing exporter writes at most 20
 
@@ -86,6 +87,70 @@ class PlacedBranch(nn.Module):
         return self.branch(F.pad(values, (0, 1))[:, self.places].view(-1, *self.shape))
 
 
+class KeyedEncoder(nn.Module):
+    """Pixels and the index of a partition to shares, as the device of a keyed release runs it."""
+
+    def __init__(self, system: System, family: PartitionFamily) -> None:
+        """Take the client's half of a keyed system whose masks are frozen.
+
+        Args:
+            system: In evaluation mode.
+            family: Its partitions.
+        """
+        super().__init__()
+        self.head, self.quantiser = system.head, system.quantiser
+        self.tables = family.tables(system.masks.owned).to(torch.int32)
+
+    def forward(self, image: Tensor, partition: Tensor) -> tuple[Tensor, ...]:
+        """Encode.
+
+        Args:
+            image: uint8 [batch, height, width, channels].
+            partition: int32 [batch, 1].
+
+        Returns:
+            One int8 [batch, values] per server.
+        """
+        feature = self.head(image.permute(0, 3, 1, 2)).flatten(1)
+        places = self.tables[partition.squeeze(1)].long()
+        return tuple(
+            self.quantiser.integers(feature.gather(1, places[:, server]), server).to(torch.int8)
+            for server in range(self.tables.shape[1])
+        )
+
+
+class KeyedBranch(nn.Module):
+    """A branch that starts from the packed, dequantised share and the index of the partition that it is cut by."""
+
+    def __init__(self, system: System, family: PartitionFamily, server: int) -> None:
+        """Take one server's half of a keyed system.
+
+        Args:
+            system: In evaluation mode, masks frozen.
+            family: Its partitions; only the places of this server are kept.
+            server: Which.
+        """
+        super().__init__()
+        self.branch, self.shape = system.branches[server], system.masks.shape
+        self.table = family.tables(system.masks.owned)[:, server].to(torch.int32)
+
+    def forward(self, values: Tensor, partition: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            values: float [batch, values], in feature units.
+            partition: int32 [batch, 1].
+
+        Returns:
+            Logits, float [batch, classes].
+        """
+        places = self.table[partition.squeeze(1)].long()[:, None].expand(-1, 2, -1)
+        given = torch.stack([values, torch.ones_like(values)], dim=1)
+        channels, height, width = self.shape
+        placed = values.new_zeros(values.shape[0], 2, channels * height * width).scatter(2, places, given)
+        return self.branch(placed.view(-1, 2 * channels, height, width))
+
+
 class FusionProbabilities(nn.Module):
     """Fusion, to probabilities."""
 
@@ -135,8 +200,29 @@ class BaselinePixels(nn.Module):
         return self.baseline(image.permute(0, 3, 1, 2))
 
 
+def encoder_module(system: System) -> Encoder | KeyedEncoder:
+    """What the encoder graph computes: pixels, and the partition in a keyed release, to shares.
+
+    Args:
+        system: In evaluation mode, masks frozen.
+    """
+    return Encoder(system) if system.family is None else KeyedEncoder(system, system.family)
+
+
+def branch_module(system: System, server: int) -> PlacedBranch | KeyedBranch:
+    """What a branch graph computes: dequantised values, and the partition in a keyed release, to logits.
+
+    Args:
+        system: In evaluation mode, masks frozen.
+        server: Whose branch.
+    """
+    return PlacedBranch(system, server) if system.family is None else KeyedBranch(system, system.family, server)
+
+
 def encoder_graph(system: System) -> onnx.ModelProto:
     """`image` uint8 [batch, height, width, channels] to `share_0`, `share_1`, … int8 [batch, values].
+
+    Of a keyed system it also takes `partition` int32 [batch, 1].
 
     Args:
         system: In evaluation mode, masks frozen, head quantised.
@@ -147,11 +233,14 @@ def encoder_graph(system: System) -> onnx.ModelProto:
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     outputs = [f"share_{server}" for server in range(system.masks.servers)]
-    return _export(Encoder(system), (image,), ["image"], outputs)
+    partition = _traced_partition(system)
+    return _export(encoder_module(system), (image, *partition.values()), ["image", *partition], outputs)
 
 
 def branch_graph(system: System, server: int) -> onnx.ModelProto:
     """`share` int8 [batch, values] to `logits` float32 [batch, classes].
+
+    Of a keyed system it also takes `partition` int32 [batch, 1].
 
     Args:
         system: In evaluation mode, masks frozen.
@@ -161,7 +250,9 @@ def branch_graph(system: System, server: int) -> onnx.ModelProto:
         A checked ONNX model.
     """
     values = torch.zeros(2, system.masks.values)
-    graph = _export(PlacedBranch(system, server), (values,), ["values"], ["logits"])
+    partition = _traced_partition(system)
+    inputs = (values, *partition.values())
+    graph = _export(branch_module(system, server), inputs, ["values", *partition], ["logits"])
     return _start_from_int8(graph, system.quantiser.scale(server))
 
 
@@ -191,6 +282,11 @@ def baseline_graph(system: System) -> onnx.ModelProto:
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     return _export(BaselinePixels(system), (image,), ["image"], ["logits"])
+
+
+def _traced_partition(system: System) -> dict[str, Tensor]:
+    """The further input of a keyed release's graphs, for two images."""
+    return {} if system.family is None else {"partition": torch.zeros(2, 1, dtype=torch.int32)}
 
 
 def count_macs(model: onnx.ModelProto) -> int:
@@ -290,15 +386,16 @@ def _single_node(node: onnx.NodeProto) -> onnx.ModelProto:
 
 
 def _start_from_int8(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:
-    """Put DequantizeLinear before a graph whose only input is the dequantised share."""
+    """Put DequantizeLinear before a graph whose first input is the dequantised share."""
     graph = model.graph
     values = graph.input[0].name
     node = helper.make_node(
         "DequantizeLinear", ["share", "share_scale", "share_zero_point"], [values], "dequantise_share"
     )
     length = graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    others = list(graph.input)[1:]
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info("share", onnx.TensorProto.INT8, ["batch", length]))
+    graph.input.extend([helper.make_tensor_value_info("share", onnx.TensorProto.INT8, ["batch", length]), *others])
     graph.node.insert(0, node)
     graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "share_scale"))
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "share_zero_point"))

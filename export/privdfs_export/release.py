@@ -9,6 +9,7 @@ Guarantees:
 """
 
 import hashlib
+import itertools
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from privdfs._manifest import (
     Accuracy,
     ClientManifest,
     ImageSpec,
+    KeySpec,
     Macs,
     MadeBy,
     MaliciousAccuracy,
@@ -45,6 +47,7 @@ from privdfs_export.triton import Engine, ModelSpec, TensorSpec, write_model
 from privdfs_training import provenance
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
+from privdfs_training.partitions import family_id
 from privdfs_training.stages import accuracy
 
 MAX_BATCH = 64
@@ -120,7 +123,10 @@ def export_release(
         baseline=baseline.SerializeToString(),
     )
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(images))} test images")
-    golden = _check_parity(trained, built, images[:PARITY_IMAGES])
+    # A keyed release is measured over its whole family, image by image.
+    partitions = None if system.family is None else system.family.spread(len(images)).to(torch.int32)
+    dealt = None if partitions is None else partitions.numpy()
+    golden = _check_parity(trained, built, images[:PARITY_IMAGES], None if dealt is None else dealt[:PARITY_IMAGES])
     console.print(f"accuracy of the exported files on {len(images)} test images")
     measured = evaluate.measure(
         encoder=evaluate.session(built.encoder),
@@ -129,9 +135,11 @@ def export_release(
         baseline=evaluate.session(built.baseline),
         images=images,
         labels=labels,
+        partitions=dealt,
     )
     batches = zip(pixels.split(evaluate.BATCH), numbers.split(evaluate.BATCH), strict=True)
-    parity.check_accuracy(measured.fused, accuracy(system, batches))
+    parts = itertools.repeat(None) if partitions is None else iter(partitions.split(evaluate.BATCH))
+    parity.check_accuracy(measured.fused, accuracy(lambda images: system(images, next(parts)), batches))
 
     channels, height, width = system.image_shape
     quantiser = system.quantiser
@@ -175,25 +183,33 @@ def export_release(
             ),
         ),
         macs=macs,
+        keys=msgspec.UNSET
+        if system.family is None
+        else KeySpec(partitions=system.family.partitions, family=family_id(system.family.tables(system.masks.owned))),
     )
     _write(out, client, built, golden, engine)
     console.print(f"{release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
     return client
 
 
-def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+def _check_parity(
+    trained: TrainedSystem, built: Graphs, images: NDArray[np.uint8], partitions: NDArray[np.int32] | None
+) -> dict[str, NDArray[np.generic]]:
     """Compare every graph with torch, each on the same input; give the golden examples of the exported files."""
     system, pixels = trained.system, torch.from_numpy(images)
     servers = range(system.masks.servers)
-    exported = evaluate.run_batched(evaluate.session(built.encoder), {"image": images})
+    also = evaluate.partition_input(partitions)
+    also_torch = [torch.from_numpy(value) for value in also.values()]
+    exported = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
     with torch.inference_mode():
-        for server, share in enumerate(graphs.Encoder(system)(pixels)):
+        for server, share in enumerate(graphs.encoder_module(system)(pixels, *also_torch)):
             parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
         answers = []
         for server in servers:
-            ours = evaluate.run_batched(evaluate.session(built.branches[server]), {"share": exported[server]})[0]
+            branch = evaluate.session(built.branches[server])
+            ours = evaluate.run_batched(branch, {"share": exported[server], **also})[0]
             share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
-            theirs = graphs.PlacedBranch(system, server)(share)
+            theirs = graphs.branch_module(system, server)(share, *also_torch)
             parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
             answers.append(ours.astype(np.float32))
         logits = np.stack(answers, axis=1)
@@ -206,6 +222,7 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         ours = evaluate.run_batched(evaluate.session(built.baseline), {"image": images})[0]
         parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
     golden = {f"share_{server}": exported[server][:GOLDEN_IMAGES] for server in servers}
+    golden |= {name: value[:GOLDEN_IMAGES] for name, value in also.items()}
     golden["images"], golden["logits"] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
     golden["probabilities"] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
     return golden
@@ -248,10 +265,11 @@ def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: d
 
 def _write_server(folder: Path, client: ClientManifest, server: int, branch: bytes, engine: Engine) -> None:
     about = client.servers[server]
+    partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
     spec = ModelSpec(
         name="branch",
         engine=engine,
-        input=TensorSpec("share", "int8", (about.share_length,)),
+        inputs=(TensorSpec("share", "int8", (about.share_length,)), *partition),
         output=TensorSpec("logits", "float32", (len(client.classes),)),
         max_batch=client.max_batch,
         parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
@@ -265,7 +283,7 @@ def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engin
     spec = ModelSpec(
         name="baseline",
         engine=engine,
-        input=TensorSpec("image", "uint8", shape),
+        inputs=(TensorSpec("image", "uint8", shape),),
         output=TensorSpec("logits", "float32", (len(client.classes),)),
         max_batch=client.max_batch,
         parameters={"privdfs_release": client.release},
@@ -287,6 +305,7 @@ def _write_repository(
         engine=spec.engine,
         files={name: sha256_file(folder / name) for name in written},
         made_by=client.made_by,
+        keys=client.keys if spec.name == "branch" else msgspec.UNSET,
     )
     (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
 

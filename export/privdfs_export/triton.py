@@ -1,8 +1,8 @@
 """Triton model repositories: the configuration of a model, and its files.
 
-A model of a release is one ONNX graph with one input and one output, both with a leading batch axis. Triton can run it
-by one of several engines; whatever the engine, `config.pbtxt` states everything and leaves nothing to auto-completion,
-so that what a server loads is what the exporter wrote.
+A model of a release is one ONNX graph with one output and one input (two in a keyed release), all with a leading batch
+axis. Triton can run it by one of several engines; whatever the engine, `config.pbtxt` states everything and leaves
+nothing to auto-completion, so that what a server loads is what the exporter wrote.
 """
 
 import shutil
@@ -18,7 +18,7 @@ Engine = Literal["python", "onnxruntime"]
 #: The one version of a model in a repository of ours.
 VERSION = "1"
 ONNX_NAME = "model.onnx"
-#: The script that Triton's Python backend runs; it serves any graph with one input and one output.
+#: The script that Triton's Python backend runs; it serves any graph with one output.
 PYTHON_ENGINE = Path(__file__).parent / "python_engine" / "model.py"
 
 #: Engine -> (Triton backend, file that the backend opens). A "tensorrt" engine adds ("tensorrt", "model.plan").
@@ -26,7 +26,7 @@ _BACKENDS: Mapping[Engine, tuple[str, str]] = {
     "python": ("python", "model.py"),
     "onnxruntime": ("onnxruntime", ONNX_NAME),
 }
-_TYPES = {"uint8": "TYPE_UINT8", "int8": "TYPE_INT8", "float32": "TYPE_FP32"}
+_TYPES = {"uint8": "TYPE_UINT8", "int8": "TYPE_INT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TensorSpec:
     """One tensor of a model: name, element type, and shape without the batch axis."""
 
     name: str
-    dtype: Literal["uint8", "int8", "float32"]
+    dtype: Literal["uint8", "int8", "int32", "float32"]
     shape: tuple[int, ...]
 
 
@@ -45,7 +45,7 @@ class ModelSpec:
     Attributes:
         name: of the model, `branch` or `baseline`; it is also the name of its folder.
         engine: what runs the graph.
-        input: the one tensor that requests bring.
+        inputs: the tensors that requests bring.
         output: the one tensor that answers bring.
         max_batch: the most images one execution takes.
         parameters: free text that clients can read with the ModelConfig call: release id and server index.
@@ -53,7 +53,7 @@ class ModelSpec:
 
     name: str
     engine: Engine
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     max_batch: int
     parameters: Mapping[str, str]
@@ -64,14 +64,14 @@ def config_pbtxt(spec: ModelSpec) -> str:
     from tritonclient.grpc import model_config_pb2
 
     backend, filename = _BACKENDS[spec.engine]
-    tensor_in, tensor_out = _tensor(spec.input), _tensor(spec.output)
+    inputs = [_tensor(tensor) for tensor in spec.inputs]
     config: dict[str, Any] = {
         "name": spec.name,
         "backend": backend,
         "default_model_filename": filename,
         "max_batch_size": spec.max_batch,
-        "input": [tensor_in],
-        "output": [tensor_out],
+        "input": inputs,
+        "output": [_tensor(spec.output)],
         "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": 1}],
         # No queue delay: requests that wait together are batched, but none waits for company. No queue policy either:
         # with one, Triton 2.51 holds back some requests for half a second, although nobody is in front of them.
@@ -82,11 +82,8 @@ def config_pbtxt(spec: ModelSpec) -> str:
                 "name": "zeros",
                 "batch_size": 1,
                 "inputs": {
-                    spec.input.name: {
-                        "data_type": tensor_in["data_type"],
-                        "dims": tensor_in["dims"],
-                        "zero_data": True,
-                    },
+                    tensor["name"]: {"data_type": tensor["data_type"], "dims": tensor["dims"], "zero_data": True}
+                    for tensor in inputs
                 },
             },
         ],

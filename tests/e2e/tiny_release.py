@@ -79,7 +79,7 @@ def write_release(folder: Path, n_servers: int) -> Path:
 def _write(folder: Path, server: int, model: str, source: TensorSpec, graph: bytes) -> None:
     parameters = {"privdfs_release": RELEASE, "privdfs_server": str(server)}
     answer = TensorSpec("logits", "float32", (CLASSES,))
-    files = write_model(folder, ModelSpec(model, "python", source, answer, MAX_BATCH, parameters), graph)
+    files = write_model(folder, ModelSpec(model, "python", (source,), answer, MAX_BATCH, parameters), graph)
     manifest = ServerManifest(
         format_version=1,
         release=RELEASE,

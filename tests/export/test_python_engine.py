@@ -44,7 +44,7 @@ def test_requests_run_together_are_answered_in_order(model: Any) -> None:
     for request, response in zip(requests, model.execute(requests), strict=True):
         ((name, logits),) = response.output_tensors
         assert name == "logits"
-        np.testing.assert_allclose(logits, model._run(request), rtol=1e-5)
+        np.testing.assert_allclose(logits, model._run([request]), rtol=1e-5)
 
 
 def test_one_bad_request_does_not_spoil_those_beside_it(model: Any) -> None:
@@ -61,6 +61,6 @@ def test_one_bad_request_does_not_spoil_those_beside_it(model: Any) -> None:
 def test_one_run_for_all_requests(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     run = model._run
-    monkeypatch.setattr(model, "_run", lambda array: sizes.append(len(array)) or run(array))
+    monkeypatch.setattr(model, "_run", lambda arrays: sizes.append(len(arrays[0])) or run(arrays))
     model.execute(shares(1, 3, 2))
     assert sizes == [6]

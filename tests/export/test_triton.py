@@ -13,7 +13,7 @@ PARAMETERS = {"privdfs_release": "fashion-1", "privdfs_server": "2"}
 
 
 def parsed(engine: Engine = "python", source: TensorSpec = SHARE) -> Any:
-    spec = ModelSpec("branch", engine, source, LOGITS, 64, PARAMETERS)
+    spec = ModelSpec("branch", engine, (source,), LOGITS, 64, PARAMETERS)
     return text_format.Parse(config_pbtxt(spec), model_config_pb2.ModelConfig())  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -72,7 +72,7 @@ def test_the_response_cache_is_off() -> None:
     ],
 )
 def test_write_model_writes_what_it_says(tmp_path: Path, engine: Engine, files: list[str]) -> None:
-    spec = ModelSpec("branch", engine, SHARE, LOGITS, 64, PARAMETERS)
+    spec = ModelSpec("branch", engine, (SHARE,), LOGITS, 64, PARAMETERS)
     assert write_model(tmp_path, spec, b"graph") == files
     found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(found) == sorted(files)

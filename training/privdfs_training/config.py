@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from privdfs._manifest import MAX_PARTITIONS
 from privdfs_training.errors import TrainingConfigError
 
 if sys.version_info >= (3, 11):
@@ -94,6 +95,12 @@ class MaskConfig(_Section, frozen=True):
     assignment: Literal["learned", "random", "channel-block"] = "learned"  # the fixed ones are there to compare with
     overlap: float = 0.0  # share of a server's values that another server may own too
     learned_levels: bool = False  # whether each server's step and number of levels are trained; `levels` is the most
+
+
+class KeysConfig(_Section, frozen=True):
+    """Keyed partitions: a user's key picks one of many ways to deal the same values to the servers."""
+
+    partitions: int  # ways, the learned one included; without this section there is one for everybody
 
 
 class BranchConfig(_Section, frozen=True):
@@ -180,6 +187,7 @@ class Config(RunConfig, frozen=True):
     loss: LossConfig
     train: TrainConfig
     adversary: AdversaryConfig | None = None
+    keys: KeysConfig | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -383,6 +391,14 @@ def _mask_problems(config: Config) -> list[str]:
         (
             config.loss.bits > 0 and not masks.learned_levels,
             "loss.bits has nothing to act on: set masks.learned_levels = true, or remove it",
+        ),
+        (
+            config.keys is not None and not 2 <= config.keys.partitions <= MAX_PARTITIONS,
+            f"keys.partitions must be from 2 to {MAX_PARTITIONS}; without [keys] there is one partition for everybody",
+        ),
+        (
+            config.keys is not None and not 0 <= config.seed < 2**64,
+            f"seed is {config.seed}; the family of keyed partitions is derived from one from 0 to 2**64 - 1",
         ),
     )
     return [problem for wrong, problem in checks if wrong]

@@ -160,12 +160,12 @@ def sparsity_and_overlap(masks: Tensor) -> dict[str, float]:
     """What a draw of the masks looks like, reported with every epoch.
 
     Args:
-        masks: Zeros and ones, float [servers, channels, height, width].
+        masks: Zeros and ones, float [servers, channels, height, width], or for every image [batch, servers, …].
 
     Returns:
         `sparsity`: the fraction of the feature that nobody gets; `overlap`: the fraction of what anybody gets that
         several get.
     """
-    owners = masks.detach().sum(dim=0)
+    owners = masks.detach().sum(dim=-4)
     taken = int((owners > 0.5).sum())
     return {"sparsity": 1 - taken / owners.numel(), "overlap": int((owners > 1.5).sum()) / max(taken, 1)}

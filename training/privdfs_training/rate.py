@@ -47,7 +47,8 @@ class ClassRate(nn.Module):
 
         Args:
             steps: The values before rounding, in quantisation steps, float [batch, servers, channels, height, width].
-            masks: Zeros and ones, float [servers, channels, height, width]; no gradient flows into them.
+            masks: Zeros and ones, float [servers, channels, height, width], or for every image [batch, servers, …]; no
+                gradient flows into them.
             labels: int64 [batch].
 
         Returns:
@@ -58,4 +59,4 @@ class ClassRate(nn.Module):
         soft = torch.softmax(-((values[..., None] - levels) ** 2) / SOFTNESS, dim=-1)
         log_probability = F.log_softmax(TABLE_GAIN * self.table, dim=-1)[labels]
         bits = -(soft * log_probability).sum(dim=-1) / math.log(2)
-        return (bits * masks.detach().flatten(1)).sum(dim=-1).mean(dim=0)
+        return (bits * masks.detach().flatten(-3)).sum(dim=-1).mean(dim=0)

@@ -17,7 +17,7 @@ from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
-from privdfs_training.models.system import System
+from privdfs_training.models.system import Encoded, System
 from privdfs_training.pretrained import load_pretrained
 
 CALIBRATION_IMAGES = 2048
@@ -65,7 +65,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         Baseline, masks, finetune.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
-    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary")
+    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
 
     masks_adversary, finetune_adversary = _adversaries(config, system)
 
@@ -76,8 +76,9 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             system.baseline.eval()  # the teacher; its statistics are no longer its own business
             teacher = system.baseline(images).float()
         temperature, noise = _temperature_and_noise(config.masks, progress)
-        encoded = system.encode(images, temperature=temperature, noise=noise)
-        answers = system.answer(encoded.shares).float()
+        partitions = None if system.family is None else system.family.draw(len(images))
+        encoded = system.encode(images, temperature=temperature, noise=noise, partitions=partitions)
+        answers = system.answer(encoded.inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
         heard = answers
         if config.fusion.malicious > 0:
@@ -89,7 +90,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         if config.masks.learned_levels:
             bits = config.masks.values * system.quantiser.bits().mean()
             total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
-        price, prices = _price_of_telling(config, adversary, encoded.shares, (images, labels), progress)
+        price, prices = _price_of_telling(config, adversary, encoded, (images, labels), progress)
         return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
 
     def prepare_masks() -> None:
@@ -132,15 +133,15 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
 
 
 def _price_of_telling(
-    config: Config, adversary: Adversary | None, shares: Tensor, batch: Batch, progress: float
+    config: Config, adversary: Adversary | None, encoded: Encoded, batch: Batch, progress: float
 ) -> tuple[Tensor, dict[str, float]]:
     """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report."""
-    price, terms = shares.new_zeros((), dtype=torch.float32), dict[str, float]()
+    price, terms = encoded.shares.new_zeros((), dtype=torch.float32), dict[str, float]()
     if config.loss.decorrelation:
-        twice = decorrelation(shares)
+        twice = decorrelation(encoded.shares)
         price, terms = config.loss.decorrelation * twice, {"decorrelation": float(twice.detach())}
     if adversary is not None:
-        term, scores = adversary(shares, *batch, progress)
+        term, scores = adversary(encoded.inputs, *batch, progress)
         price, terms = price + adversary.config.weight * term, terms | scores
     return price, terms
 
@@ -161,7 +162,8 @@ def _adversaries(config: Config, system: System) -> tuple[Adversary | None, Adve
         Adversary,
         config.adversary,
         servers=config.masks.servers,
-        values=math.prod(system.masks.shape),
+        # With keyed partitions a proxy is told the places too, as a server is.
+        values=math.prod(system.masks.shape) * (1 if system.family is None else 2),
         image_shape=system.image_shape,
         classes=system.classes,
     )

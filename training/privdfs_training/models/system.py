@@ -15,6 +15,7 @@ from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.fusion import AttributeFusion, Fusion
 from privdfs_training.models.head import CompactHead, Head
+from privdfs_training.partitions import PartitionFamily
 from privdfs_training.quantise import ShareQuantiser
 from privdfs_training.rate import ClassRate
 
@@ -25,7 +26,7 @@ class Encoded:
 
     Attributes:
         steps: Values before rounding, in each server's quantisation steps, float [batch, servers, channels, h, w].
-        masks: Zeros and ones, float [servers, channels, h, w].
+        masks: Zeros and ones, float [servers, channels, h, w]; with keyed partitions [batch, servers, channels, h, w].
         shares: What each server gets, put back in place: quantised, zero where it owns nothing, float
             [batch, servers, channels, h, w].
     """
@@ -34,9 +35,20 @@ class Encoded:
     masks: Tensor
     shares: Tensor
 
+    @property
+    def inputs(self) -> Tensor:
+        """What the branches take, float [batch, servers, C, h, w]: the shares.
+
+        With keyed partitions also, as further channels, where each server's elements are: with few levels most values
+        are zero, and then a zero alone does not say whether the server got it.
+        """
+        if self.masks.ndim < self.shares.ndim:
+            return self.shares
+        return torch.cat([self.shares, self.masks.to(self.shares)], dim=2)
+
     def __repr__(self) -> str:
         """Sizes, never values."""
-        return f"Encoded({len(self.shares)} images, {len(self.masks)} servers)"
+        return f"Encoded({self.shares.shape[0]} images, {self.shares.shape[1]} servers)"
 
 
 class System(nn.Module):
@@ -65,12 +77,27 @@ class System(nn.Module):
         servers = config.masks.servers
         self.quantiser = ShareQuantiser(config.masks.levels, servers=servers, learned=config.masks.learned_levels)
         self.masks = OwnerMask(shape, config.masks, seed=config.seed)
+        self.family = (
+            None
+            if config.keys is None
+            else PartitionFamily(
+                partitions=config.keys.partitions,
+                units=self.masks.logits.shape[1],
+                per_unit=math.prod(shape) // self.masks.logits.shape[1],
+                values=config.masks.values,
+                seed=config.seed,
+            )
+        )
         self.rate = (
             ClassRate(classes=classes, servers=servers, elements=math.prod(shape), levels=config.masks.levels)
             if config.loss.rate
             else None
         )
-        self.branches = nn.ModuleList(build_branch(config, self.baseline, shape, classes) for _ in range(servers))
+        # With keyed partitions the branches are told which elements they have: `Encoded.inputs`.
+        branch_shape = shape if self.family is None else (2 * shape[0], *shape[1:])
+        self.branches = nn.ModuleList(
+            build_branch(config, self.baseline, branch_shape, classes) for _ in range(servers)
+        )
         self.fusion = (
             AttributeFusion(servers=servers, hidden=config.fusion.hidden)
             if config.data.task == "attributes"
@@ -81,41 +108,47 @@ class System(nn.Module):
         """Copy the baseline's weights to what is made of the backbone's layers: head, branches, both or neither."""
         start_from(self.baseline, (self.head, *self.branches))
 
-    def encode(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Encoded:
+    def encode(
+        self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0, partitions: Tensor | None = None
+    ) -> Encoded:
         """What the client sends.
 
         Args:
             images: uint8 [batch, channels, height, width].
             temperature: Of the masks, while they are not frozen.
             noise: Of the masks, while they are not frozen.
+            partitions: Of a keyed system, for every image, int64 [batch]; spread evenly over the family when None.
 
         Returns:
             The shares, and what made them.
         """
         steps, masks = self.quantiser.steps(self.head(images)), self.masks(temperature, noise)
+        if self.family is not None:
+            masks = self.family(masks, self.family.spread(len(images)) if partitions is None else partitions)
         return Encoded(steps, masks, self.quantiser(steps) * masks)
 
     def answer(self, shares: Tensor) -> Tensor:
         """Every server's answer.
 
         Args:
-            shares: float [batch, servers, channels, h, w], as `Encoded.shares`.
+            shares: float [batch, servers, C, h, w], as `Encoded.inputs`.
 
         Returns:
             Logits, float [batch, servers, classes].
         """
         return torch.stack([branch(shares[:, server]) for server, branch in enumerate(self.branches)], dim=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, partitions: Tensor | None = None) -> Tensor:
         """Fused answer of all servers.
 
         Args:
             images: uint8 [batch, channels, height, width].
+            partitions: As for `encode`.
 
         Returns:
             Logits, float [batch, classes].
         """
-        logits = self.answer(self.encode(images).shares)
+        logits = self.answer(self.encode(images, partitions=partitions).inputs)
         return self.fusion(logits.float(), torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device))
 
 
