@@ -85,7 +85,8 @@ def decode(content: bytes, where: str, size: int, box_of: BoxOf, random: np.rand
         raise DataError(
             f"{where} is no whole picture: {reason}. Get this file again from where it came from."
         ) from error
-    image = colour.resize((size, size), Image.Resampling.BILINEAR, box=box_of(*colour.size, random))
+    width, height = colour.size
+    image = colour.resize((size, size), Image.Resampling.BILINEAR, box=box_of(width, height, random))
     return np.asarray(image)
 
 
