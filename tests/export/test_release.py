@@ -22,6 +22,7 @@ from privdfs_export.cli import main
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import load_data
+from privdfs_training.models.head import CompactHead
 from tests.trained import QUIET
 
 SERVERS = (0, 1, 2)
@@ -144,10 +145,12 @@ def test_an_encoder_that_is_not_the_trained_one_is_refused_and_nothing_is_writte
 ) -> None:
     trained = load_system(trained_release.parent / "run" / "system.safetensors")
     build = release.graphs.encoder_graph
+    head = trained.system.head
+    assert isinstance(head, CompactHead)
 
     def other_head(system: torch.nn.Module) -> onnx.ModelProto:
         with torch.no_grad():
-            weight = trained.system.head.narrow.conv.weight
+            weight = head.narrow.conv.weight
             kept = weight.clone()
             weight.mul_(1.3)
             graph = build(trained.system)

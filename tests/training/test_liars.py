@@ -153,6 +153,7 @@ def test_training_with_liars_teaches_the_fusion_and_leaves_images_without_liars_
 def test_the_exported_fusion_is_the_trained_one_for_every_subset_of_servers(servers: int) -> None:
     torch.manual_seed(0)
     system = System(tiny_config(servers), image_shape=(1, 28, 28), classes=10).eval()
+    assert isinstance(system.fusion, Fusion)
     torch.nn.init.normal_(system.fusion.correction.weight)
     torch.nn.init.normal_(system.fusion.ranks)
     model = graphs.fusion_graph(system)

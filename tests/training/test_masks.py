@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from tests.trained import tiny_config
 
 def masks_of(shape: tuple[int, int, int] = (2, 4, 4), **changes: object) -> OwnerMask:
     values = {"servers": 3, "values": 5, "levels": 3, "temperature": (1.0, 0.1), "settled": 0.5}
-    return OwnerMask(shape, MaskConfig(**values | changes), seed=0)
+    return OwnerMask(shape, msgspec.convert(values | changes, MaskConfig), seed=0)
 
 
 @given(
