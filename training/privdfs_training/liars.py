@@ -193,11 +193,13 @@ def mixed_lies(fuse: Fuse, answers: Tensor, answered: Tensor, labels: Tensor, pr
         answers: Honest logits, float [batch, servers, classes].
         answered: bool [batch, servers].
         labels: int64 [batch].
-        probability: That an image has liars.
+        probability: That an image has liars; with zero, nothing is drawn and the answers are given back.
 
     Returns:
         float [batch, servers, classes]. No gradient flows through a lie, so branches do not learn to lie well.
     """
+    if probability == 0:
+        return answers
     lying, honest = random_minority(answered, probability), answers.detach()
     batch, device = len(answers), answers.device
     classes = torch.randint(0, answers.shape[2], (batch,), device=device)

@@ -80,9 +80,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         encoded = system.encode(images, temperature=temperature, noise=noise, partitions=partitions)
         answers = system.answer(encoded.inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
-        heard = answers
-        if config.fusion.malicious > 0:
-            heard = mixed_lies(system.fusion, answers, answered, labels, config.fusion.malicious)
+        heard = mixed_lies(system.fusion, answers, answered, labels, config.fusion.malicious)
         total, terms = split_loss(system.fusion(heard, answered), answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
