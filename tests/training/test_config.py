@@ -63,6 +63,13 @@ def test_liars_among_two_servers_are_refused() -> None:
         config_from_dict(values, "tests")
 
 
+def test_liars_about_attributes_are_refused() -> None:
+    values = tiny_values()
+    values["fusion"]["malicious"], values["data"]["name"] = 0.3, "celeba-attributes"
+    with pytest.raises(TrainingConfigError, match="lies about the class"):
+        config_from_dict(values, "tests")
+
+
 def test_stage_without_epochs_is_refused() -> None:
     values = tiny_values()
     values["train"]["masks"] = values["train"]["masks"] | {"epochs": 0}

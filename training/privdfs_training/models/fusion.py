@@ -18,8 +18,9 @@ class Fusion(nn.Module):
     """A weighted mean of each class's sorted log-probabilities, corrected by a small network that knows who answered.
 
     The weights belong to ranks, not to servers, one set for each number of answers: an L-estimator (Huber, Robust
-    Statistics, 1981, section 3.3), which can be the mean, a trimmed mean or the median. It starts close to the median,
-    which no lying minority can move out of the range of the honest answers, and training decides how close it stays.
+    Statistics, 1981, section 3.3), which can be the mean, a trimmed mean or the median. It starts between the mean and
+    the median, which no lying minority can move out of the range of the honest answers; training with liars moves it
+    close to the median.
     """
 
     def __init__(self, *, servers: int, classes: int, hidden: int) -> None:
