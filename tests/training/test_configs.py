@@ -1,0 +1,45 @@
+"""Every committed config runs, on small files in the official layout of its data set."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from privdfs_training.checkpoint import load_system
+from privdfs_training.config import config_from_dict, load_config
+from privdfs_training.data import load_data
+from privdfs_training.loop import train
+from tests.official import write_official
+from tests.trained import QUIET
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def small(values: dict[str, Any]) -> dict[str, Any]:
+    """The same networks and stages, for a few steps on smaller images."""
+    if values["data"]["name"] == "imagenet":
+        values["data"]["image_size"] = 64
+    if values["data"]["name"] == "celeba-identity":
+        values["data"]["identity_images"] = 10
+    values["masks"]["values"] = 8
+    for stage in values["train"].values():
+        stage |= {"epochs": 1, "batch": 8}
+    return values
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_committed_config_runs(path: Path, tmp_path: Path) -> None:
+    whole = load_config(path)
+    assert whole.name == path.stem
+    config = config_from_dict(small(msgspec.to_builtins(whole)), str(path))
+    data = load_data(config.data, write_official(config.data.name, config.data.layout, tmp_path / "data"))
+    trained = load_system(train(config, data, tmp_path / "run", QUIET))
+    assert trained.classes == data.classes
+    assert bool(trained.system.masks.frozen)
+
+
+def test_every_data_set_has_a_resnet_and_a_vit() -> None:
+    found = {(config.data.name, config.backbone.name[:3]) for config in map(load_config, CONFIGS)}
+    sets = ("fashion-mnist", "cifar10", "cifar100", "celeba-attributes", "imagenet")
+    assert {(name, kind) for name in sets for kind in ("res", "vit")} <= found
