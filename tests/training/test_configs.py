@@ -17,7 +17,11 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
 def small(values: dict[str, Any]) -> dict[str, Any]:
-    """The same networks and stages, for a few steps on smaller images."""
+    """The same kinds of networks and the same stages, for a few steps: shallow or narrow, on smaller images."""
+    if values["backbone"]["name"].startswith("vit"):
+        values["backbone"]["depth"] = 2
+    if values["branch"].get("width"):
+        values["branch"]["width"] = 8
     if values["data"]["name"] == "imagenet":
         values["data"]["image_size"] = 64
     if values["data"]["name"] == "celeba-identity":
