@@ -82,6 +82,18 @@ def tiny_values(servers: int = 3) -> dict[str, Any]:
     }
 
 
+def write_toml(path: Path, values: dict[str, Any]) -> Path:
+    """A config as a file, one inline table a section."""
+
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {inline(item)}" for key, item in value.items()) + "}"
+        return json.dumps(value)
+
+    path.write_text("".join(f"{key} = {inline(value)}\n" for key, value in values.items()))
+    return path
+
+
 def tiny_config(servers: int = 3, partitions: int | None = None) -> Config:
     keys = {} if partitions is None else {"name": f"tiny-keyed-{servers}", "keys": {"partitions": partitions}}
     return config_from_dict(tiny_values(servers) | keys, "tests")

@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
-from privdfs_training.stages import accuracy
-from tests.trained import QUIET, tiny_config, tiny_values
+from privdfs_training.models.system import System
+from privdfs_training.stages import accuracy, stages
+from tests.trained import QUIET, tiny_config, tiny_values, write_data
 
 TOML = """
 name = "{name}"
@@ -178,3 +181,82 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
         write_checkpoint(path, {"weight": torch.zeros(2)}, {"step": 2})
     assert read_checkpoint(path).about["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_under_the_metrics_is_a_typed_error(tmp_path: Path, data_folder: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: No space left on device.*the same command continues"):
+        loop.train(tiny_config(), load_data("fashion-mnist", data_folder), tmp_path, QUIET)
+
+
+def baseline_losses(folder: Path, values: dict[str, Any]) -> list[float]:
+    """Losses of the baseline stage of a config, of one epoch each."""
+    config, folder = config_from_dict(values, "tests"), folder / values["name"]
+    data = load_data("fashion-mnist", folder.parent / "data")
+    torch.manual_seed(0)
+    system = System(config, image_shape=data.image_shape, classes=10)
+    folder.mkdir()
+    baseline = stages(config, system, data)[0]
+    loop.run_stage(
+        baseline,
+        config,
+        system,
+        data,
+        folder,
+        QUIET,
+        loop.StopRequest(),
+        loop.Compute(precision=config.train.precision),
+    )
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_precision_changes_rounding_and_nothing_else(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train_copies=4, test_copies=2)
+    values = tiny_values()
+    half = baseline_losses(tmp_path, values | {"name": "half"})
+    values["train"]["precision"] = "float32"
+    full = baseline_losses(tmp_path, values | {"name": "full"})
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+def test_compiled_networks_compute_the_same_and_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    system = System(tiny_config(), image_shape=(1, 28, 28), classes=10)
+    names = list(system.state_dict())
+    logits, answered = torch.randn(4, 3, 10), torch.ones(4, 3, dtype=torch.bool)
+    expected = system.fusion(logits, answered)
+    loop._compile(system, loop.CPU)
+    # The smallest of the networks: each is compiled at its first use, which takes long.
+    assert torch.allclose(system.fusion(logits, answered), expected, atol=1e-5)
+    assert list(tmp_path.rglob("*.so"))
+    assert list(system.state_dict()) == names
+
+
+def test_where_nothing_can_be_compiled_the_run_does_not_start(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(_function: object) -> Callable[[torch.Tensor], torch.Tensor]:
+        message = "no working C++ compiler found"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    values = tiny_values()
+    values["train"]["compile"] = True
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(TrainingConfigError, match=r"needs a C\+\+ compiler.*no working C\+\+ compiler found"):
+        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path: Path, data_folder: Path, trained_release: Path) -> None:
+    run = shutil.copytree(trained_release.parent / "run", tmp_path / "run")
+    values = tiny_values(3)
+    values["train"]["precision"] = "float32"
+    with pytest.raises(CheckpointError, match="made with other settings in: train"):
+        loop.train(config_from_dict(values, "tests"), load_data("fashion-mnist", data_folder), run, QUIET)

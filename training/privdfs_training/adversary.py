@@ -169,7 +169,7 @@ class Adversary(nn.Module):
         )
 
     def _class_means(self, images: Tensor, labels: Tensor) -> Tensor:
-        arrived = torch.zeros_like(self.counts).index_add_(0, labels, torch.ones_like(labels, dtype=torch.float32))
+        arrived = torch.zeros_like(self.counts).index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
         sums = torch.zeros_like(self.means).index_add_(0, labels, images)
         self.counts += arrived
         self.means += (sums - _per_image(arrived) * self.means) / _per_image(self.counts.clamp(min=1))

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from privdfs_training import parallel
 from privdfs_training.config import load_config, read_toml
 from privdfs_training.data import load_data
-from privdfs_training.errors import TrainingError
+from privdfs_training.errors import TrainingConfigError, TrainingError
 from privdfs_training.loop import InterruptedTrainingError, train
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival
@@ -36,8 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--threads", type=int, help="CPU threads; two single-thread runs beat one two-thread run")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     options = parser.parse_args(arguments)
-    console = Console()
+    with parallel.process_group():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    console = Console(quiet=parallel.rank() > 0)
     try:
         raw = read_toml(options.config)
         config = rival_config(raw, options.config) if "defence" in raw else load_config(options.config)
@@ -47,12 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.out / config.name
         console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
         rival = isinstance(config, RivalConfig)
-        path = train_rival(config, data, folder, console) if rival else train(config, data, folder, console)
+        if rival and (parallel.world() > 1 or options.device not in {None, "cpu"}):
+            message = "a rival trains in one process, on the processor; leave out torchrun and --device"
+            raise TrainingConfigError(message)
+        if rival:
+            path = train_rival(config, data, folder, console)
+        else:
+            path = train(config, data, folder, console, device=parallel.choose_device(options.device))
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
+        parallel.same(EXIT_INTERRUPTED)  # all leave at once: torchrun ends those that are left when one has gone
         return EXIT_INTERRUPTED
     except TrainingError as error:
-        print(f"privdfs-train: {error}", file=sys.stderr)
+        process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
+        print(f"privdfs-train: {process}{error}", file=sys.stderr)
         return 2
     following = "" if rival else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
     console.print(f"finished: {path}{following}", soft_wrap=True)

@@ -113,6 +113,7 @@ class BranchConfig(_Section, frozen=True):
     kind: Literal["residual", "backbone"] = "residual"
     width: int = 0  # residual: channels inside
     blocks: int = 0  # residual: number of blocks
+    together: bool = False  # residual: whether training computes all branches as one grouped network
 
 
 class FusionConfig(_Section, frozen=True):
@@ -166,6 +167,8 @@ class TrainConfig(_Section, frozen=True):
     baseline: StageConfig
     masks: StageConfig
     finetune: StageConfig
+    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products; weights are always float32
+    compile: bool = False  # whether torch.compile fuses all networks but the head, at the cost of a slow start
 
 
 class RunConfig(_Section, frozen=True):
@@ -467,6 +470,10 @@ def _fusion_problems(config: Config) -> list[str]:
 def _other_problems(config: Config) -> list[str]:
     stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune")}
     checks = (
+        (
+            config.branch.together and config.branch.kind != "residual",
+            "branch.together = true is for branch.kind = 'residual' alone; remove it",
+        ),
         *(
             (
                 stage.epochs < (name != "baseline") or stage.batch < 2,

@@ -8,11 +8,12 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.checkpoint import (
     load_weights,
@@ -35,7 +37,21 @@ from privdfs_training.errors import CheckpointError, DivergenceError, TrainingCo
 from privdfs_training.models.system import System
 from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
 
+CPU = torch.device("cpu")
 WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a process computes.
+
+    Attributes:
+        device: Where the system is, and where batches go.
+        precision: Of convolutions and products in training.
+    """
+
+    device: torch.device = CPU
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 @dataclass
@@ -49,7 +65,7 @@ class InterruptedTrainingError(Exception):
     """The run was stopped by the user; everything is saved."""
 
 
-def train(config: Config, data: ImageData, folder: Path, console: Console) -> Path:
+def train(config: Config, data: ImageData, folder: Path, console: Console, *, device: torch.device = CPU) -> Path:
     """Run all stages of a config, continuing where an earlier call stopped.
 
     Args:
@@ -57,6 +73,7 @@ def train(config: Config, data: ImageData, folder: Path, console: Console) -> Pa
         data: Its images.
         folder: For checkpoints and metrics.jsonl.
         console: Where progress is shown.
+        device: Where this process computes.
 
     Returns:
         The path of the finished system.
@@ -66,19 +83,31 @@ def train(config: Config, data: ImageData, folder: Path, console: Console) -> Pa
         DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.
-        TrainingConfigError: A batch is larger than the set.
+        TrainingConfigError: A batch is larger than the set or cannot be divided among the processes, or networks
+            cannot be compiled here.
     """
     torch.manual_seed(config.seed)
     system = System(config, image_shape=data.image_shape, classes=len(data.classes))
-    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result = run_stages(stages(config, system, data), config, system, data, folder, console)
+    system.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parallel.synchronise(system)
+    if config.train.compile:
+        _compile(system, device)
+    compute = Compute(device, config.train.precision)
+    result = run_stages(stages(config, system, data), config, system, data, folder, console, compute)
     path = folder / "system.safetensors"
-    save_system(path, system, config, data, {"baseline": result["baseline"], "fused": result["finetune"]})
+    measured = {"baseline": result["baseline"], "fused": result["finetune"]}
+    parallel.first_only(lambda: save_system(path, system, config, data, measured))
     return path
 
 
 def run_stages(
-    todo: tuple[Stage, ...], config: RunConfig, system: nn.Module, data: ImageData, folder: Path, console: Console
+    todo: tuple[Stage, ...],
+    config: RunConfig,
+    system: nn.Module,
+    data: ImageData,
+    folder: Path,
+    console: Console,
+    compute: Compute = Compute(),
 ) -> dict[str, float]:
     """Run stages one after the other; those that are done already are loaded.
 
@@ -89,6 +118,7 @@ def run_stages(
         data: Images.
         folder: For checkpoints and metrics.jsonl.
         console: Where progress is shown.
+        compute: Where and how.
 
     Returns:
         Accuracy on the test images after each stage, by its name.
@@ -98,16 +128,16 @@ def run_stages(
         DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.
-        TrainingConfigError: A batch is larger than the set.
+        TrainingConfigError: A batch is larger than the set or cannot be divided among the processes.
     """
-    _refuse_large_batches(todo, data)
+    _check_batches(todo, data)
     _make_folder(folder)
     result = {}
     with _stop_on_signal() as stop:
         for stage in todo:
-            run_stage(stage, config, system, data, folder, console, stop)
+            run_stage(stage, config, system, data, folder, console, stop, compute)
             system.eval()
-            result[stage.name] = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
+            result[stage.name] = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
             console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
     return result
 
@@ -120,6 +150,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     folder: Path,
     console: Console,
     stop: StopRequest,
+    compute: Compute,
 ) -> None:
     """Train one stage to its end, or load it where it is done.
 
@@ -131,6 +162,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         folder: For the checkpoint and metrics.jsonl.
         console: Where progress is shown.
         stop: Looked at after every step.
+        compute: Where and how.
 
     Raises:
         CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
@@ -140,15 +172,14 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     """
     path = folder / f"{stage.name}.safetensors"
     modules = trained_modules(system, stage)
-    made_by = _made_by(stage, config)
+    made_by = _made_by(stage, config, compute)
     torch.manual_seed(_seed(config.seed, stage.name, "start"))
-    optimizer = _optimizer(modules, stage.config)
-    step = 0
-    if path.exists():
-        about = _restore(path, stage, modules, optimizer, made_by)
-        if about["finished"]:
-            return
-        step = int(about["step"])
+    optimizer = build_optimizer(modules, stage.config)
+    about = _restore(path, stage, modules, optimizer, made_by)
+    if about["finished"]:
+        return
+    step = int(about["step"])
+    if step:
         console.print(f"{stage.name}: continuing at step {step}")
     else:
         stage.prepare()
@@ -160,22 +191,32 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     def save() -> None:
         finished = step == steps
         tensors = {} if finished else _running_state(stage, optimizer)
-        write_checkpoint(path, modules.state_dict() | tensors, {"made_by": made_by, "step": step, "finished": finished})
+        about = {"made_by": made_by, "step": step, "finished": finished}
+        parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
 
     if step == steps:  # the weights are used as they came
         save()
+    loss_of = parallel.averaging(modules, stage.loss)
+    autocast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
     with _progress(console) as progress:
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
             epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
             order = _seed(config.seed, stage.name, epoch)
             modules.train()
-            for images, labels in data.train_batches(order, batch, start=step % per_epoch):
+            mine = data.train_batches(
+                order, batch, start=step % per_epoch, rank=parallel.rank(), world=parallel.world()
+            )
+            for images, labels in mine:
                 torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
-                pixels = crop_and_flip(images, padding=stage.config.crop_padding, flip=config.data.flip)
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    loss, terms = stage.loss(pixels, labels, step / steps)
-                history.append({"loss": float(loss.detach()), **terms})
+                pixels = images.to(compute.device)
+                pixels = crop_and_flip(pixels, padding=stage.config.crop_padding, flip=config.data.flip)
+                with autocast:
+                    loss, terms = loss_of(pixels, labels.to(compute.device), step / steps)
+                # One exchange tells every process the loss of the whole batch, and whether any is to stop.
+                values = parallel.mean({"loss": float(loss.detach()), **terms, "stop": float(stop.wanted)})
+                stopping = values.pop("stop") > 0
+                history.append(values)
                 if not math.isfinite(history[-1]["loss"]):
                     message = (
                         f"the loss of stage {stage.name} is {history[-1]['loss']} at step {step} of {steps}. {path} "
@@ -190,17 +231,17 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 step += 1
                 note = f"epoch {epoch + 1}/{stage.config.epochs} loss {history[-1]['loss']:.3f}"
                 progress.update(bar, completed=step, note=note)
-                if stop.wanted:
+                if stopping:
                     save()
                     raise InterruptedTrainingError
             modules.eval()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                measured = accuracy(stage.classify, data.test_batches(EVALUATION_BATCH))
+            with autocast:
+                measured = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
             means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
             seconds = time.monotonic() - started
             record = {"stage": stage.name, "epoch": epoch + 1, "step": step, **means}
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record | {"test_accuracy": measured, "seconds": seconds}) + "\n")
+            record |= {"test_accuracy": measured, "seconds": seconds}
+            parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
             console.print(
                 f"{stage.name} {epoch + 1}/{stage.config.epochs}: loss {means['loss']:.3f}, test {measured:.2%}, "
                 f"{seconds:.0f} s"
@@ -217,7 +258,12 @@ def _running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, 
 def _restore(
     path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put a stage's checkpoint in place and give its metadata; refuse one of another config."""
+    """Put a stage's checkpoint in place, if there is one, and give its metadata; refuse one of another config."""
+    if not parallel.same(path.exists()):
+        message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
+        raise CheckpointError(message)
+    if not path.exists():
+        return {"step": 0, "finished": False}
     checkpoint = read_checkpoint(path)
     theirs, ours = checkpoint.about.get("made_by", {}), json.loads(json.dumps(made_by))
     changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
@@ -237,12 +283,53 @@ def _restore(
     return checkpoint.about
 
 
-def _refuse_large_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
+def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
     for stage in todo:
         batch = stage.config.batch
         if batch > data.train_size:
             message = f"train.{stage.name}.batch is {batch}, but {data.name} has {data.train_size} training images"
             raise TrainingConfigError(message)
+        if batch % parallel.world():
+            message = (
+                f"train.{stage.name}.batch is {batch}, which {parallel.world()} processes cannot divide into equal "
+                f"parts. Start another number of processes, or take a multiple of {parallel.world()}."
+            )
+            raise TrainingConfigError(message)
+
+
+def _compile(system: System, device: torch.device) -> None:
+    """Compile all networks but the head in place, at their first use; names of parameters stay.
+
+    The head asks its buffers at every layer whether it computes in int8, which leaves little to fuse and makes the
+    compiler give up.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        message = (
+            "train.compile = true, but torch.compile does not work here. On a processor it needs a C++ compiler (g++, "
+            f"or the one that CXX names), on a GPU triton. Install it, or remove the key. torch says: {error}"
+        )
+        raise TrainingConfigError(message) from error
+    for network in (system.baseline, *system.branches, system.fusion):
+        network.compile()
+
+
+def _on(device: torch.device, classify: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Images anywhere to logits on the processor, computed on a device."""
+    return lambda images: classify(images.to(device)).cpu()
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        message = (
+            f"cannot write {path}: {error.strerror}. Free some disk space; the same command continues from the last "
+            "checkpoint."
+        )
+        raise CheckpointError(message) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -257,7 +344,16 @@ def _schedule(progress: float) -> float:
     return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
-def _optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+def build_optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """The optimiser of a stage, fresh.
+
+    Args:
+        modules: What it trains.
+        config: Of the stage.
+
+    Returns:
+        SGD with Nesterov momentum, or AdamW.
+    """
     # Weight decay on matrices and kernels only: decaying gains, biases, mask preferences and probabilities would move
     # what they mean.
     kept = ("logits", "table")
@@ -276,11 +372,12 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def _made_by(stage: Stage, config: RunConfig) -> dict[str, Any]:
+def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any]:
     everything = msgspec.to_builtins(config)
     # A section whose every value is the default is not among the values.
     sections = {section: everything[section] for section in stage.sections if section in everything}
-    return sections | {"train": msgspec.to_builtins(stage.config)}
+    precision = {} if compute.precision == "bfloat16" else {"precision": compute.precision}
+    return sections | {"train": msgspec.to_builtins(stage.config) | precision}
 
 
 def _progress(console: Console) -> Progress:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from privdfs_training.config import LossConfig
+from privdfs_training.parallel import per_image
 
 
 def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +85,9 @@ def random_answered(batch: int, servers: int, dropout: float) -> Tensor:
     Returns:
         bool [batch, servers].
     """
-    answered = torch.rand(batch, servers) >= dropout
-    answered[torch.arange(batch), torch.randint(0, servers, (batch,))] = True
+    answered = per_image(lambda count: torch.rand(count, servers), batch) >= dropout
+    somebody = per_image(lambda count: torch.randint(0, servers, (count,)), batch)
+    answered[torch.arange(batch), somebody] = True
     return answered
 
 

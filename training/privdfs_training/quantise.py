@@ -142,7 +142,7 @@ class ActivationQuantiser(nn.Module):
         if not self.enabled:
             return activation
         low, high = (-128, 127) if self.signed else (0, 255)
-        zero = torch.zeros((), dtype=torch.int32)
+        zero = torch.zeros((), dtype=torch.int32, device=activation.device)
         return torch.fake_quantize_per_tensor_affine(activation, self.scale, zero, low, high)
 
 
@@ -158,7 +158,7 @@ def fake_quantise_weight(weight: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]
     """
     others = [dimension for dimension in range(weight.ndim) if dimension != axis]
     scale = weight.detach().abs().amax(dim=others).clamp(min=1e-8) / WEIGHT_LIMIT
-    zero = torch.zeros(len(scale), dtype=torch.int32)
+    zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -128, 127), scale
 
 

@@ -1,5 +1,6 @@
 """What each stage trains, and on which loss. loop.py runs them; a new stage is one more entry of `stages`."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
 from privdfs_training.config import Config, MaskConfig, RunConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
@@ -76,11 +78,13 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             system.baseline.eval()  # the teacher; its statistics are no longer its own business
             teacher = system.baseline(images).float()
         temperature, noise = _temperature_and_noise(config.masks, progress)
-        partitions = None if system.family is None else system.family.draw(len(images))
+        partitions = None if system.family is None else parallel.per_image(system.family.draw, len(images))
         encoded = system.encode(images, temperature=temperature, noise=noise, partitions=partitions)
         answers = system.answer(encoded.inputs).float()
-        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
-        heard = mixed_lies(system.fusion, answers, answered, labels, config.fusion.malicious)
+        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
+        all_answers, all_answered, all_labels = map(parallel.gather, (answers, answered, labels))
+        heard = mixed_lies(system.fusion, all_answers, all_answered, all_labels, config.fusion.malicious)
+        heard = parallel.part(heard)
         total, terms = split_loss(system.fusion(heard, answered), answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
@@ -101,7 +105,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         system.head.calibrate(on=True)
         with torch.no_grad():
             for images in data.sample("train", CALIBRATION_IMAGES)[0].split(256):
-                system.head(images)
+                system.head(images.to(system.masks.logits.device))
         system.head.calibrate(on=False)
         system.head.quantise()
 
@@ -133,13 +137,17 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
 def _price_of_telling(
     config: Config, adversary: Adversary | None, encoded: Encoded, batch: Batch, progress: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report."""
+    """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report.
+
+    Neither is a mean over images, so several processes take the whole batch.
+    """
     price, terms = encoded.shares.new_zeros((), dtype=torch.float32), dict[str, float]()
     if config.loss.decorrelation:
-        twice = decorrelation(encoded.shares)
+        twice = decorrelation(parallel.gather(encoded.shares))
         price, terms = config.loss.decorrelation * twice, {"decorrelation": float(twice.detach())}
     if adversary is not None:
-        term, scores = adversary(encoded.inputs, *batch, progress)
+        batch = (parallel.gather(batch[0]), parallel.gather(batch[1]))
+        term, scores = adversary(parallel.gather(encoded.inputs), *batch, progress)
         price, terms = price + adversary.config.weight * term, terms | scores
     return price, terms
 
@@ -208,6 +216,8 @@ def baseline_stage(
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
     """Fraction of images whose largest logit is the label's; for attributes, the mean of their accuracies.
 
+    Several processes share the work.
+
     Args:
         classify: Images to logits.
         batches: Images and labels, as `ImageData.test_batches` gives them; at least one.
@@ -217,11 +227,12 @@ def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> 
     """
     correct = total = 0
     with torch.inference_mode():
-        for images, labels in batches:
+        for images, labels in itertools.islice(batches, parallel.rank(), None, parallel.world()):
             logits, wanted = choices(classify(images), labels)
             correct += int((logits.argmax(1) == wanted).sum())
             total += len(wanted)
-    return correct / total
+    counts = parallel.mean({"correct": correct, "total": total})
+    return counts["correct"] / counts["total"]
 
 
 def trained_modules(system: nn.Module, stage: Stage) -> nn.ModuleDict:

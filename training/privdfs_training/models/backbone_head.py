@@ -62,7 +62,8 @@ class BackboneHead(Head):
             point: of pixels in a ResNet, of patches in a ViT.
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
-        with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not self.input.enabled):
+        device = images.device.type
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.enabled):
             pixels = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.front(pixels))
 

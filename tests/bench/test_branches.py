@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.branches import interleaved, main
+from tests.trained import tiny_values, write_toml
+
+
+def test_every_case_and_every_config_is_timed(tmp_path: Path) -> None:
+    config, out = write_toml(tmp_path / "tiny-3.toml", tiny_values()), tmp_path / "branches.json"
+    assert main([str(config), "--rounds", "1", "--servers", "2", "--widths", "4", "--out", str(out)]) == 0
+    results = json.loads(out.read_text())
+    assert [(row["channels"], row["precision"]) for row in results["branches"]] == [
+        (8, "bfloat16"),
+        (8, "float32"),
+        (16, "bfloat16"),
+        (16, "float32"),
+    ]
+    assert all(row["ratio"] > 0 and (row["servers"], row["width"]) == (2, 4) for row in results["branches"])
+    (row,) = results["steps"]
+    assert row["config"] == "tiny-3"
+    assert row["masks_ratio"] == pytest.approx(row["masks_ms"] / row["baseline_ms"], rel=0.1)
+    assert results["made_by"]["config"]["rounds"] == 1
+
+
+def test_ways_take_turns_and_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    clock = iter(range(1000))
+    monkeypatch.setattr("bench.branches.time.perf_counter", lambda: next(clock))
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 5
+    assert found == {"a": 1000.0, "b": 1000.0}
+
+
+def test_a_wrong_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.toml")]) == 2
+    assert "cannot read the config" in capsys.readouterr().err
