@@ -150,3 +150,39 @@ def test_accuracy_by_partition_is_that_of_local_mode(
     assert list(found) == [partition, (partition + 1) % PARTITIONS]
     right = np.mean([result.index == label for result, label in zip(results, labels, strict=True)])
     assert found[partition] == pytest.approx(right)
+
+
+def test_a_decoder_of_one_partition_misreads_another_and_one_told_the_places_does_not(
+    keyed_trained_release: Path, system: System, family: PartitionFamily
+) -> None:
+    """Both halves of what docs/THREAT_MODEL.md says of keyed partitions, with linear decoders of server 0's share."""
+    bundle, tables = Bundle.open(keyed_trained_release / "client"), family.tables(system.masks.owned)[:, 0].numpy()
+    train, test = shifted_images(40, seed=21)[0], shifted_images(10, seed=22)[0]
+
+    def shares(images: np.ndarray, partition: int) -> np.ndarray:
+        return bundle.encode(images[..., None], partition=partition)[0].astype(np.float64)
+
+    def placed(packed: np.ndarray, partition: int) -> np.ndarray:
+        """The values in their places and which places these are, as a server sees them."""
+        values, given = np.zeros((len(packed), 196)), np.zeros((len(packed), 196))
+        values[:, tables[partition]], given[:, tables[partition]] = packed, 1
+        return np.concatenate([values, given], axis=1)
+
+    def fit(seen: np.ndarray, images: np.ndarray) -> np.ndarray:
+        seen = np.c_[seen, np.ones(len(seen))]
+        return np.linalg.solve(seen.T @ seen + np.eye(seen.shape[1]), seen.T @ images.reshape(len(images), -1))
+
+    def error(decoder: np.ndarray, seen: np.ndarray) -> float:
+        return float(((np.c_[seen, np.ones(len(seen))] @ decoder - test.reshape(len(test), -1)) ** 2).mean())
+
+    mine, others = 5, range(6, 22)
+    narrow = fit(shares(train, mine), train)
+    # Trained on all partitions but the one that is attacked.
+    wide = fit(np.concatenate([placed(shares(train, other), other) for other in others]), np.tile(train, (16, 1, 1)))
+    mean = float(((train.mean(axis=0) - test) ** 2).mean())
+    own = error(narrow, shares(test, mine))
+    misread = np.mean([error(narrow, shares(test, other)) for other in others])
+    told = error(wide, placed(shares(test, mine), mine))
+    assert own < 0.9 * mean
+    assert misread > mean  # worse than knowing nothing
+    assert told < mean - 0.5 * (mean - own)
