@@ -38,7 +38,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Bundle, Client, ConfigError, Error
-from privdfs._manifest import ENCODER_NAME, FUSION_NAME, key_spec, read_verified
+from privdfs._manifest import ENCODER_NAME, FUSION_NAME, bytes_up, key_spec, read_verified
 from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
@@ -103,7 +103,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         },
         "client_macs": manifest.macs.head + manifest.macs.fusion,
         "baseline_macs": manifest.macs.baseline,
-        "bytes_up": sum(server.share_length for server in manifest.servers),
+        "bytes_up": sum(bytes_up(manifest)),
         "made_by": about,
     }
     if key is not None:

@@ -48,6 +48,7 @@ from rich.table import Table
 from privdfs import Bundle, Client, Error, Result
 from privdfs._constants import ONNX_THREADS
 from privdfs._images import load_image
+from privdfs._manifest import bytes_up
 from privdfs_export.serve import serve
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
@@ -171,7 +172,7 @@ def _systems(bundle: Bundle, release: Path, endpoints: Sequence[str]) -> Iterato
         channel = stack.enter_context(grpc.insecure_channel(endpoints[-1], options=[("grpc.enable_http_proxy", 0)]))
         remote = BaselineOnTriton(service_pb2_grpc.GRPCInferenceServiceStub(channel), shape)
         local = BaselineOnDevice(verified_graph(release / "baseline", "baseline"))
-        shares = sum(server.share_length for server in bundle.manifest.servers)
+        shares = sum(bytes_up(bundle.manifest))
         servers = f"{bundle.n_servers} tritonservers"
         yield (
             {

@@ -17,6 +17,7 @@ from privdfs._manifest import (
     GOLDEN_NAME,
     MANIFEST_NAME,
     ClientManifest,
+    bytes_up,
     decode_client_manifest,
     key_spec,
     read_manifest_bytes,
@@ -259,7 +260,7 @@ def _require_output(name: str, array: Array, dtype: str, shape: tuple[int, ...])
 
 def _describe(manifest: ClientManifest) -> str:
     image, accuracy, macs = manifest.image, manifest.accuracy, manifest.macs
-    lengths = [server.share_length for server in manifest.servers]
+    lengths = bytes_up(manifest)
     ratio = (macs.head + macs.fusion) / macs.baseline if macs.baseline else float("nan")
     names = ", ".join(manifest.classes[:10]) + (", …" if len(manifest.classes) > 10 else "")
     branches = ", ".join(f"{value:.2%}" for value in accuracy.branches)

@@ -16,9 +16,8 @@ from privdfs._config import check_min_answers, check_timeout
 from privdfs._errors import DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
+from privdfs._manifest import PARTITION_BYTES
 from privdfs._result import Result, Timings
-
-PARTITION_BYTES = 4
 
 
 class Deadline:

@@ -32,6 +32,8 @@ _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 #: The most partitions of a keyed release; the encoder holds a table of them all.
 MAX_PARTITIONS = 65536
+#: What the int32 index of a partition takes on the wire.
+PARTITION_BYTES = 4
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
@@ -162,6 +164,12 @@ class ServerManifest(_Struct, frozen=True):
     files: dict[str, Sha256]
     made_by: MadeBy
     keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
+
+
+def bytes_up(manifest: ClientManifest) -> list[int]:
+    """Bytes of tensors that each server gets for one image: its share, and in a keyed release the partition."""
+    partition = 0 if key_spec(manifest) is None else PARTITION_BYTES
+    return [server.share_length + partition for server in manifest.servers]
 
 
 def key_spec(manifest: ClientManifest | ServerManifest) -> KeySpec | None:

@@ -180,6 +180,7 @@ def test_the_self_test_replays_several_partitions(keyed_release: Path) -> None:
     outcome = bundle.selftest()
     assert (outcome.images, outcome.differing_values) == (6, 0)
     assert "64 partitions" in bundle.describe()
+    assert "9 + 10 + 11 = 30" in bundle.describe()  # what a call reports to have sent
 
 
 def test_manifests_without_keys_are_as_they_were_and_keyed_ones_say_so(release: Path, keyed_release: Path) -> None:

@@ -47,7 +47,7 @@ class ShareQuantiser(nn.Module):
 
     def limit(self, server: int) -> int:
         """Largest integer in one server's share."""
-        return int(self._limits()[server]) if self.learned else self.largest
+        return int(self._real_limit().detach()[server].round()) if self.learned else self.largest
 
     def integers(self, feature: Tensor, server: int) -> Tensor:
         """Integer levels as float, in [-limit, limit], without a gradient path of their own.
@@ -82,20 +82,20 @@ class ShareQuantiser(nn.Module):
         Returns:
             float, same shape.
         """
-        real = self.range.clamp(1, self.largest)
+        real = self._real_limit()
         limit = self._per_server(real + (torch.round(real) - real).detach())
         cut = torch.maximum(torch.minimum(steps, limit), -limit)
         return (cut + (torch.round(cut) - cut).detach()) * self._per_server(self._step())
 
     def bits(self) -> Tensor:
         """Bits of one value at equally likely levels, float [servers]; the gradient reaches the range."""
-        return torch.log2(2 * self.range.clamp(1, self.largest) + 1)
+        return torch.log2(2 * self._real_limit() + 1)
 
     def _step(self) -> Tensor:
         return self.log_step.exp() if self.learned else torch.full_like(self.log_step, 1 / self.largest)
 
-    def _limits(self) -> Tensor:
-        return torch.round(self.range.detach().clamp(1, self.largest))
+    def _real_limit(self) -> Tensor:
+        return self.range.clamp(1, self.largest)
 
     def _per_server(self, values: Tensor) -> Tensor:
         return values[:, None, None, None]

@@ -3,7 +3,9 @@
 A share S is a function of the image X. What it tells an attacker who already knows the class Y is the conditional
 mutual information I(X; S | Y) = H(S | Y), and the cross-entropy of any model q(s | y) bounds that from above. So a
 model of the shares' values given the class is trained beside the head, and the head is trained to need few bits under
-it: the shares lose what differs between images of one class, and an attacker is left with the class mean.
+it: to lose what differs between images of one class. In training, real values are softly assigned to the levels, so
+the reported bits are of that relaxation. Few bits need not mean little leakage: what they do to a reconstruction is for
+attacks to say.
 
 The entropy model and its relaxation to real values follow learned compression (Balle et al., arXiv 1802.01436; for
 features, Singh et al., arXiv 2007.11797, and Matsubara et al., arXiv 2108.11898); the condition on the class, and its
