@@ -5,6 +5,7 @@ import torch
 
 from privdfs_training.attacks.decoder import Decoder, DecoderBudget, reconstruct, train_decoder
 from privdfs_training.attacks.floors import class_means, mean_image
+from privdfs_training.attacks.linear import by_linear_score
 from privdfs_training.attacks.metrics import psnr, score, ssim
 from privdfs_training.data import DataSet, load_data
 
@@ -66,3 +67,33 @@ def test_decoder_gives_the_images_size(shape: tuple[int, int, int]) -> None:
     guess = reconstruct(decoder, torch.zeros(2, 5, dtype=torch.int8))
     assert guess.shape == (2, *shape)
     assert 0 <= guess.min() <= guess.max() <= 1
+
+
+def test_the_linear_attacker_finds_the_coalition_that_tells_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (400, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    pixels = images.flatten(1).float()
+    # Server 1 holds 3 pixels in three levels, 2 and 3 one each, the same; server 0 holds noise.
+    levels = torch.bucketize(pixels, torch.tensor([85.0, 170.0])).to(torch.int8) - 1
+    noise = torch.randint(-1, 2, (400, 6), generator=generator, dtype=torch.int8)
+    shares = [noise, levels[:, :3], levels[:, 5:6], levels[:, 5:6]]
+    train, test = [share[:300] for share in shares], [share[300:] for share in shares]
+
+    found = [by_linear_score(train, images[:300], test, images[300:], size) for size in (1, 2, 4)]
+
+    assert found[0] == (1,)
+    assert found[1] in {(1, 2), (1, 3)}
+    assert found[2] == (0, 1, 2, 3)
+
+
+def test_the_linear_attacker_knows_what_each_level_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (600, 2), generator=generator)
+    # The middle level says bright: no straight line through the levels tells that. The other server's says it loudly.
+    bent = torch.where(pixels[:, :1] > 128, 0, torch.where(pixels[:, :1] % 2 == 0, -1, 1)).to(torch.int8)
+    straight = (pixels[:, 1:] > 250).to(torch.int8)
+    images = pixels.to(torch.uint8).reshape(600, 1, 1, 2)
+
+    members = by_linear_score([straight[:500], bent[:500]], images[:500], [straight[500:], bent[500:]], images[500:], 1)
+
+    assert members == (1,)
