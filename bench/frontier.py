@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ def measure(run: Run, path: Path, data: DataSet, budget: DecoderBudget, console:
         "one_missing": min(fused([one for one in range(servers) if one != gone]) for gone in range(servers)),
         "linear_readouts": linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes)),
         "worst": worst,
-        "made_by": made_by({"attack": asdict(budget), "run": msgspec.to_builtins(run.config)}, seed=run.config.seed),
+        "made_by": made_by(_config(run, budget), seed=run.config.seed),
     }
 
 
@@ -215,6 +215,11 @@ def _attack(
     decoder = train_decoder(seen, data.train_images, budget, seed=SEED, progress=lambda _done, _loss: None)
     scores = score(reconstruct(decoder, seen_test), data.test_images)
     return {"members": list(members), "attack": "decoder", "psnr": scores.psnr, "ssim": scores.ssim}
+
+
+def _config(run: Run, budget: DecoderBudget) -> dict[str, Any]:
+    """All that decides a run's entry, as JSON gives it back."""
+    return msgspec.json.decode(msgspec.json.encode({"attack": budget, "run": run.config}))
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
@@ -349,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make(run: Run, budget: DecoderBudget, options: argparse.Namespace, console: Console) -> None:
     """Train, measure and record one run, unless the result file has it."""
-    config = {"attack": asdict(budget), "run": msgspec.to_builtins(run.config)}
+    config = _config(run, budget)
     if any(one["made_by"]["config"] == config for one in read_results(options.out).get("runs", [])):
         console.print(f"{run.name}: in {options.out} already", highlight=False, soft_wrap=True)
         return

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from tritonclient.grpc import model_config_pb2
 
+from privdfs import Bundle
 from privdfs._manifest import decode_client_manifest, decode_server_manifest, refuse_unlisted, verify_files
 from privdfs_export import evaluate, parity, release
 from privdfs_export.cli import main
@@ -111,6 +112,23 @@ def test_golden_examples_are_what_the_files_compute(trained_release: Path) -> No
         branch = ort.InferenceSession(str(trained_release / f"server-{server}" / "branch" / "1" / "model.onnx"))
         logits = np.asarray(branch.run(None, {"share": golden[f"share_{server}"]})[0])
         assert np.allclose(logits, golden["logits"][:, server], atol=1e-4)
+
+
+def test_golden_images_are_of_the_test_half_where_the_licence_allows_it(
+    trained_release: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, system = load_data("fashion-mnist", data_folder), trained_release.parent / "run" / "system.safetensors"
+    real = data.test_images[:8].permute(0, 2, 3, 1).numpy()
+    assert (load_file(trained_release / "client" / "golden.safetensors")["images"] == real).all()
+
+    monkeypatch.setattr(release, "MAY_BE_PASSED_ON", frozenset())
+    release.export_release(load_system(system), data, tmp_path / "drawn", engine="python", console=QUIET)
+
+    drawn = load_file(tmp_path / "drawn" / "client" / "golden.safetensors")["images"]
+    assert drawn.shape == real.shape
+    assert drawn.std(axis=(1, 2, 3)).min() > 20  # pictures, not grey
+    assert not any((image == drawn).all(axis=(1, 2, 3)).any() for image in data.test_images.permute(0, 2, 3, 1).numpy())
+    assert Bundle.open(tmp_path / "drawn" / "client").selftest().images == 8
 
 
 def test_stated_accuracies_are_those_of_the_files(trained_release: Path, data_folder: Path) -> None:

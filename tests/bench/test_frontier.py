@@ -1,0 +1,117 @@
+"""A sweep as a person runs it, on tiny trainings."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bench.frontier import read_sweep
+from privdfs_training.errors import TrainingConfigError
+from tests.trained import tiny_values, write_toml
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "frontier.py"
+SWEEP = """
+base = "base.toml"
+
+[common.loss]
+auxiliary = 0.4
+
+[attack]
+epochs = 1
+width = 8
+blocks = 1
+
+[runs.three]
+
+[runs.five.masks]
+servers = 5
+values = 6
+
+[runs.five.branch]
+width = 8
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    write_toml(tmp_path / "base.toml", tiny_values())
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, str(SCRIPT), *map(str, arguments), "--threads", "1"]
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(line, capture_output=True, text=True, timeout=150, check=False, env=environment)
+
+
+def test_a_sweep_is_trained_measured_drawn_and_not_made_twice(sweep: Path, data_folder: Path, tmp_path: Path) -> None:
+    out, runs = tmp_path / "frontier.json", tmp_path / "runs"
+    places = ("--data", data_folder, "--runs", runs, "--out", out)
+
+    first = run(sweep, *places, "--only", "three")
+    assert first.returncode == 0, first.stderr
+    both = run(sweep, *places)
+    assert both.returncode == 0, both.stderr
+
+    assert "sweep-three: in " in both.stdout
+    results = json.loads(out.read_text())
+    five, three = results["runs"]
+    assert [five["name"], three["name"]] == ["sweep-five", "sweep-three"]
+    assert five["change"] == {"masks": {"servers": 5, "values": 6}, "branch": {"width": 8}}
+    assert three["servers"] == 3
+    assert three["bits_per_share"] == pytest.approx(12 * math.log2(5))
+    assert five["bits_per_share"] == pytest.approx(6 * math.log2(5))
+    assert five["server_macs"] < three["server_macs"]
+    assert five["baseline"] == three["baseline"]  # the same weights: trained once
+    assert len(list(runs.glob("baseline-*"))) == 1
+    for entry in (five, three):
+        assert 0.2 < entry["accuracy"] <= 1
+        assert 0.1 < entry["one_missing"] <= 1
+        assert 0.2 < entry["linear_readouts"] <= 1
+        assert set(entry["worst"]) == {str(size + 1) for size in range(entry["servers"])}
+        assert 8 < results["floors"]["fashion-mnist"]["mean_image"] < results["floors"]["fashion-mnist"]["class_mean"]
+        for size, found in entry["worst"].items():
+            assert len(found["members"]) == int(size)
+            assert 5 < found["psnr"] < 20  # one epoch of a tiny decoder
+        assert entry["made_by"]["config"]["run"]["loss"]["auxiliary"] == 0.4
+        assert f"{entry['accuracy']:.2%}" in both.stdout
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert min(picture.size) > 400
+
+
+def test_another_kind_of_section_starts_afresh(sweep: Path) -> None:
+    sweep.write_text(SWEEP + '\n[runs.vit.backbone]\nname = "vit-tiny"\npatch = 7\ndepth = 2\n')
+    (config,) = [one.config for one in read_sweep(sweep).runs if one.name == "sweep-vit"]
+    assert (config.backbone.name, config.backbone.width, config.backbone.patch) == ("vit-tiny", 0, 7)
+    assert config.loss.auxiliary == 0.4
+    assert config.loss.distillation == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('[attack]\nepochs = "many"', "attack"),
+        ("[runs.x.masks]\nservres = 3", "servres"),
+        ("[runs.x.masks]\nservers = 1", "at least 2 servers"),
+        ("[other]\nkey = 1", "other"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_time_is_spent(sweep: Path, change: str, told: str) -> None:
+    text: Any = SWEEP.replace("[attack]\nepochs = 1", "[attack]") if change.startswith("[attack]") else SWEEP
+    sweep.write_text(text.replace("[attack]", change) if change.startswith("[attack]") else f"{text}\n{change}\n")
+    with pytest.raises(TrainingConfigError, match=told):
+        read_sweep(sweep)
+
+
+def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
+    done = run(sweep, "--only", "thre", "--out", tmp_path / "frontier.json")
+    assert done.returncode == 2
+    assert "sweep-three, sweep-five" in done.stderr
