@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,35 @@ def test_training_learns_attributes_and_export_refuses_them(folder: Path, tmp_pa
     with pytest.raises(ExportError, match=r"celeba-attributes has attributes.*such as one trained on celeba-identity"):
         export_release(trained, data, tmp_path / "out", engine="python", console=QUIET)
     assert not (tmp_path / "out").exists()
-    values["loss"]["rate"] = 0.1
-    with pytest.raises(TrainingConfigError, match=r"loss\.rate and \[adversary\] go by the class"):
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "name"),
+    [
+        ("loss", {"rate": 0.1}, r"loss\.rate"),
+        ("fusion", {"malicious": 0.1}, r"fusion\.malicious"),
+        ("adversary", {"weight": 0.1}, r"\[adversary\]"),
+    ],
+)
+def test_what_goes_by_the_class_is_refused_with_attributes(section: str, keys: dict[str, float], name: str) -> None:
+    values = tiny_values()
+    values["data"] = {"name": "celeba-attributes", "flip": False}
+    values[section] = values.get(section, {}) | keys
+    with pytest.raises(TrainingConfigError, match=rf"{name} goes by the class of an image"):
+        config_from_dict(values, "tests")
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"name": "cifar10", "image_size": 64}, "the images of cifar10 keep their own size"),
+        ({"name": "imagenet", "image_size": 8}, "image_size is 8; images need at least 16"),
+        ({"name": "celeba-identity", "identity_images": 4}, "a person with fewer than 5 has no test image"),
+        ({"name": "imagenet", "layout": "tar"}, "layout"),
+    ],
+)
+def test_impossible_data_sections_are_refused(keys: dict[str, Any], problem: str) -> None:
+    values = tiny_values()
+    values["data"] = keys | {"flip": False}
+    with pytest.raises(TrainingConfigError, match=problem):
         config_from_dict(values, "tests")

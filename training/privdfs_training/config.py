@@ -335,7 +335,8 @@ def key_problems(config: RunConfig) -> list[str]:
 
 def _problems(config: Config) -> list[str]:
     return [
-        *_data_problems(config),
+        *data_problems(config.data),
+        *_attribute_problems(config),
         *_mask_problems(config),
         *key_problems(config),
         *_adversary_problems(config),
@@ -344,8 +345,15 @@ def _problems(config: Config) -> list[str]:
     ]
 
 
-def _data_problems(config: Config) -> list[str]:
-    data = config.data
+def data_problems(data: DataConfig) -> list[str]:
+    """What is wrong with a data section.
+
+    Args:
+        data: The section.
+
+    Returns:
+        A message for each problem.
+    """
     checks = (
         (
             data.image_size is not None and not data.name.startswith(("celeba", "imagenet")),
@@ -359,12 +367,20 @@ def _data_problems(config: Config) -> list[str]:
             data.identity_images < 5,
             f"data.identity_images is {data.identity_images}; a person with fewer than 5 has no test image",
         ),
-        (
-            data.task == "attributes" and (config.loss.rate > 0 or config.adversary is not None),
-            "loss.rate and [adversary] go by the class of an image, and images with attributes have none: remove them",
-        ),
     )
     return [problem for wrong, problem in checks if wrong]
+
+
+def _attribute_problems(config: Config) -> list[str]:
+    if config.data.task == "classes":
+        return []
+    by_class = {
+        "loss.rate": config.loss.rate > 0,
+        "[adversary]": config.adversary is not None,
+        "fusion.malicious": config.fusion.malicious > 0,
+    }
+    message = "goes by the class of an image, and images with attributes have none: remove it"
+    return [f"{name} {message}" for name, given in by_class.items() if given]
 
 
 def _mask_problems(config: Config) -> list[str]:

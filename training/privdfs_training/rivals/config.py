@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.config import RunConfig, StageConfig, _Section, key_problems, refuse_unknown_keys
+from privdfs_training.config import RunConfig, StageConfig, _Section, data_problems, key_problems, refuse_unknown_keys
 from privdfs_training.errors import TrainingConfigError
 
 
@@ -107,7 +107,12 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
-    for problem in (*key_problems(config), *_defence_problems(config.defence), *_stage_problems(config)):
+    for problem in (
+        *data_problems(config.data),
+        *key_problems(config),
+        *_defence_problems(config.defence),
+        *_stage_problems(config),
+    ):
         message = f"{path}: {problem}"
         raise TrainingConfigError(message)
     return config
