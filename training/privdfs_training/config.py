@@ -475,10 +475,6 @@ def _fusion_problems(config: Config) -> list[str]:
             fusion.malicious > 0 and servers < 3,
             f"fusion.malicious is {fusion.malicious}, but of {servers} servers no minority can lie: use 0.0",
         ),
-        (
-            fusion.malicious > 0 and config.data.task == "attributes",
-            "fusion.malicious lies about the class of an image, and images with attributes have none: remove it",
-        ),
     )
     return [problem for wrong, problem in checks if wrong]
 
