@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.frontier import read_sweep
+from bench.frontier import SWEEPS, read_sweep
 from privdfs_training.errors import TrainingConfigError
 from tests.trained import tiny_values, write_toml
 
@@ -115,3 +115,9 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
     done = run(sweep, "--only", "thre", "--out", tmp_path / "frontier.json")
     assert done.returncode == 2
     assert "sweep-three, sweep-five" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project_can_be_read(path: Path) -> None:
+    runs = read_sweep(path).runs
+    assert len({run.name for run in runs}) == len(runs) > 1
