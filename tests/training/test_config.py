@@ -66,7 +66,7 @@ def test_liars_among_two_servers_are_refused() -> None:
 def test_liars_about_attributes_are_refused() -> None:
     values = tiny_values()
     values["fusion"]["malicious"], values["data"]["name"] = 0.3, "celeba-attributes"
-    with pytest.raises(TrainingConfigError, match="fusion.malicious goes by the class"):
+    with pytest.raises(TrainingConfigError, match=r"fusion\.malicious goes by the class"):
         config_from_dict(values, "tests")
 
 
