@@ -1,16 +1,23 @@
-"""`privdfs-export CHECKPOINT --out DIR`: build a release of a finished training run."""
+"""`privdfs-export`: build a release, and what is done with one afterwards.
+
+    privdfs-export SYSTEM --out DIR      build the release of a finished training run
+    privdfs-export COMMAND ...           one of `COMMANDS`
+
+A command is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and `run(options)`. It is imported
+only when it is asked for, so that a serving host needs no more than that command does: building a release needs torch,
+the others do not.
+"""
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
+from collections.abc import Mapping, Sequence
 
 from privdfs import Error
-from privdfs_export.release import export_release
-from privdfs_training.checkpoint import load_system
-from privdfs_training.data import load_data
+
+#: Command -> module. Without one of these words in front, the command line builds a release.
+COMMANDS: Mapping[str, str] = {}
+_BUILD = "privdfs_export.build"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,27 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 2 an error that the message explains.
     """
-    parser = argparse.ArgumentParser(prog="privdfs-export", description="Build the release of a finished training run.")
-    parser.add_argument("checkpoint", type=Path, help="system.safetensors of a run")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the release, such as model_repository/NAME; must not exist"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("python", "onnxruntime"),
-        default="python",
-        help="how Triton runs the branches: Python backend with ONNX Runtime (default), or ONNX Runtime backend",
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
-    )
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words.pop(0) if words and words[0] in COMMANDS else None
+    command = importlib.import_module(_BUILD if name is None else COMMANDS[name])
+    program = "privdfs-export" if name is None else f"privdfs-export {name}"
+    parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)
+    if COMMANDS and name is None:
+        parser.epilog = f"Other commands: {', '.join(COMMANDS)}; each explains itself with --help."
+    command.add_arguments(parser)
+    options = parser.parse_args(words)
     try:
-        trained = load_system(options.checkpoint)
-        data = load_data(trained.config.data, options.data)
-        export_release(trained, data, options.out, engine=options.engine, console=Console())
+        command.run(options)
     except Error as error:
-        print(f"privdfs-export: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     return 0
 
