@@ -16,7 +16,7 @@ The names in `__all__`, and those of `privdfs.testing`, are the public interface
 from privdfs._async_client import AsyncClient
 from privdfs._bundle import Bundle, SelfTest
 from privdfs._client import Client
-from privdfs._config import TLS, Server
+from privdfs._config import TLS, Retries, Server
 from privdfs._errors import (
     AnswerError,
     BundleError,
@@ -35,7 +35,7 @@ from privdfs._errors import (
     ServerUnavailableError,
 )
 from privdfs._keys import UserKey
-from privdfs._result import Result, Timings
+from privdfs._result import Health, Result, Timings
 
 __version__ = "0.1.0"
 
@@ -52,9 +52,11 @@ __all__ = [
     "ConfigError",
     "DeadlineExceededError",
     "Error",
+    "Health",
     "ImageError",
     "NotEnoughAnswersError",
     "Result",
+    "Retries",
     "SelfTest",
     "SelfTestError",
     "Server",

@@ -3,24 +3,21 @@
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._bundle import Bundle
-from privdfs._client import CLOSED
-from privdfs._config import Server, check_servers
-from privdfs._constants import DEFAULT_TIMEOUT_S, TRANSPORT_GRACE_S
-from privdfs._core import Call, Chunk, Deadline, Outcome, Settings
+from privdfs._base import CLOSED, BaseClient
+from privdfs._config import Server
+from privdfs._core import Call, Chunk, Outcome
 from privdfs._errors import ConfigError
+from privdfs._exchange import Checkup, Talk, Trip
 from privdfs._images import ImageLike
-from privdfs._keys import UserKey
-from privdfs._local import LocalServers, open_client
+from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
-from privdfs._result import Result
-from privdfs._wire import Ask, Exchange, Link, Reply, branches, late, load_libraries, open_replicas
+from privdfs._result import Health, Result
+from privdfs._wire import Ask, Link, Reply, branches, load_libraries, open_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,12 +30,16 @@ class AsyncTransport(Protocol):
         """One outcome for every server."""
         ...
 
+    async def health(self, call: Call) -> list[Health]:
+        """How every replica does."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...
 
 
-class AsyncClient:
+class AsyncClient(BaseClient[AsyncTransport]):
     """`Client` for asyncio: same arguments, same results, same errors; the methods are awaited.
 
     Decoding and encoding run in a thread, so that the event loop stays free. A client belongs to the event loop of its
@@ -49,70 +50,21 @@ class AsyncClient:
         servers: one `Server` (or "host:port" on this machine) for every server of the release, in its order.
         timeout: seconds that a call may take, from its start to its result.
         min_answers: how many servers must answer; all of them when None.
+        wait: "all" or "quorum"; see `Client`.
+        retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
 
     Raises:
-        ConfigError: the servers, the timeout, `min_answers` or the key make no sense. Nothing is sent.
+        ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.
         BundleError: the bundle cannot be used.
     """
-
-    def __init__(
-        self,
-        bundle: str | PathLike[str] | Bundle,
-        servers: Sequence[Server | str],
-        *,
-        timeout: float = DEFAULT_TIMEOUT_S,
-        min_answers: int | None = None,
-        key: UserKey | bytes | None = None,
-    ) -> None:
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        checked = check_servers(servers, opened.n_servers)
-        settings = Settings.check(opened, timeout, min_answers, key)
-        self._begin(settings, _GrpcServers(opened.manifest, checked))
-
-    @classmethod
-    def local(
-        cls,
-        release_dir: str | PathLike[str],
-        *,
-        timeout: float = DEFAULT_TIMEOUT_S,
-        min_answers: int | None = None,
-        key: UserKey | bytes | None = None,
-    ) -> "Self":
-        """Make a client that runs the branches of a whole release folder in this process.
-
-        For development and tests only: one process holds all shares, so nothing is private.
-
-        Raises:
-            ConfigError: the timeout, `min_answers` or the key makes no sense.
-            BundleError: a folder of the release is missing, changed, or does not fit the others.
-        """
-        bundle = open_client(release_dir)
-        settings = Settings.check(bundle, timeout, min_answers, key)
-        client = cls.__new__(cls)
-        transport = _LocalInThread(LocalServers(release_dir, bundle.manifest))
-        client._begin(settings, transport)  # noqa: SLF001 - its own class
-        return client
-
-    def _begin(self, settings: Settings, transport: AsyncTransport) -> None:
-        self._settings = settings
-        self._transport = transport
-        self._closed = False
-
-    def __repr__(self) -> str:
-        bundle = self._settings.bundle
-        return f"{type(self).__name__}(release={bundle.release!r}, servers={bundle.n_servers})"
 
     async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    @property
-    def bundle(self) -> Bundle:
-        """The client's part of the release."""
-        return self._settings.bundle
 
     async def predict(self, image: ImageLike, *, timeout: float | None = None) -> Result:
         """Classify one image; see `Client.predict`."""
@@ -134,16 +86,28 @@ class AsyncClient:
         shares = await asyncio.to_thread(lambda: call.shares(call.decode_one(image)))
         return [values[0] for values in shares]
 
+    async def health(self, *, timeout: float | None = None) -> list[Health]:
+        """Ask every replica of every server whether it serves this release; see `Client.health`."""
+        return await self._transport.health(self._call(timeout))
+
+    async def warmup(self, *, timeout: float | None = None) -> list[Health]:
+        """Run the graphs once and connect to every replica; see `Client.warmup`."""
+        call = self._call(timeout)
+        await asyncio.to_thread(call.warm_up)
+        return await self._transport.health(call)
+
     async def close(self) -> None:
         """Close the connections. Calls after this raise `ConfigError`; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
+        if self._close():
             await self._transport.close()
 
-    def _call(self, timeout: float | None) -> Call:
-        if self._closed:
-            raise ConfigError(CLOSED)
-        return self._settings.begin(timeout)
+    @classmethod
+    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> AsyncTransport:
+        return _GrpcServers(manifest, servers)
+
+    @classmethod
+    def _wrap(cls, servers: LocalServers) -> AsyncTransport:
+        return _LocalInThread(servers)
 
     async def _run(self, call: Call, chunk: Chunk) -> list[Result]:
         return call.finish(chunk, await self._transport.exchange(call, chunk))
@@ -155,6 +119,9 @@ class _LocalInThread:
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
         return await asyncio.to_thread(self._servers.exchange, call, chunk)
+
+    async def health(self, call: Call) -> list[Health]:
+        return self._servers.health(call)
 
     async def close(self) -> None:
         self._servers.close()
@@ -171,16 +138,24 @@ class _GrpcServers:
         load_libraries()
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
-        trip = Exchange(self._connect(), call, chunk)
-        trip.take_checks(await _fan_out(trip.checks(), call.deadline))
-        return trip.take_answers(await _fan_out(trip.shares(), call.deadline))
+        trip = Trip(self._connect(), call, chunk)
+        try:
+            await _carry_out(trip)
+            return trip.outcomes()
+        finally:
+            trip.close()
+
+    async def health(self, call: Call) -> list[Health]:
+        checkup = Checkup(self._connect(), call)
+        await _carry_out(checkup)
+        return checkup.health()
 
     def _connect(self) -> list[Link]:
         """Channels belong to the event loop that they are opened in, hence not before the first call."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._links = [
-                Link(branch, open_replicas(server, asynchronous=True))
+                Link(branch, open_lines(branch.server, server, asynchronous=True))
                 for branch, server in zip(branches(self._manifest), self._servers, strict=True)
             ]
             self._loop = loop
@@ -192,33 +167,47 @@ class _GrpcServers:
         await asyncio.gather(*(channel.close() for link in self._links for channel in link.channels))
 
 
-async def _fan_out(asks: Sequence[Ask], deadline: Deadline) -> list[Reply]:
-    """Start all calls at once and wait for each to end, at the latest with the deadline."""
-    tasks = [asyncio.ensure_future(_reply(method, request, deadline)) for method, request in asks]
-    if not tasks:
-        return []
+async def _carry_out(talk: Talk) -> None:
+    """Start what a talk asks, and give it the replies in the order in which they come, until it is done."""
+    running: dict[Ask, asyncio.Future[Reply]] = {}
+
+    def start(asks: Iterable[Ask]) -> None:
+        running.update((ask, asyncio.ensure_future(_reply(ask))) for ask in asks)
+        for ask in [ask for ask in running if not ask.wanted]:
+            running.pop(ask).cancel()
+
     try:
-        await asyncio.wait(tasks, timeout=deadline.remaining + TRANSPORT_GRACE_S)
+        start(talk.begin())
+        while not talk.done:
+            left = max(0.0, talk.wake - time.monotonic())
+            if running:
+                await asyncio.wait(running.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(left)
+            ended = [ask for ask, task in running.items() if task.done()]
+            for ask in ended:
+                # What an earlier reply made unwanted has been taken out meanwhile.
+                if (task := running.pop(ask, None)) is not None:
+                    start(talk.take(ask, _ended(task)))
+            if not ended:
+                start(talk.tick())
     finally:
-        for task in tasks:
-            task.cancel()  # does nothing to those that have ended
-    return [_ended(task, deadline) for task in tasks]
+        for task in running.values():
+            task.cancel()
 
 
-def _ended(task: "asyncio.Future[Reply]", deadline: Deadline) -> Reply:
-    if not task.done():
-        return late(deadline.elapsed_ms)
+def _ended(task: "asyncio.Future[Reply]") -> Reply:
     # Closing a channel cancels the calls on it.
-    return Reply(None, "CANCELLED", deadline.elapsed_ms) if task.cancelled() else task.result()
+    return Reply(None, "CANCELLED", 0.0) if task.cancelled() else task.result()
 
 
-async def _reply(method: Any, request: Any, deadline: Deadline) -> Reply:  # noqa: ANN401 - grpcio has no types
+async def _reply(ask: Ask) -> Reply:
     import grpc.aio  # pyright: ignore[reportMissingTypeStubs]
 
     errors: Any = grpc.aio
     started = time.perf_counter()
     try:
-        message, status = await method(request, timeout=deadline.remaining), "OK"
+        message, status = await ask.method(ask.request, timeout=ask.timeout, metadata=ask.metadata), "OK"
     except errors.AioRpcError as error:
         message, status = None, error.code().name
     except errors.UsageError as error:

@@ -3,28 +3,24 @@
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._bundle import Bundle
-from privdfs._config import Server, check_servers
-from privdfs._constants import DEFAULT_TIMEOUT_S, TRANSPORT_GRACE_S
-from privdfs._core import Call, Chunk, Deadline, Outcome, Settings
+from privdfs._base import CLOSED, BaseClient
+from privdfs._config import Server
+from privdfs._core import Call, Chunk, Outcome
 from privdfs._errors import ConfigError
+from privdfs._exchange import Checkup, Talk, Trip
 from privdfs._images import ImageLike
-from privdfs._keys import UserKey
-from privdfs._local import LocalServers, open_client
+from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
-from privdfs._result import Result
-from privdfs._wire import Ask, Exchange, Link, Reply, branches, late, open_replicas
+from privdfs._result import Health, Result
+from privdfs._wire import Ask, Link, Reply, branches, open_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-CLOSED = "the client is closed: make a new one, and close it when the last call has ended"
 
 
 class Transport(Protocol):
@@ -34,85 +30,42 @@ class Transport(Protocol):
         """One outcome for every server."""
         ...
 
+    def health(self, call: Call) -> list[Health]:
+        """How every replica does."""
+        ...
+
     def close(self) -> None:
         """Let go of connections."""
         ...
 
 
-class Client:
+class Client(BaseClient[Transport]):
     """Classifies images with the help of servers none of which sees the image.
 
-    A client may be used from several threads at once. It holds one connection to each server, opened at the first call;
-    close it, or use it as a context manager. After a fork, make a new one in the child.
+    A client may be used from several threads at once. It holds one connection to each replica, opened at the first
+    call (or by `warmup`); close it, or use it as a context manager. After a fork, make a new one in the child.
 
     Args:
         bundle: the client folder of a release, or an opened `Bundle`.
         servers: one `Server` (or "host:port" on this machine) for every server of the release, in its order.
         timeout: seconds that a call may take, from its start to its result.
         min_answers: how many servers must answer; all of them when None.
+        wait: "all" waits, within the timeout, for every server; "quorum" ends a call as soon as `min_answers` have
+            answered, and cancels the rest.
+        retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
 
     Raises:
-        ConfigError: the servers, the timeout, `min_answers` or the key make no sense. Nothing is sent.
+        ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.
         BundleError: the bundle cannot be used.
     """
-
-    def __init__(
-        self,
-        bundle: str | PathLike[str] | Bundle,
-        servers: Sequence[Server | str],
-        *,
-        timeout: float = DEFAULT_TIMEOUT_S,
-        min_answers: int | None = None,
-        key: UserKey | bytes | None = None,
-    ) -> None:
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        checked = check_servers(servers, opened.n_servers)
-        settings = Settings.check(opened, timeout, min_answers, key)
-        self._begin(settings, _GrpcServers(opened.manifest, checked))
-
-    @classmethod
-    def local(
-        cls,
-        release_dir: str | PathLike[str],
-        *,
-        timeout: float = DEFAULT_TIMEOUT_S,
-        min_answers: int | None = None,
-        key: UserKey | bytes | None = None,
-    ) -> "Self":
-        """Make a client that runs the branches of a whole release folder in this process.
-
-        For development and tests only: one process holds all shares, so nothing is private.
-
-        Raises:
-            ConfigError: the timeout, `min_answers` or the key makes no sense.
-            BundleError: a folder of the release is missing, changed, or does not fit the others.
-        """
-        bundle = open_client(release_dir)
-        settings = Settings.check(bundle, timeout, min_answers, key)
-        client = cls.__new__(cls)
-        client._begin(settings, LocalServers(release_dir, bundle.manifest))  # noqa: SLF001 - its own class
-        return client
-
-    def _begin(self, settings: Settings, transport: Transport) -> None:
-        self._settings = settings
-        self._transport = transport
-        self._closed = False
-
-    def __repr__(self) -> str:
-        bundle = self._settings.bundle
-        return f"{type(self).__name__}(release={bundle.release!r}, servers={bundle.n_servers})"
 
     def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def bundle(self) -> Bundle:
-        """The client's part of the release."""
-        return self._settings.bundle
 
     def predict(self, image: ImageLike, *, timeout: float | None = None) -> Result:
         """Classify one image.
@@ -156,16 +109,39 @@ class Client:
         call = self._call(None)
         return [values[0] for values in call.shares(call.decode_one(image))]
 
+    def health(self, *, timeout: float | None = None) -> list[Health]:
+        """Ask every replica of every server whether it serves this release; no image is involved, nothing is raised.
+
+        Raises:
+            ConfigError: the timeout makes no sense, or the client is closed.
+        """
+        return self._transport.health(self._call(timeout))
+
+    def warmup(self, *, timeout: float | None = None) -> list[Health]:
+        """Run the graphs once and connect to every replica, so that the first image takes no longer than the next.
+
+        Returns:
+            What `health` gives.
+
+        Raises:
+            ConfigError: the timeout makes no sense, or the client is closed.
+        """
+        call = self._call(timeout)
+        call.warm_up()
+        return self._transport.health(call)
+
     def close(self) -> None:
         """Close the connections. Calls after this raise `ConfigError`; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
+        if self._close():
             self._transport.close()
 
-    def _call(self, timeout: float | None) -> Call:
-        if self._closed:
-            raise ConfigError(CLOSED)
-        return self._settings.begin(timeout)
+    @classmethod
+    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> Transport:
+        return _GrpcServers(manifest, servers)
+
+    @classmethod
+    def _wrap(cls, servers: LocalServers) -> Transport:
+        return servers
 
     def _run(self, call: Call, chunk: Chunk) -> list[Result]:
         return call.finish(chunk, self._transport.exchange(call, chunk))
@@ -176,14 +152,22 @@ class _GrpcServers:
 
     def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
         self._links = [
-            Link(branch, open_replicas(server, asynchronous=False))
+            Link(branch, open_lines(branch.server, server, asynchronous=False))
             for branch, server in zip(branches(manifest), servers, strict=True)
         ]
 
     def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
-        trip = Exchange(self._links, call, chunk)
-        trip.take_checks(_fan_out(trip.checks(), call.deadline))
-        return trip.take_answers(_fan_out(trip.shares(), call.deadline))
+        trip = Trip(self._links, call, chunk)
+        try:
+            _carry_out(trip)
+            return trip.outcomes()
+        finally:
+            trip.close()
+
+    def health(self, call: Call) -> list[Health]:
+        checkup = Checkup(self._links, call)
+        _carry_out(checkup)
+        return checkup.health()
 
     def close(self) -> None:
         for link in self._links:
@@ -191,35 +175,38 @@ class _GrpcServers:
                 channel.close()
 
 
-def _fan_out(asks: Sequence[Ask], deadline: Deadline) -> list[Reply]:
-    """Start all calls at once and wait for each to end, at the latest with the deadline."""
-    ended: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+def _carry_out(talk: Talk) -> None:
+    """Start what a talk asks, and give it the replies in the order in which they come, until it is done."""
+    ended: queue.SimpleQueue[tuple[Ask, float]] = queue.SimpleQueue()
+    running: dict[Ask, tuple[Any, float]] = {}
 
-    def note_end(position: int) -> Callable[[object], None]:
-        return lambda _: ended.put((position, time.perf_counter()))
+    def note_end(ask: Ask) -> Callable[[object], None]:
+        return lambda _: ended.put((ask, time.perf_counter()))
 
-    started: list[float] = []
-    futures: list[Any] = []
-    replies: dict[int, Reply] = {}
+    def start(asks: Iterable[Ask]) -> None:
+        for ask in asks:
+            started = time.perf_counter()
+            future = ask.method.future(ask.request, timeout=ask.timeout, metadata=ask.metadata)
+            running[ask] = future, started
+            future.add_done_callback(note_end(ask))
+        for ask in [ask for ask in running if not ask.wanted]:
+            running.pop(ask)[0].cancel()
+
     try:
-        for position, (method, request) in enumerate(asks):
-            started.append(time.perf_counter())
-            futures.append(method.future(request, timeout=deadline.remaining))
-            futures[-1].add_done_callback(note_end(position))
-        while len(replies) < len(futures):
-            position, at = ended.get(timeout=deadline.remaining + TRANSPORT_GRACE_S)
-            replies[position] = _reply(futures[position], (at - started[position]) * 1e3)
-    except queue.Empty:
-        pass
+        start(talk.begin())
+        while not talk.done:
+            try:
+                ask, at = ended.get(timeout=max(0.0, talk.wake - time.monotonic()))
+            except queue.Empty:
+                start(talk.tick())
+                continue
+            if ask in running:
+                future, started = running.pop(ask)
+                status = future.code().name
+                message = future.result() if status == "OK" else None
+                start(talk.take(ask, Reply(message, status, (at - started) * 1e3)))
     except ValueError as error:  # grpc's way to say that the channel was closed, by another thread
         raise ConfigError(CLOSED) from error
     finally:
-        for position, future in enumerate(futures):
-            if position not in replies:
-                future.cancel()
-    return [replies.get(position) or late(deadline.elapsed_ms) for position in range(len(futures))]
-
-
-def _reply(future: Any, ms: float) -> Reply:  # noqa: ANN401 - grpcio has no types
-    status = future.code().name
-    return Reply(future.result() if status == "OK" else None, status, ms)
+        for future, _ in running.values():
+            future.cancel()

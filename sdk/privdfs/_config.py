@@ -1,21 +1,29 @@
 """Where the servers are: small frozen values that check themselves."""
 
 import ipaddress
+import logging
 import re
+import socket
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, cast
 
-from privdfs._constants import MAX_TIMEOUT_S
+from privdfs._constants import DEFAULT_ATTEMPTS, DEFAULT_HEDGE_BUDGET, MAX_ATTEMPTS, MAX_TIMEOUT_S, RESOLVE_LIMIT_S
 from privdfs._errors import ConfigError
 
 Pem: TypeAlias = "str | PathLike[str] | bytes | None"
+#: When a call ends: when every server has answered or failed, or as soon as `min_answers` of them have answered.
+Wait: TypeAlias = Literal["all", "quorum"]
 
 _HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _ENDPOINT = re.compile(rf"^(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})$")
 _MAX_PORT = 65535
+
+_log = logging.getLogger("privdfs")
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,11 +96,49 @@ class Server:
         object.__setattr__(self, "insecure", insecure)
 
 
-def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, ...]:
-    """The servers of a client, in the order of the release.
+@dataclass(frozen=True)
+class Retries:
+    """How often a share may be sent to the server it is bound to: to that server's replicas, never to anybody else.
+
+    Attributes:
+        attempts: how often in all, 1 to 10; 1 means once. Another attempt is made after an error that another attempt
+            can help with, at another replica at once, at the same one after a growing wait.
+        hedge_after: seconds without an answer after which the share is sent once more, to another replica if there is
+            one; the first answer counts, the other attempt is cancelled. None: never. About the 95th percentile of
+            `result.timings.servers_ms` is a good value.
+        hedge_budget: hedges for each call, in the long run, 0 to 1: what hedging may add to a server's load.
 
     Raises:
-        ConfigError: not exactly `count` servers, an endpoint that stands for two of them, or an unreadable TLS file.
+        ConfigError: a value outside its range.
+    """
+
+    attempts: int = DEFAULT_ATTEMPTS
+    hedge_after: float | None = None
+    hedge_budget: float = DEFAULT_HEDGE_BUDGET
+
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int or not 1 <= self.attempts <= MAX_ATTEMPTS:
+            raise ConfigError(f"attempts={self.attempts!r} is not a whole number from 1 to {MAX_ATTEMPTS}")
+        if self.hedge_after is not None:
+            check_timeout(self.hedge_after, "hedge_after")
+        budget = self.hedge_budget
+        if type(budget) not in {int, float} or not 0 <= budget <= 1:
+            raise ConfigError(f"hedge_budget={budget!r} is not a number from 0 to 1")
+
+
+def check_servers(
+    servers: Sequence[Server | str], count: int, *, allow_shared_hosts: bool = False
+) -> tuple[Server, ...]:
+    """The servers of a client, in the order of the release.
+
+    Args:
+        servers: as the caller gave them.
+        count: how many the release has.
+        allow_shared_hosts: say so in the log, instead of refusing servers that share an address.
+
+    Raises:
+        ConfigError: not exactly `count` servers, an endpoint or address that stands for two of them, or an unreadable
+            TLS file.
     """
     if isinstance(servers, (str, Server)):
         raise ConfigError(
@@ -104,21 +150,29 @@ def check_servers(servers: Sequence[Server | str], count: int) -> tuple[Server, 
             f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
         )
     refuse_repeated([endpoint for server in checked for endpoint in server.endpoints])
+    shared = shared_address([[split_endpoint(endpoint)[0] for endpoint in server.endpoints] for server in checked])
+    if shared is not None:
+        problem = "servers {} and {} are both at {}, where one host sees the shares of both".format(*shared)
+        if not allow_shared_hosts:
+            raise ConfigError(
+                f"{problem}: name hosts of different parties, or, to develop, pass allow_shared_hosts=True"
+            )
+        _log.warning("%s: this is for development, and not private", problem)
     for server in checked:
         if server.tls is not None:
             server.tls.read()
     return checked
 
 
-def check_timeout(timeout: object) -> float:
-    """A timeout in seconds.
+def check_timeout(timeout: object, name: str = "timeout") -> float:
+    """A timeout, or another time of that name, in seconds.
 
     Raises:
         ConfigError: it is not a number above zero and within an hour.
     """
     seconds = float(timeout) if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) else 0.0
     if not 0 < seconds <= MAX_TIMEOUT_S:  # NaN compares false
-        raise ConfigError(f"timeout={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}")
+        raise ConfigError(f"{name}={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}")
     return seconds
 
 
@@ -133,6 +187,30 @@ def check_min_answers(min_answers: int | None, count: int) -> int:
     if type(min_answers) is not int or not 1 <= min_answers <= count:
         raise ConfigError(f"min_answers={min_answers!r} is not a whole number from 1 to {count}, the number of servers")
     return min_answers
+
+
+def check_wait(wait: object) -> Wait:
+    """When a call ends.
+
+    Raises:
+        ConfigError: it is neither "all" nor "quorum".
+    """
+    if wait not in {"all", "quorum"}:
+        raise ConfigError(f"wait={wait!r} is neither 'all' nor 'quorum'")
+    return cast("Wait", wait)
+
+
+def check_retries(retries: object) -> Retries:
+    """The policy, the default one when None.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if retries is None:
+        return Retries()
+    if not isinstance(retries, Retries):
+        raise ConfigError(f"retries is a {type(retries).__name__}: pass Retries(attempts=…, hedge_after=…)")
+    return retries
 
 
 def split_endpoint(endpoint: object) -> tuple[str, int]:
@@ -172,6 +250,54 @@ def refuse_repeated(endpoints: Sequence[str]) -> None:
                 "the share of a second one; correct the list of servers"
             )
         seen[key] = endpoint
+
+
+def shared_address(hosts: Sequence[Sequence[str]]) -> tuple[int, int, str] | None:
+    """Two servers with one address, and that address.
+
+    Names are looked up, those that the network knows within `RESOLVE_LIMIT_S`. This machine does not count: servers on
+    loopback are a test, or proxies to somewhere else.
+
+    Args:
+        hosts: those of every server.
+    """
+    found = _look_up({host for own in hosts for host in own if not is_loopback(host)})
+    owners: dict[str, int] = {}
+    for server, own in enumerate(hosts):
+        for host in own:
+            for address in found.get(host, ()):
+                if owners.setdefault(address, server) != server:
+                    return owners[address], server, address
+    return None
+
+
+def _look_up(hosts: set[str]) -> dict[str, set[str]]:
+    """Every host's name and addresses, in one spelling each; loopback ones are left out."""
+    found = {host: {_canonical(host)} for host in hosts}
+
+    def ask(host: str) -> None:
+        try:
+            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return  # it cannot be reached now; the call will say so
+        found[host] = found[host] | {_canonical(str(row[4][0])) for row in answers if not is_loopback(str(row[4][0]))}
+
+    # Daemons, since a name server that is silent must hold up neither the client nor the end of the process.
+    threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in hosts if not _is_address(host)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + RESOLVE_LIMIT_S
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return dict(found)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _canonical(host: str) -> str:

@@ -4,11 +4,28 @@
 DEFAULT_TIMEOUT_S = 5.0
 #: A longer timeout is taken for a mistake in the unit.
 MAX_TIMEOUT_S = 3600.0
-#: gRPC ends its calls at the deadline by itself; if it ever does not, the SDK gives up this much later.
-TRANSPORT_GRACE_S = 1.0
+#: Longest that a client's start waits for the names of servers to be looked up.
+RESOLVE_LIMIT_S = 2.0
 #: A lost connection is tried again after the first wait, which doubles up to the second.
 RECONNECT_FIRST_S = 0.1
-RECONNECT_MAX_S = 5.0
+RECONNECT_MAX_S = 2.0
+
+#: How often one share is sent to its server at most: at first, again after an error, or as a hedge.
+DEFAULT_ATTEMPTS = 3
+MAX_ATTEMPTS = 10
+#: A replica that failed is tried again after the first wait, which doubles up to the second, give or take the jitter.
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 1.0
+BACKOFF_JITTER = 0.25
+#: Hedges for each call, in the long run, and how many may come in one burst.
+DEFAULT_HEDGE_BUDGET = 0.1
+HEDGE_BURST = 5
+#: A replica that failed so often in a row is left alone for the first pause, which doubles up to the second.
+BREAKER_FAILURES = 5
+BREAKER_FIRST_S = 1.0
+BREAKER_MAX_S = 30.0
+#: When a call cannot succeed any more, what is on its way gets this long to say why, so that every cause is named.
+FAIL_GRACE_S = 0.1
 
 #: Images with more pixels are refused before they are decoded (a 64-megapixel photo takes 192 MB as RGB).
 MAX_PIXELS = 64_000_000

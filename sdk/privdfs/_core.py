@@ -1,18 +1,18 @@
 """The part of a call that does no input or output: plan, check, fuse. Both clients drive it.
 
-A call goes: decode the images -> for each chunk of at most `max_batch`: encode -> check the servers not checked yet ->
-send every share to its server -> fuse. One `Deadline`, set at the start, covers all of it.
+A call goes: decode the images -> for each chunk of at most `max_batch`: encode -> bring every share to its server and
+the answers back (`_exchange.py`) -> fuse. One `Deadline`, set at the start, covers all of it.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._bundle import Bundle
-from privdfs._config import check_min_answers, check_timeout
+from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
 from privdfs._errors import DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
@@ -60,12 +60,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one share: logits float32 [batch, classes], or why there are none."""
+    """What became of one share: logits float32 [batch, classes], or why there are none.
+
+    `ready` says of a server without either that it passed the check, and was sent nothing since others did not.
+    """
 
     server: int
     ms: float
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     error: ServerError | None = None
+    ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,34 +97,75 @@ class Settings:
     bundle: Bundle
     timeout: float
     min_answers: int
-    partition: int | None = None
+    wait: Wait
+    retries: Retries
+    partition: int | None
 
     @classmethod
     def check(
-        cls, bundle: Bundle, timeout: float, min_answers: int | None, key: UserKey | bytes | None = None
+        cls,
+        bundle: Bundle,
+        *,
+        timeout: float,
+        min_answers: int | None,
+        wait: str,
+        retries: Retries | None,
+        key: UserKey | bytes | None,
     ) -> "Settings":
         """Settings from a client's arguments.
 
         Raises:
             ConfigError: one of them makes no sense.
         """
-        partition = bundle.partition(key)
-        return cls(bundle, check_timeout(timeout), check_min_answers(min_answers, bundle.n_servers), partition)
+        return cls(
+            bundle,
+            check_timeout(timeout),
+            check_min_answers(min_answers, bundle.n_servers),
+            check_wait(wait),
+            check_retries(retries),
+            bundle.partition(key),
+        )
+
+    def change(
+        self, *, timeout: float | None, min_answers: int | None, wait: str | None, retries: Retries | None
+    ) -> "Settings":
+        """Other settings for some calls; None leaves what there is.
+
+        Raises:
+            ConfigError: one of them makes no sense.
+        """
+        return replace(
+            self,
+            timeout=self.timeout if timeout is None else check_timeout(timeout),
+            min_answers=self.min_answers
+            if min_answers is None
+            else check_min_answers(min_answers, self.bundle.n_servers),
+            wait=self.wait if wait is None else check_wait(wait),
+            retries=self.retries if retries is None else check_retries(retries),
+        )
 
     def begin(self, timeout: float | None) -> "Call":
         """Start the clock of a call; `timeout` None means the client's."""
-        seconds = self.timeout if timeout is None else check_timeout(timeout)
-        return Call(self.bundle, self.min_answers, seconds, self.partition)
+        return Call(self if timeout is None else replace(self, timeout=check_timeout(timeout)))
 
 
 class Call:
     """One call of a client, from images to results."""
 
-    def __init__(self, bundle: Bundle, min_answers: int, timeout: float, partition: int | None) -> None:
-        self.deadline = Deadline(timeout)
-        self._partition = partition
-        self._bundle = bundle
-        self._min_answers = min_answers
+    def __init__(self, settings: Settings) -> None:
+        self.deadline = Deadline(settings.timeout)
+        self.min_answers = settings.min_answers
+        self.wait = settings.wait
+        self.retries = settings.retries
+        self._partition = settings.partition
+        self._bundle = settings.bundle
+
+    def warm_up(self) -> None:
+        """Run both graphs once: ONNX Runtime allocates at the first run."""
+        spec, n_servers = self._bundle.manifest.image, self._bundle.n_servers
+        self.shares(Decoded(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8), 0.0))
+        logits = np.zeros((1, n_servers, len(self._bundle.classes)), np.float32)
+        self._bundle.fuse(logits, np.ones((1, n_servers), np.bool_))
 
     def decode_one(self, image: ImageLike) -> Decoded:
         """One image to a batch of one."""
@@ -165,15 +210,6 @@ class Call:
             encode_ms=encode_ms,
         )
 
-    def refuse_few(self, failed: Sequence[Outcome]) -> None:
-        """End the call before anybody is sent a share, when too few servers have passed the check.
-
-        Raises:
-            NotEnoughAnswersError: fewer than `min_answers` are left.
-        """
-        causes = _causes(failed)
-        self._require([i for i in range(self._bundle.n_servers) if i not in causes], causes)
-
     def finish(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
         """Fuse the answers of a chunk: one outcome for every server.
 
@@ -188,7 +224,8 @@ class Call:
                 logits[:, outcome.server] = outcome.logits
                 servers_ms[outcome.server] = outcome.ms
         answered = tuple(ms is not None for ms in servers_ms)
-        self._require([i for i in range(n_servers) if answered[i]], _causes(outcomes))
+        if sum(answered) < self.min_answers:
+            raise self._too_few(outcomes)
         started = time.perf_counter()
         probabilities = self._bundle.fuse(logits, np.tile(np.array(answered, dtype=np.bool_), (chunk.size, 1)))
         timings = Timings(
@@ -201,22 +238,18 @@ class Call:
         bytes_up = tuple(share.bytes_up for share in chunk.shares)
         return [_result(row, classes, answered, timings, bytes_up) for row in probabilities]
 
-    def _require(self, usable: Sequence[int], causes: Mapping[int, ServerError]) -> None:
-        if len(usable) >= self._min_answers:
-            return
+    def _too_few(self, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
+        causes = {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}
+        usable = tuple(outcome.server for outcome in outcomes if outcome.logits is not None or outcome.ready)
         listed = "; ".join(f"server {i}: {causes[i].message}" for i in sorted(causes))
-        hint = "" if self._min_answers == 1 else ", or lower `min_answers` if a less certain answer will do"
-        raise NotEnoughAnswersError(
-            f"{len(usable)} of {self._bundle.n_servers} servers gave a usable answer, {self._min_answers} are needed "
+        hint = "" if self.min_answers == 1 else ", or lower `min_answers` if a less certain answer will do"
+        return NotEnoughAnswersError(
+            f"{len(usable)} of {self._bundle.n_servers} servers gave a usable answer, {self.min_answers} are needed "
             f"({listed}): mend these servers{hint}",
             causes,
-            tuple(usable),
-            self._min_answers,
+            usable,
+            self.min_answers,
         )
-
-
-def _causes(outcomes: Sequence[Outcome]) -> dict[int, ServerError]:
-    return {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}
 
 
 def _result(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._errors import ConfigError
+from privdfs._errors import ConfigError, ServerError
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,28 @@ class Timings:
     servers_ms: tuple[float | None, ...]
     fusion_ms: float
     total_ms: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """How one replica of a server does.
+
+    Attributes:
+        server: index of the server.
+        endpoint: of the replica.
+        ms: what the question took, connecting included.
+        error: what is wrong with it; None when it serves this server of this release.
+    """
+
+    server: int
+    endpoint: str
+    ms: float
+    error: ServerError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the replica can be used."""
+        return self.error is None
 
 
 @dataclass(frozen=True, eq=False)

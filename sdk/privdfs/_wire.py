@@ -3,8 +3,8 @@
 Guarantees:
 
 - A request to server i holds the share of server i only: int8 [batch, K_i], raw bytes, and in a keyed release the index
-  of the partition, int32 [batch, 1]; nothing else, and no key. Its length depends on the batch and the release, never
-  on the content. `Link.ask_branch` refuses another server's share.
+  of the partition, int32 [batch, 1], and the timeout of the call; nothing else, and no key. Its length depends on the
+  batch, the release and that timeout, never on the content. `Link.ask_branch` refuses what is another server's.
 - No share is sent on a channel before the endpoint behind it has said that it serves this server of this release.
 - An answer is float32 [batch, classes], finite and of sane size, or it is an `AnswerError`.
 - Errors carry gRPC's status code, never its text: a server can write there what it likes, shares included.
@@ -12,15 +12,22 @@ Guarantees:
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._config import Server, is_loopback, split_endpoint
-from privdfs._constants import MAX_ABS_LOGIT, MAX_ANSWER_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S
-from privdfs._core import Call, Chunk, Outcome, Share
+from privdfs._constants import (
+    BREAKER_FAILURES,
+    BREAKER_MAX_S,
+    MAX_ABS_LOGIT,
+    MAX_ANSWER_BYTES,
+    RECONNECT_FIRST_S,
+    RECONNECT_MAX_S,
+)
+from privdfs._core import Share
 from privdfs._errors import (
     AnswerError,
     ServerError,
@@ -30,18 +37,21 @@ from privdfs._errors import (
 )
 from privdfs._manifest import ClientManifest, key_spec
 from privdfs._onnx import PARTITION, partition_feed
+from privdfs._routing import Replicas
 
 #: Neither grpcio nor tritonclient has types; their objects do not leave this module and the two drivers.
 Message: TypeAlias = Any
 Channel: TypeAlias = Any
-#: A remote call that has not been started: the stub's method and its request.
-Ask: TypeAlias = tuple[Any, Message]
 
 MODEL = "branch"
 SHARE = "share"
 LOGITS = "logits"
 RELEASE_PARAMETER = "privdfs_release"
 SERVER_PARAMETER = "privdfs_server"
+
+#: Status codes after which the same replica may do better the next time. An inference changes nothing on the server,
+#: and the same share tells it nothing new, so asking again is always safe; after other codes it would be of no use.
+_PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
 
 _ADVICE = "the server is faulty or not to be trusted; tell its operator"
 
@@ -67,6 +77,17 @@ def branches(manifest: ClientManifest) -> list[Branch]:
     ]
 
 
+@dataclass(eq=False)
+class Ask:
+    """A remote call that has not been started; the driver cancels one that is no longer `wanted`."""
+
+    method: Any
+    request: Message = field(repr=False)
+    timeout: float
+    metadata: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
+    wanted: bool = True
+
+
 @dataclass(frozen=True, repr=False)
 class Reply:
     """How a remote call ended: its message, or the name of a gRPC status code."""
@@ -76,13 +97,22 @@ class Reply:
     ms: float
 
 
-class Replica:
-    """One endpoint of a server: its channel and stub, and whether it has passed the release check."""
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed, and whether the same replica may do better the next time."""
 
-    def __init__(self, endpoint: str, channel: Channel) -> None:
+    error: ServerError
+    again: bool
+
+
+class Line:
+    """A connection to one endpoint of a server: channel and stub, and whether it has passed the release check."""
+
+    def __init__(self, server: int, endpoint: str, channel: Channel) -> None:
         from tritonclient.grpc import service_pb2_grpc  # pyright: ignore[reportMissingTypeStubs]
 
         stubs: Any = service_pb2_grpc
+        self.server = server
         self.endpoint = endpoint
         self.channel = channel
         self.checked = False
@@ -94,17 +124,18 @@ class Replica:
 class Link:
     """One server as the client sees it: its replicas, and the messages that only it may be sent.
 
-    Calls go to one replica until it fails; the next call then goes to the next replica. A replica that failed is
-    checked again before it is sent another share, since another release may have been started in its place.
+    A replica that failed is checked again before it is sent another share, since another release may have been started
+    in its place.
     """
 
-    def __init__(self, branch: Branch, replicas: list[Replica]) -> None:
+    def __init__(self, branch: Branch, lines: Sequence[Line]) -> None:
         from tritonclient.grpc import service_pb2  # pyright: ignore[reportMissingTypeStubs]
 
         self._messages: Any = service_pb2
         self._branch = branch
-        self._replicas = replicas
-        self._current = 0
+        self.replicas = Replicas(lines)
+        if self.replicas.server != branch.server:
+            raise RuntimeError(f"endpoints of server {self.replicas.server} were about to be taken for {branch.server}")
         self._template = self._messages.ModelInferRequest(model_name=MODEL)
         self._template.inputs.add(name=SHARE, datatype="INT8")
         if branch.keyed:
@@ -117,72 +148,87 @@ class Link:
         return self._branch.server
 
     @property
-    def replica(self) -> Replica:
-        """The replica that the next call goes to."""
-        return self._replicas[self._current]
-
-    @property
     def channels(self) -> list[Channel]:
         """All channels, to be closed."""
-        return [replica.channel for replica in self._replicas]
+        return [line.channel for line in self.replicas.open_lines]
 
-    def ask_config(self, replica: Replica) -> Ask:
+    def ask_config(self, line: Line, remaining: float) -> Ask:
         """Ask an endpoint what it serves."""
-        return replica.model_config, self._messages.ModelConfigRequest(name=MODEL)
+        return Ask(line.model_config, self._messages.ModelConfigRequest(name=MODEL), remaining)
 
-    def ask_branch(self, replica: Replica, share: Share) -> Ask:
+    def ask_branch(self, line: Line, share: Share, remaining: float, timeout: float) -> Ask:
         """Ask an endpoint for the logits of this server's share.
 
+        Args:
+            line: to one of this server's replicas, which has passed the check.
+            share: of this server.
+            remaining: seconds after which gRPC gives up.
+            timeout: of the whole call, after which Triton may drop the request from its queue. Not the remaining time:
+                that would change the length of the message.
+
         Raises:
-            RuntimeError: the share is another server's. No input leads here; it would be a fault of this package.
+            RuntimeError: the share or the replica is another server's, or the replica has not passed the check. No
+                input leads here; it would be a fault of this package.
         """
         batch, length = share.values.shape
-        if share.server != self.server or length != self._branch.share_length or share.values.dtype != np.int8:
-            raise RuntimeError(f"a share of server {share.server} was about to be sent to server {self.server}")
+        fits = length == self._branch.share_length and share.values.dtype == np.int8
+        if not share.server == line.server == self.server or not fits:
+            raise RuntimeError(f"a share of server {share.server} was about to be sent to server {line.server}")
+        if not line.checked:
+            raise RuntimeError("a share was about to be sent to an endpoint that has not passed the check")
         if self._branch.keyed != (share.partition is not None):
             raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
         request = self._messages.ModelInferRequest()
         request.CopyFrom(self._template)
+        request.parameters["timeout"].int64_param = round(timeout * 1e6)
         request.inputs[0].shape.extend((batch, length))
         request.raw_input_contents.append(share.values.tobytes())
         for feed in partition_feed(share.partition, batch).values():
             request.inputs[1].shape.extend(feed.shape)
             request.raw_input_contents.append(feed.astype("<i4").tobytes())
-        return replica.model_infer, request
+        return Ask(line.model_infer, request, remaining)
 
-    def read_config(self, replica: Replica, reply: Reply) -> ServerError | None:
+    def read_config(self, line: Line, reply: Reply) -> Failure | None:
         """Judge an endpoint by the configuration it serves; None when shares may be sent to it."""
+        failure = None
         if reply.message is None:
-            error = self._failure(replica, reply.status)
+            failure = self._failure(line, reply.status)
         else:
-            error = _judge_config(self._branch, replica.endpoint, reply.message.config)
-        if error is None:
-            replica.checked = True
-        else:
-            self._failed(replica)
-        return error
+            error = _judge_config(self._branch, line.endpoint, reply.message.config)
+            failure = None if error is None else Failure(error, again=False)
+        line.checked = failure is None
+        return failure
 
-    def read_answer(self, replica: Replica, batch: int, reply: Reply) -> Outcome:
-        """Judge an answer to `batch` shares."""
+    def read_answer(self, line: Line, batch: int, reply: Reply) -> "npt.NDArray[np.float32] | Failure":
+        """Judge an answer to `batch` shares: its logits, or why there are none."""
         if reply.message is None:
-            error = self._failure(replica, reply.status)
+            failure = self._failure(line, reply.status)
         else:
             try:
-                logits = _parse_answer(self._branch, batch, reply.message)
+                return _parse_answer(self._branch, batch, reply.message)
             except AnswerError as problem:
-                error = problem
-            else:
-                return Outcome(self.server, reply.ms, logits=logits)
-        self._failed(replica)
-        return Outcome(self.server, reply.ms, error=error)
+                failure = Failure(problem, again=False)
+        line.checked = False
+        return failure
 
-    def _failed(self, replica: Replica) -> None:
-        replica.checked = False
-        if replica is self.replica:
-            self._current = (self._current + 1) % len(self._replicas)
+    def too_late(self, line: Line) -> ServerError:
+        """The error of an endpoint that had not answered at the deadline, which will have to pass the check again."""
+        line.checked = False
+        return self._failure(line, "DEADLINE_EXCEEDED").error
 
-    def _failure(self, replica: Replica, status: str) -> ServerError:
-        where = replica.endpoint
+    def all_paused(self) -> ServerError:
+        """The error of a server whose replicas are all left alone."""
+        where = ", ".join(line.endpoint for line in self.replicas.lines)
+        return ServerUnavailableError(
+            f"{where} failed {BREAKER_FAILURES} times in a row and is left alone for up to {BREAKER_MAX_S:.0f} s: "
+            "see the server's log",
+            self.server,
+        )
+
+    def _failure(self, line: Line, status: str) -> Failure:
+        return Failure(self._error(line.endpoint, status), again=status in _PASSING)
+
+    def _error(self, where: str, status: str) -> ServerError:
         if status == "DEADLINE_EXCEEDED":
             return ServerTimeoutError(
                 f"{where} did not answer in time: raise `timeout`, or look at the server's load", self.server
@@ -209,61 +255,19 @@ class Link:
         return ServerUnavailableError(f"{where} refused the request ({status}): see the server's log", self.server)
 
 
-class Exchange:
-    """The trip of one chunk to all servers and back, without the input and output: first checks, then shares.
-
-    The replicas are chosen once: the endpoint that passes the check is the one that is sent the share.
-    """
-
-    def __init__(self, links: Sequence[Link], call: Call, chunk: Chunk) -> None:
-        self._routes = [(link, link.replica) for link in links]
-        self._unchecked = [(link, replica) for link, replica in self._routes if not replica.checked]
-        self._outcomes: list[Outcome] = []
-        self._call = call
-        self._chunk = chunk
-
-    def checks(self) -> list[Ask]:
-        """What to ask the endpoints that have not passed the release check yet."""
-        return [link.ask_config(replica) for link, replica in self._unchecked]
-
-    def take_checks(self, replies: Sequence[Reply]) -> None:
-        """Judge what they say; those that fail are sent nothing.
-
-        Raises:
-            NotEnoughAnswersError: too few servers are left, so that nobody is sent a share.
-        """
-        for (link, replica), reply in zip(self._unchecked, replies, strict=True):
-            error = link.read_config(replica, reply)
-            if error is not None:
-                self._outcomes.append(Outcome(link.server, reply.ms, error=error))
-        self._call.refuse_few(self._outcomes)
-        failed = {outcome.server for outcome in self._outcomes}
-        self._routes = [(link, replica) for link, replica in self._routes if link.server not in failed]
-
-    def shares(self) -> list[Ask]:
-        """Every share to its own server."""
-        return [link.ask_branch(replica, self._chunk.shares[link.server]) for link, replica in self._routes]
-
-    def take_answers(self, replies: Sequence[Reply]) -> list[Outcome]:
-        """Judge the answers; one outcome for every server, those that failed the check included."""
-        for (link, replica), reply in zip(self._routes, replies, strict=True):
-            self._outcomes.append(link.read_answer(replica, self._chunk.size, reply))
-        return self._outcomes
-
-
 def load_libraries() -> None:
     """Import what the first call would otherwise have to wait for."""
     for name in ("grpc.aio", "tritonclient.grpc.service_pb2_grpc"):
         importlib.import_module(name)
 
 
-def open_replicas(server: Server, *, asynchronous: bool) -> list[Replica]:
+def open_lines(index: int, server: Server, *, asynchronous: bool) -> list[Line]:
     """Open a channel to every replica of a server; nothing is sent yet.
 
     Raises:
         ConfigError: a TLS file cannot be read.
     """
-    return [Replica(endpoint, _open_channel(endpoint, server, asynchronous)) for endpoint in server.endpoints]
+    return [Line(index, endpoint, _open_channel(endpoint, server, asynchronous)) for endpoint in server.endpoints]
 
 
 def _open_channel(endpoint: str, server: Server, asynchronous: bool) -> Channel:  # noqa: FBT001 - private
@@ -285,11 +289,6 @@ def _open_channel(endpoint: str, server: Server, asynchronous: bool) -> Channel:
     ca, cert, key = server.tls.read()
     credentials: Any = grpc.ssl_channel_credentials(ca, key, cert)
     return factory.secure_channel(endpoint, credentials, options=options)
-
-
-def late(ms: float) -> Reply:
-    """The reply of a call that did not end by itself."""
-    return Reply(None, "DEADLINE_EXCEEDED", ms)
 
 
 def _judge_config(branch: Branch, where: str, config: Message) -> ServerError | None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from privdfs import AsyncClient, Client, Result
+from privdfs import AsyncClient, Client, Health, Result
 
 T = TypeVar("T")
 
@@ -33,6 +33,18 @@ class AsyncDriver:
     def encode(self, image: Any) -> list[np.ndarray]:
         return self._wait(self.client.encode(image))
 
+    def health(self, *, timeout: float | None = None) -> list[Health]:
+        return self._wait(self.client.health(timeout=timeout))
+
+    def warmup(self) -> list[Health]:
+        return self._wait(self.client.warmup())
+
+    def with_options(self, **options: Any) -> "AsyncDriver":
+        """A driver on the same loop; only the first is to be stopped."""
+        copy = object.__new__(AsyncDriver)
+        copy.client, copy._loop, copy._thread = self.client.with_options(**options), self._loop, self._thread
+        return copy
+
     def close(self) -> None:
         self._wait(self.client.close())
 
@@ -54,7 +66,12 @@ class SyncDriver:
         self.predict = client.predict
         self.predict_batch = client.predict_batch
         self.encode = client.encode
+        self.health = client.health
+        self.warmup = client.warmup
         self.close = client.close
+
+    def with_options(self, **options: Any) -> "SyncDriver":
+        return SyncDriver(self.client.with_options(**options))
 
     def stop(self) -> None:
         self.client.close()

@@ -37,6 +37,7 @@ from privdfs import (
     ServerUnavailableError,
 )
 from privdfs._core import Share
+from privdfs._routing import Replicas
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
 
@@ -413,17 +414,24 @@ def test_the_next_replica_of_the_same_server_takes_over(
     dead_port: str,
 ) -> None:
     client = connect(release / "client", [Server([dead_port, endpoints[0]]), *endpoints[1:]], min_answers=2)
-    assert client.predict(images[0]).answered == (False, True, True)
-    expected = client.encode(images[1])
-    assert client.predict(images[1]).answered == (True, True, True)
-    assert [received.tobytes() for received in fakes[0].received] == [expected[0].tobytes()]
+    for image in images[:2]:
+        assert client.predict(image).answered == (True, True, True)
+    expected = [client.encode(image)[0].tobytes() for image in images[:2]]
+    assert [received.tobytes() for received in fakes[0].received] == expected
 
 
 def test_a_share_cannot_be_put_into_another_servers_request(release: Path, endpoints: list[str]) -> None:
     with Client(release / "client", endpoints) as client:
         links = client._transport._links  # pyright: ignore[reportAttributeAccessIssue]
+        own, other = links[0].replicas.lines[0], links[1].replicas.lines[0]
         with pytest.raises(RuntimeError, match="server 1 was about to be sent to server 0"):
-            links[0].ask_branch(links[0].replica, Share(1, np.zeros((1, 5), np.int8)))
+            links[0].ask_branch(own, Share(1, np.zeros((1, 5), np.int8)), 1, 1)
+        with pytest.raises(RuntimeError, match="server 0 was about to be sent to server 1"):
+            links[0].ask_branch(other, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
+        with pytest.raises(RuntimeError, match="has not passed the check"):
+            links[0].ask_branch(own, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
+        with pytest.raises(RuntimeError, match="treated as one"):
+            Replicas([own, other])
 
 
 # -------------------------------------------------------------------------------------------------------- the deadline

@@ -11,9 +11,9 @@ SDK = Path(privdfs.__file__).parent
 
 PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
-    "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "ImageError",
-    "NotEnoughAnswersError", "Result", "SelfTest", "SelfTestError", "Server", "ServerError", "ServerMismatchError",
-    "ServerTimeoutError", "ServerUnavailableError", "Timings", "UserKey", "__version__",
+    "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "Health", "ImageError",
+    "NotEnoughAnswersError", "Result", "Retries", "SelfTest", "SelfTestError", "Server", "ServerError",
+    "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "UserKey", "__version__",
 }  # fmt: skip
 
 ALLOWED = {

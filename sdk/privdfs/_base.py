@@ -1,0 +1,133 @@
+"""What the two clients have in common: arguments, settings, and who owns the connections."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from privdfs._bundle import Bundle
+from privdfs._config import Retries, Server, Wait, check_servers
+from privdfs._constants import DEFAULT_TIMEOUT_S
+from privdfs._core import Call, Settings
+from privdfs._errors import ConfigError
+from privdfs._keys import UserKey
+from privdfs._local import LocalServers, open_client
+from privdfs._manifest import ClientManifest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CLOSED = "the client is closed: make a new one, and close it when the last call has ended"
+
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """What a client shares with the copies that `with_options` makes of it."""
+
+    def __init__(self, transport: T) -> None:
+        self.transport = transport
+        self.closed = False
+
+
+class BaseClient(Generic[T]):
+    """Base of `Client` and `AsyncClient`, where the arguments are described."""
+
+    def __init__(
+        self,
+        bundle: str | PathLike[str] | Bundle,
+        servers: Sequence[Server | str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        min_answers: int | None = None,
+        wait: Wait = "all",
+        retries: Retries | None = None,
+        key: UserKey | bytes | None = None,
+        allow_shared_hosts: bool = False,
+    ) -> None:
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        checked = check_servers(servers, opened.n_servers, allow_shared_hosts=allow_shared_hosts)
+        settings = Settings.check(opened, timeout=timeout, min_answers=min_answers, wait=wait, retries=retries, key=key)
+        self._begin(settings, Shared(self._connect(opened.manifest, checked)), owner=True)
+
+    @classmethod
+    def local(
+        cls,
+        release_dir: str | PathLike[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        min_answers: int | None = None,
+        key: UserKey | bytes | None = None,
+    ) -> "Self":
+        """Make a client that runs the branches of a whole release folder in this process.
+
+        For development and tests only: one process holds all shares, so nothing is private.
+
+        Raises:
+            ConfigError: the timeout, `min_answers` or the key makes no sense.
+            BundleError: a folder of the release is missing, changed, or does not fit the others.
+        """
+        bundle = open_client(release_dir)
+        settings = Settings.check(bundle, timeout=timeout, min_answers=min_answers, wait="all", retries=None, key=key)
+        client = cls.__new__(cls)
+        client._begin(settings, Shared(cls._wrap(LocalServers(release_dir, bundle.manifest))), owner=True)  # noqa: SLF001
+        return client
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        min_answers: int | None = None,
+        wait: Wait | None = None,
+        retries: Retries | None = None,
+    ) -> "Self":
+        """Make a copy with other settings for some calls, for example `client.with_options(timeout=2).predict(image)`.
+
+        The copy uses the connections of this client and is closed with it; closing the copy leaves them open.
+
+        Raises:
+            ConfigError: a setting makes no sense.
+        """
+        settings = self._settings.change(timeout=timeout, min_answers=min_answers, wait=wait, retries=retries)
+        copy = type(self).__new__(type(self))
+        copy._begin(settings, self._shared, owner=False)  # noqa: SLF001 - its own class
+        return copy
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(release={self.bundle.release!r}, servers={self.bundle.n_servers})"
+
+    @property
+    def bundle(self) -> Bundle:
+        """The client's part of the release."""
+        return self._settings.bundle
+
+    @classmethod
+    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> T:
+        """The transport to real servers."""
+        raise NotImplementedError
+
+    @classmethod
+    def _wrap(cls, servers: LocalServers) -> T:
+        """The transport to branches in this process."""
+        raise NotImplementedError
+
+    def _begin(self, settings: Settings, shared: Shared[T], *, owner: bool) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._owner = owner
+        self._closed = False
+
+    @property
+    def _transport(self) -> T:
+        return self._shared.transport
+
+    def _close(self) -> bool:
+        """Refuse further calls; whether the connections are to be closed now."""
+        self._closed = True
+        last = self._owner and not self._shared.closed
+        self._shared.closed |= self._owner
+        return last
+
+    def _call(self, timeout: float | None) -> Call:
+        if self._closed or self._shared.closed:
+            raise ConfigError(CLOSED)
+        return self._settings.begin(timeout)
