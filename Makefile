@@ -48,7 +48,7 @@ $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(TRITON_VENV)
-	$(TRITON_VENV)/bin/pip install $(PIP_OPTIONS) --constraint constraints-triton.txt numpy onnxruntime
+	$(TRITON_VENV)/bin/pip install $(PIP_OPTIONS) --constraint constraints-triton.txt numpy onnxruntime pillow
 	$(TRITON_VENV)/bin/pip install $(PIP_OPTIONS) --constraint constraints-triton.txt --no-deps nvidia-pytriton
 	scripts/make-triton-env.sh $(TRITON_VENV)
 	@touch $@

@@ -42,6 +42,12 @@ def percentile_interval(
     )
 
 
+def samples_needed(fraction: float, confidence: float = CONFIDENCE) -> int:
+    """How many samples bound a percentile on both sides; with fewer, `percentile_interval` leaves an end open."""
+    tail = (1 - confidence) / 2
+    return math.ceil(math.log(tail) / math.log(max(fraction, 1 - fraction)))
+
+
 def _binomial_cdf(trials: int, chance: float) -> list[float]:
     """P(X <= k) for k = 0..trials."""
     total, cumulative = 0.0, []

@@ -60,10 +60,13 @@ def _linear(entry: Mapping[str, Any]) -> str:
 
 def latency_table(results: Mapping[str, Any]) -> str:
     """Markdown table of latency.json."""
-    rows = ["| system | p50 | p90 | p99 | bytes up |", "| --- | --- | --- | --- | --- |"]
+    rows = [
+        "| system | p50 | p90 | p99 | p99.9 | processor time of the device | bytes up |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, system in results["systems"].items():
-        percentiles = " | ".join(f"{system[key]:.2f} ms" for key in ("p50_ms", "p90_ms", "p99_ms"))
-        rows.append(f"| {name} | {percentiles} | {system['bytes_up']} |")
+        times = " | ".join(_ms(system.get(f"{key}_ms")) for key in ("p50", "p90", "p99", "p99.9", "cpu"))
+        rows.append(f"| {name} | {times} | {system['bytes_up']:,} |")
     made_by = results["made_by"]
     samples = next(iter(results["systems"].values()))["samples"]
     return (
@@ -71,6 +74,10 @@ def latency_table(results: Mapping[str, Any]) -> str:
         f"({made_by['machine']['processor']}), release {results['release']}. `{made_by['command']}`, commit "
         f"{made_by['commit'][:10]}, {made_by['date']}. Machines like this one are noisy: compare within the table."
     )
+
+
+def _ms(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} ms"
 
 
 def privacy_table(results: Mapping[str, Any]) -> str:

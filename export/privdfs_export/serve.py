@@ -6,7 +6,7 @@ Each server of the release gets a tritonserver process of its own, as if it belo
   lies in the folder is never looked at, and nothing is ever written there.
 - It listens on 127.0.0.1 only, speaks gRPC only, loads nothing but what it started with, completes no configuration,
   keeps no cache and no trace. The calls that clients do not need (shared memory, model repository, statistics, trace,
-  logging) ask for a secret that nobody is told.
+  logging) ask for a secret that only the program that started the servers knows.
 - It ends with the process that asked for it, however that process ends.
 """
 
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from privdfs._errors import BundleIntegrityError, Error
@@ -49,6 +49,9 @@ _ENVIRONMENT_NAME = ".venv-triton"
 _PORT_TAKEN = re.compile(r"(already in use|Address already in use|Failed to bind)", re.IGNORECASE)
 #: What clients need stays open: health, metadata, model configuration (it names the release), inference.
 _RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
+_ADMIN = "privdfs-admin"
+#: The gRPC metadata that carries the secret of a server (`RunningServer.admin`), as Triton spells it.
+ADMIN_HEADER = f"triton-grpc-protocol-{_ADMIN}"
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,17 @@ class _Repository:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """One tritonserver: its repository's folder, where it listens, its log, its keeper, and the id it answers with."""
+    """One tritonserver: its repository's folder, where it listens, its log, its keeper, and the id it answers with.
+
+    `admin` is the secret that its restricted calls ask for.
+    """
 
     repository: Path
     endpoint: str
     log: Path
     keeper: "subprocess.Popen[bytes]"
     token: str
+    admin: str = field(repr=False)
 
 
 @contextmanager
@@ -90,9 +97,21 @@ def serve(
         TritonserverMissingError: there is no tritonserver.
         TritonserverFailedError: a server ended or did not get ready.
     """
-    checked = [_check(Path(path)) for path in repositories]
-    with _running(checked, tritonserver, log_dir) as servers:
+    with serve_measured(repositories, tritonserver=tritonserver, log_dir=log_dir) as servers:
         yield [server.endpoint for server in servers]
+
+
+@contextmanager
+def serve_measured(
+    repositories: Sequence[Path], *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+) -> Iterator[list[RunningServer]]:
+    """`serve`, for programs that also ask the servers for their statistics.
+
+    Yields:
+        The servers, with the secret that such calls ask for (`ADMIN_HEADER`), in the order of the repositories.
+    """
+    with _running([_check(Path(path)) for path in repositories], tritonserver, log_dir) as servers:
+        yield servers
 
 
 @contextmanager
@@ -191,22 +210,22 @@ def _start(program: Path, repository: _Repository, log: Path) -> RunningServer:
     except OSError as error:
         msg = f"cannot write a copy of {repository.path} and its log ({error}): make room, or set TMPDIR"
         raise ServeError(msg) from error
-    token = f"privdfs-{secrets.token_hex(8)}"
+    token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
     endpoint = f"127.0.0.1:{_free_port()}"
     keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
     with output:
         process = subprocess.Popen(
-            [*keeper, *_command(program, copy, endpoint, token)],
+            [*keeper, *_command(program, copy, endpoint, token, admin)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=copy,
         )
-    return RunningServer(repository.path, endpoint, log, process, token)
+    return RunningServer(repository.path, endpoint, log, process, token, admin)
 
 
-def _command(program: Path, repository: Path, endpoint: str, token: str) -> list[str]:
+def _command(program: Path, repository: Path, endpoint: str, token: str, admin: str) -> list[str]:
     """The hardened command line of one tritonserver."""
     address, port = endpoint.split(":")
     return [
@@ -226,7 +245,7 @@ def _command(program: Path, repository: Path, endpoint: str, token: str) -> list
         f"--grpc-address={address}",
         f"--grpc-port={port}",
         "--reuse-grpc-port=false",
-        f"--grpc-restricted-protocol={_RESTRICTED}:privdfs-admin={secrets.token_hex(16)}",
+        f"--grpc-restricted-protocol={_RESTRICTED}:{_ADMIN}={admin}",
         "--trace-config=level=OFF",
         "--log-verbose=0",
         f"--backend-config=python,shm-region-prefix-name={repository.name}",

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._percentiles import percentile, percentile_interval
+from bench._percentiles import percentile, percentile_interval, samples_needed
 
 
 def test_percentiles_are_samples_at_the_nearest_rank() -> None:
@@ -37,6 +37,13 @@ def test_a_side_that_too_few_samples_bound_is_open() -> None:
     assert percentile_interval(list(range(1, 101)), 0.99) == (97, None)
     assert percentile_interval([1.0, 2.0, 3.0], 0.5) == (None, None)
     assert percentile_interval(list(range(1, 101)), 0.01) == (None, 4)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.99, 0.999])
+def test_so_many_samples_bound_both_sides_and_one_less_does_not(fraction: float) -> None:
+    enough = samples_needed(fraction)
+    assert None not in percentile_interval(list(range(enough)), fraction)
+    assert None in percentile_interval(list(range(enough - 1)), fraction)
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.9, 0.99])

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from privdfs._errors import BundleIntegrityError
 from privdfs_export import serve as serve_module
 from privdfs_export.errors import TritonserverFailedError, TritonserverMissingError
-from privdfs_export.serve import find_tritonserver, serve, serve_release
+from privdfs_export.serve import ADMIN_HEADER, find_tritonserver, serve, serve_measured, serve_release
 from tests.e2e.processes import command, descendants, listening, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
 
@@ -175,6 +175,17 @@ def test_calls_that_clients_do_not_need_are_refused(endpoints: list[str], call: 
     with InferenceServerClient(endpoints[0]) as client, pytest.raises(InferenceServerException) as refused:
         getattr(client, call)(*arguments)
     assert "restricted" in str(refused.value)
+
+
+def test_whoever_started_a_server_can_read_its_statistics(release: Path) -> None:
+    with serve_measured([release / "server-0"]) as (server,), InferenceServerClient(server.endpoint) as client:
+        counts = []
+        for _ in range(2):
+            found = client.get_inference_statistics("branch", headers={ADMIN_HEADER: server.admin}, as_json=True)
+            counts.append(int((found or {})["model_stats"][0].get("inference_count", 0)))
+            infer(server.endpoint, "branch", "share", shares(1))
+    assert counts[1] == counts[0] + 1
+    assert server.admin not in repr(server)
 
 
 def test_servers_listen_on_one_loopback_port_and_nowhere_else(endpoints: list[str]) -> None:

@@ -1,0 +1,332 @@
+"""The systems that bench/latency.py compares: PrivDFS, the floor under it, and what a user would pick instead.
+
+Each takes one decoded image and ends with the index of a class. Everything on the device side computes in one thread.
+"""
+
+import asyncio
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+from _common import BenchError, user_key, verified_graph
+from _percentiles import percentile, percentile_interval
+from _serving import ServerTime, Split, server_time
+from numpy.typing import NDArray
+from PIL import Image
+
+from privdfs import AsyncClient, Bundle, Client, Result
+from privdfs._constants import ONNX_THREADS
+from privdfs._manifest import ENCODER_NAME, FUSION_NAME, bytes_up, read_verified
+from privdfs._onnx import partition_feed
+from privdfs_export.serve import RunningServer
+
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+TIMEOUT_S = 60.0
+BATCH = 16
+JPEG_QUALITY = 90
+FLOAT_BYTES = 4
+
+Pixels = NDArray[np.uint8]
+#: What runs on the device, by the name that a result file uses.
+Systems = Mapping[str, "System"]
+
+
+@dataclass
+class System:
+    """One of the systems compared.
+
+    Attributes:
+        what: in words.
+        bytes_up: bytes of one image's tensors, to each server; gRPC's own are not counted.
+        bytes_down: bytes of the answers for one image, from each server.
+        classify: uint8 [height, width, channels] to the index of a class.
+        images: that one call classifies.
+        first_ms: the very first call, in which connections are made.
+        samples: milliseconds of every call after the warm-up, in order.
+        cpu: milliseconds of processor time of this process in each of these calls, all its threads together.
+    """
+
+    what: str
+    bytes_up: Sequence[int]
+    bytes_down: Sequence[int]
+    classify: Callable[[Pixels], int]
+    images: int = 1
+    first_ms: float = 0.0
+    samples: list[float] = field(default_factory=list, repr=False)
+    cpu: list[float] = field(default_factory=list, repr=False)
+
+    def time(self, image: Pixels) -> tuple[float, float]:
+        """Milliseconds of one call, by the clock and of the processor."""
+        cpu, started = time.process_time(), time.perf_counter()
+        self.classify(image)
+        return (time.perf_counter() - started) * 1e3, (time.process_time() - cpu) * 1e3
+
+    def summary(self) -> dict[str, Any]:
+        """Percentiles with confidence intervals, and the raw samples."""
+        return {
+            "what": self.what,
+            **percentiles(self.samples),
+            "bytes_up": sum(self.bytes_up),
+            "bytes_up_by_server": list(self.bytes_up),
+            "bytes_down_by_server": list(self.bytes_down),
+            "images": self.images,
+            "samples": len(self.samples),
+            "first_ms": round(self.first_ms, 3),
+            "cpu_ms": round(float(np.mean(self.cpu)), 3),
+            "samples_ms": [round(sample, 3) for sample in self.samples],
+        }
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, Any]:
+    """Percentiles of samples, each with its confidence interval; an end that too few samples bound is None."""
+    ordered = sorted(samples)
+    found: dict[str, Any] = {}
+    for name, fraction in PERCENTILES.items():
+        found[f"{name}_ms"] = round(percentile(ordered, fraction), 3)
+        ends = percentile_interval(ordered, fraction)
+        found[f"{name}_interval_ms"] = [None if end is None else round(end, 3) for end in ends]
+    return found
+
+
+class PrivDFS:
+    """The SDK's client; keeps the results' own timings beside those of the stopwatch."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.results: list[Result] = []
+
+    def classify(self, image: Pixels) -> int:
+        """One call of the SDK."""
+        self.results.append(self._client.predict(image))
+        return self.results[-1].index
+
+    def classify_batch(self, image: Pixels) -> int:
+        """One call for `BATCH` images; time does not depend on what they show."""
+        return self._client.predict_batch([image] * BATCH)[0].index
+
+
+class AsyncPrivDFS:
+    """The SDK's asynchronous client, one call at a time; starting the loop for each is counted."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._loop = asyncio.new_event_loop()
+
+    def classify(self, image: Pixels) -> int:
+        """One call of the SDK."""
+        return self._loop.run_until_complete(self._client.predict(image)).index
+
+    def close(self) -> None:
+        """Close the connections and the loop."""
+        self._loop.run_until_complete(self._client.close())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+class Floor:
+    """The least that the same work costs in Python: two ONNX Runtime runs, and a bare gRPC stub for each server.
+
+    No deadline is kept, no answer is checked, no error handled, and nothing but the class comes out.
+    """
+
+    def __init__(self, bundle: Bundle, files: Mapping[str, bytes], stubs: Sequence[Any]) -> None:
+        self._encoder, self._fusion = _session(files[ENCODER_NAME]), _session(files[FUSION_NAME])
+        self._partition = partition_feed(bundle.partition(user_key(bundle)), 1)
+        self._answered = np.ones((1, bundle.n_servers), np.bool_)
+        self._requests = [
+            _request("branch", {"share": ("INT8", (1, server.share_length))} | self._partition_input)
+            for server in bundle.manifest.servers
+        ]
+        self._calls = [stub.ModelInfer for stub in stubs]
+
+    @property
+    def _partition_input(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {name: ("INT32", values.shape) for name, values in self._partition.items()}
+
+    def classify(self, image: Pixels) -> int:
+        """Encode, call all servers at once, fuse."""
+        shares = self._encoder.run(None, {"image": image[np.newaxis], **self._partition})
+        started = []
+        for call, request, share in zip(self._calls, self._requests, shares, strict=True):
+            further = [values.tobytes() for values in self._partition.values()]
+            request.raw_input_contents[:] = [share.tobytes(), *further]
+            started.append(call.future(request, timeout=TIMEOUT_S))
+        answers = [np.frombuffer(future.result().raw_output_contents[0], "<f4") for future in started]
+        fused = self._fusion.run(None, {"logits": np.stack(answers)[np.newaxis], "answered": self._answered})
+        return int(fused[0].argmax())
+
+    def classify_offline(self, image: Pixels) -> int:
+        """The two graphs and nothing else: what the processor must do, whatever the client."""
+        self._encoder.run(None, {"image": image[np.newaxis], **self._partition})
+        classes = self._fusion.get_inputs()[0].shape[2]
+        logits = np.zeros((1, self._answered.shape[1], classes), np.float32)
+        return int(self._fusion.run(None, {"logits": logits, "answered": self._answered})[0].argmax())
+
+
+class OneServer:
+    """A model on one tritonserver behind a bare gRPC stub, with a prebuilt request.
+
+    Args:
+        call: the stub's method.
+        model: name of the model.
+        source: name, type and shape of its input.
+        encode: an image to the bytes of that input, and its shape.
+    """
+
+    def __init__(
+        self,
+        call: Any,  # noqa: ANN401 - tritonclient has no types
+        model: str,
+        source: tuple[str, str, tuple[int, ...]],
+        encode: Callable[[Pixels], bytes],
+    ) -> None:
+        name, datatype, shape = source
+        self._call, self._encode = call, encode
+        self._request = _request(model, {name: (datatype, shape)})
+        self._fixed = all(size > 0 for size in shape)
+
+    def classify(self, image: Pixels) -> int:
+        """One call to the server."""
+        data = self._encode(image)
+        if not self._fixed:
+            self._request.inputs[0].shape[:] = [len(data)]
+        self._request.raw_input_contents[:] = [data]
+        try:
+            response = self._call(self._request, timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            msg = f"the tritonserver of {self._request.model_name} does not answer ({error}): run the benchmark again"
+            raise BenchError(msg) from error
+        return int(np.frombuffer(response.raw_output_contents[0], "<f4").argmax())
+
+
+class OnDevice:
+    """The unprotected model in this process."""
+
+    def __init__(self, graph: bytes) -> None:
+        self._session = _session(graph)
+
+    def classify(self, image: Pixels) -> int:
+        """One run of the graph."""
+        return int(np.asarray(self._session.run(["logits"], {"image": image[np.newaxis]})[0]).argmax())
+
+
+def to_jpeg(image: Pixels) -> bytes:
+    """One image as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All systems of one release, connected.
+
+    Attributes:
+        systems: by name.
+        private: the SDK's client among them.
+        clock: reads what each server of the release has spent so far.
+    """
+
+    systems: dict[str, System]
+    private: PrivDFS
+    clock: Callable[[], list[ServerTime]]
+
+
+@contextmanager
+def connect(
+    bundle: Bundle,
+    release: Path,
+    split: Split,
+    images: Sequence[Pixels],
+    servers: Sequence[RunningServer],
+    endpoints: Sequence[str],
+) -> Iterator[Bench]:
+    """All systems, not called yet.
+
+    Args:
+        bundle: of the release.
+        release: its folder.
+        split: of its unprotected model.
+        images: that they will be called with.
+        servers: of the release; then those of the unprotected model, of its JPEG form, of the split.
+        endpoints: where these are reached: their own, or those of a proxy before them.
+    """
+    from tritonclient.grpc import service_pb2_grpc
+
+    client, image = bundle.manifest, bundle.manifest.image
+    pixels = (image.height, image.width, image.channels)
+    n_servers, down = bundle.n_servers, FLOAT_BYTES * len(bundle.classes)
+    folder = release / "client"
+    with ExitStack() as stack:
+
+        def stub(endpoint: str) -> Any:  # noqa: ANN401 - tritonclient has no types
+            options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+            channel = stack.enter_context(grpc.insecure_channel(endpoint, options=options))
+            return service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        stubs = [stub(endpoint) for endpoint in endpoints]
+        calls = [one.ModelInfer for one in stubs]
+        watched = [stub(server.endpoint) for server in servers[:n_servers]]
+        key = user_key(bundle)
+        private = PrivDFS(stack.enter_context(Client(bundle, endpoints[:n_servers], timeout=TIMEOUT_S, key=key)))
+        asynchronous = AsyncPrivDFS(AsyncClient(bundle, endpoints[:n_servers], timeout=TIMEOUT_S, key=key))
+        stack.callback(asynchronous.close)
+        floor = Floor(bundle, read_verified(folder, client.files), stubs[:n_servers])
+        baseline = OneServer(calls[-3], "baseline", ("image", "UINT8", (1, *pixels)), lambda image: image.tobytes())
+        jpeg = OneServer(calls[-2], "jpeg", ("jpeg", "UINT8", (-1,)), to_jpeg)
+        half = _session(split.device)
+        single = OneServer(
+            calls[-1],
+            "split",
+            (split.feature, "FP32", (1, *split.shape)),
+            lambda image: np.asarray(half.run(None, {"image": image[np.newaxis]})[0], "<f4").tobytes(),
+        )
+        device = OnDevice(verified_graph(release / "baseline", "baseline"))
+        shares, answers = bytes_up(client), [down] * n_servers
+        dense = FLOAT_BYTES * int(np.prod(split.shape))
+        encoded = round(float(np.mean([len(to_jpeg(one)) for one in images])))
+        systems = {
+            "privdfs": System(f"PrivDFS, {n_servers} servers", shares, answers, private.classify),
+            "privdfs_async": System("PrivDFS, asyncio", shares, answers, asynchronous.classify),
+            "privdfs_batch": System(
+                f"PrivDFS, {BATCH} images a call", shares, answers, private.classify_batch, images=BATCH
+            ),
+            "floor": System("the same calls by bare stubs", shares, answers, floor.classify),
+            "graphs_only": System("encoder and fusion, no network", [], [], floor.classify_offline),
+            "baseline_triton": System(
+                "unprotected, pixels to 1 server", [int(np.prod(pixels))], [down], baseline.classify
+            ),
+            "baseline_jpeg": System("unprotected, JPEG to 1 server", [encoded], [down], jpeg.classify),
+            "single_split": System("one split, dense float32 feature", [dense], [down], single.classify),
+            "baseline_device": System("unprotected, on the device", [], [], device.classify),
+        }
+        yield Bench(
+            systems,
+            private,
+            lambda: [server_time(server, one, "branch") for server, one in zip(servers, watched, strict=False)],
+        )
+
+
+def _request(model: str, inputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> Any:  # noqa: ANN401 - a message
+    from tritonclient.grpc import service_pb2
+
+    messages: Any = service_pb2
+    request = messages.ModelInferRequest(model_name=model)
+    for name, (datatype, shape) in inputs.items():
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.outputs.add(name="logits")
+    return request
+
+
+def _session(graph: bytes) -> Any:  # noqa: ANN401 - its results have too many types
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = ONNX_THREADS, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

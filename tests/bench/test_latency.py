@@ -1,0 +1,120 @@
+"""The parts of bench/latency.py that need no server."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench import latency
+from bench._serving import ServerTime, split_near
+from bench._stages import stragglers
+from bench._systems import System
+from privdfs import Error, Result, Timings
+
+
+def residual_model() -> bytes:
+    """Three products of 4 x 4 numbers; a shortcut passes the second."""
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["pixels", "first"], ["a"]),
+        helper.make_node("MatMul", ["a", "second"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["d"]),
+        helper.make_node("MatMul", ["d", "third"], ["logits"]),
+    ]
+    weights = [
+        numpy_helper.from_array(generator.standard_normal((4, 4), dtype=np.float32), name)
+        for name in ("first", "second", "third")
+    ]
+    source = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4])
+    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph(nodes, "residual", [source], [answer], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def run(graph: bytes, values: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
+
+
+@pytest.mark.parametrize(("macs", "feature"), [(0, "a"), (17, "a"), (31, "d"), (1000, "d")])
+def test_a_model_is_split_where_one_tensor_carries_everything(macs: int, feature: str) -> None:
+    graph = residual_model()
+    split = split_near(graph, macs)
+    assert (split.feature, split.shape, split.macs) == (feature, (4,), 16 if feature == "a" else 32)
+    image = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    np.testing.assert_array_equal(run(split.server, run(split.device, image)), run(graph, image))
+
+
+def test_a_model_that_no_layer_narrows_cannot_be_split() -> None:
+    model = onnx.load_from_string(residual_model())
+    model.graph.node[5].input[0] = "pixels"
+    with pytest.raises(Error, match="no layer"):
+        split_near(model.SerializeToString(), 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["nowhere"], "manifest.json"), (["x", "--samples", "0"], "at least"), (["x", "--cold", "0"], "at least")],
+)
+def test_latency_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    try:
+        code = latency.main([*arguments, "--out", str(tmp_path)])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def result(servers_ms: Sequence[float]) -> Result:
+    took = Timings(decode_ms=1, encode_ms=2, servers_ms=tuple(servers_ms), fusion_ms=3, total_ms=0)
+    return Result("a", 0, 1.0, (True,) * 3, took, (1, 1, 1), np.ones(1, np.float32), ("a",))
+
+
+def test_stragglers_are_those_that_calls_waited_for() -> None:
+    results = [result((5, 4, 3))] * 150 + [result((4, 5, 5.5))] * 46 + [result((5, 4, 45))] * 4
+    samples = [11.0] * 150 + [11.5] * 46 + [51.0] * 4  # decode, encode, fusion and the last server
+    found = stragglers(results, samples)
+    assert found["slowest"] == [0.75, 0, 0.25]
+    assert found["waited_ms"] == pytest.approx((150 * 1 + 46 * 0.5 + 4 * 40) / 200, abs=1e-3)
+    assert found["slow_calls"]["calls"] == 2
+    assert found["slow_calls"]["slowest"] == [0, 0, 1]
+    assert found["slow_calls"]["excess_ms"] == {"decode": 0, "encode": 0, "servers": 40, "fusion": 0, "rest": 0}
+
+
+def test_a_servers_time_is_the_mean_since_an_earlier_reading() -> None:
+    before, now = ServerTime(10, queue_ms=5, compute_ms=50), ServerTime(14, queue_ms=7, compute_ms=58)
+    assert now.since(before) == {"queue_ms": 0.5, "compute_ms": 2.0}
+    assert before.since(before) == {"queue_ms": 0, "compute_ms": 0}
+
+
+def test_in_an_open_loop_a_call_that_waits_counts_from_its_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def slow_call(_: np.ndarray) -> int:
+        pass_time(1.0)
+        return 0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    monkeypatch.setattr("time.sleep", pass_time)
+    names = ("privdfs", "floor", "baseline_triton")
+    # The rate is planned for calls of 100 ms, and then each takes a second: they queue up.
+    systems = {name: System(name, [1], [1], slow_call, samples=[100.0]) for name in names}
+    found = latency.open_loop(systems, [np.zeros((1, 1, 1), np.uint8)], 20)
+    assert found["per_second"] == 5
+    samples = found["systems"]["privdfs"]["samples_ms"]
+    assert len(samples) == 20
+    assert samples[0] == pytest.approx(1000)
+    assert samples[19] > 10_000
