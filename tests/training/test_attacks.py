@@ -1,13 +1,18 @@
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from privdfs_training.attacks.decoder import Decoder, DecoderBudget, reconstruct, train_decoder
-from privdfs_training.attacks.floors import class_means, mean_image
-from privdfs_training.attacks.linear import by_linear_score
-from privdfs_training.attacks.metrics import psnr, score, ssim
+from privdfs_training.attacks.floors import class_means, mean_image, nearest_by_answer
+from privdfs_training.attacks.linear import by_linear_score, linear_reconstruct, linear_sums, rank_by_linear_score
+from privdfs_training.attacks.metrics import compare, mean_interval, psnr, score, ssim
+from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.data import DataSet, load_data
+from privdfs_training.errors import AttackError
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,9 @@ def test_the_linear_attacker_finds_the_coalition_that_tells_most() -> None:
     assert found[0] == (1,)
     assert found[1] in {(1, 2), (1, 3)}
     assert found[2] == (0, 1, 2, 3)
+    ranked = rank_by_linear_score(train, images[:300], test, images[300:], 1)
+    assert ranked[0] == (1,)
+    assert ranked[-1] == (0,)
 
 
 def test_the_linear_attacker_knows_what_each_level_means() -> None:
@@ -97,3 +105,109 @@ def test_the_linear_attacker_knows_what_each_level_means() -> None:
     members = by_linear_score([straight[:500], bent[:500]], images[:500], [straight[500:], bent[500:]], images[500:], 1)
 
     assert members == (1,)
+
+
+def shipped_images() -> torch.Tensor:
+    """The 20 shipped images by name, uint8 [20, 1, 28, 28]."""
+    paths = sorted((Path(__file__).parents[2] / "examples" / "images").glob("*.png"))
+    return torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths])[:, None]
+
+
+def shifted_and_pale(images: torch.Tensor) -> torch.Tensor:
+    """A bad reconstruction that other programs can make too."""
+    return 0.6 * torch.roll(images.float() / 255, (1, 2), (2, 3)) + 0.1
+
+
+def test_scores_are_those_of_scikit_image_and_torchmetrics_on_real_images() -> None:
+    """The numbers are of scikit-image 0.26.0 (11 x 11 Gaussian window) and torchmetrics 1.9.0.
+
+    torchmetrics gives PSNR and SSIM of the same windows too, once the border is cut off that it makes by reflection.
+    """
+    images = shipped_images()
+    grey = compare(shifted_and_pale(images), images)
+    assert grey.psnr[:3].tolist() == pytest.approx([14.186265, 11.559070, 12.716501], abs=1e-4)
+    assert grey.ssim[:3].tolist() == pytest.approx([0.220685, 0.251296, 0.390874], abs=1e-5)
+    assert grey.summary().psnr == pytest.approx(12.004659, abs=1e-4)
+    assert grey.ms_ssim is None  # too small for five scales
+    colour = images[:18].reshape(6, 3, 28, 28)
+    together = compare(shifted_and_pale(images)[:18].reshape(6, 3, 28, 28), colour)
+    assert together.ssim[:3].tolist() == pytest.approx([0.287619, 0.068502, 0.090441], abs=1e-5)
+    rows = [images[(torch.arange(7) + 7 * row) % 20, 0] for row in range(7)]
+    mosaic = torch.cat([torch.cat(list(row), dim=1) for row in rows])[None, None]
+    large = compare(shifted_and_pale(mosaic), mosaic).ms_ssim
+    assert large is not None
+    assert large.item() == pytest.approx(0.648116, abs=1e-4)
+
+
+def test_feature_similarity_is_a_cosine_under_its_own_name() -> None:
+    images = torch.stack([torch.full((1, 11, 11), 255), torch.zeros(1, 11, 11)]).to(torch.uint8)
+    guess = torch.stack([torch.ones(1, 11, 11), torch.ones(1, 11, 11)])
+    found = compare(guess, images, features=lambda x: torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], dim=1))
+    assert found.features is not None
+    assert found.features.tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_the_interval_of_a_mean_is_about_the_normal_one_and_shrinks_with_the_number_of_images() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(400) + 3
+    low, high = mean_interval(values, seed=0)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    few = mean_interval(values[:50], seed=0)
+    assert few[1] - few[0] > 2 * (high - low)
+    assert mean_interval(values, seed=0) == (low, high)
+
+
+def test_the_nearest_image_by_answer_is_of_the_answer() -> None:
+    answers = torch.tensor([[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]])
+    assert nearest_by_answer(answers, torch.tensor([[0.1, 0.9], [0.9, 0.1]])).tolist() == [2, 0]
+
+
+def test_a_linear_reconstruction_is_the_best_linear_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    share = torch.randint(-1, 2, (500, 4), generator=generator, dtype=torch.int8)
+    pixels = (share + 1).float().repeat(1, 4) * 100 + 20
+    images = pixels.to(torch.uint8).reshape(500, 1, 4, 4)
+    noise = torch.randint(-1, 2, (500, 4), generator=generator, dtype=torch.int8)
+    sums, _ = linear_sums([noise, share], images)
+    told = linear_reconstruct(sums, (1,), [share])
+    assert (told - images.float() / 255).abs().max() < 1e-2
+    untold = linear_reconstruct(sums, (0,), [noise])
+    assert (untold - images.float().mean(0) / 255).abs().mean() < 0.05
+
+
+def view_of(count: int, **changes: object) -> ServerView:
+    parts = {
+        "members": (1,),
+        "relation": Relation.SAME_DISTRIBUTION,
+        "images": torch.zeros(count, 1, 4, 4, dtype=torch.uint8),
+        "labels": torch.zeros(count, dtype=torch.int64),
+        "shares": torch.ones(count, 3, dtype=torch.int8),
+        "answers": torch.full((count, 2), 5.0),
+        "received": torch.zeros(2, 3, dtype=torch.int8),
+        "received_answers": torch.zeros(2, 2),
+        "steps": None,
+        "limits": torch.ones(3),
+    }
+    return ServerView(**(parts | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_view_is_frozen_and_holds_nothing_of_the_images_the_attacker_is_after() -> None:
+    view = view_of(6)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        view.images = torch.zeros(1)  # pyright: ignore[reportAttributeAccessIssue]
+    assert "tensor" not in repr(view)
+    few = view.with_pairs(2)
+    assert len(few.images) == len(few.shares) == len(few.answers) == len(few.labels) == 2
+    assert len(view.with_targets(1).received) == 1
+    assert view.with_answers_as_shares().shares[0].tolist() == [1, 1, 1, 5, 5]
+    assert view.with_answers_as_shares().steps is None
+
+
+def test_a_view_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(AttackError, match="differ in number"):
+        view_of(6, answers=torch.zeros(5, 2))
+    with pytest.raises(AttackError, match="at least one"):
+        view_of(6, received=torch.zeros(0, 3), received_answers=torch.zeros(0, 2))
+    with pytest.raises(AttackError, match="6 pairs, not 7"):
+        view_of(6).with_pairs(7)

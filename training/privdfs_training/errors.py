@@ -5,6 +5,7 @@ privdfs.Error
     ├── TrainingConfigError the config file is wrong; nothing was started
     ├── DataError           the data set is missing or damaged; nothing was started
     ├── CheckpointError     a checkpoint is missing, damaged, or of another config
+    ├── AttackError         an attack cannot be run as asked
     └── DivergenceError     the loss stopped being finite; the last good checkpoint is kept
 """
 
@@ -25,6 +26,10 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged, or was made by another config."""
+
+
+class AttackError(TrainingError):
+    """An attack cannot be run as asked; the message says what to change."""
 
 
 class DivergenceError(TrainingError):

@@ -1,10 +1,12 @@
 """A linear attacker, solved in closed form: weak, and so cheap that it can look at every coalition.
 
-It says which coalition of a size a strong attacker should spend its time on.
+It says which coalitions of a size a strong attacker should spend its time on, and how strong such an attacker must be
+at the least.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,53 +16,126 @@ RIDGE = 1e-4
 AT_ONCE = 5000
 
 
-def by_linear_score(
-    shares: Sequence[Tensor], images: Tensor, shares_test: Sequence[Tensor], images_test: Tensor, size: int
-) -> tuple[int, ...]:
-    """The coalition of a size from whose shares ridge regression reconstructs other images best.
+@dataclass(frozen=True)
+class LinearSums:
+    """Sums over images, from which ridge regression of pixels on shares is solved for any coalition.
 
-    Every level of every value has a weight of its own, so what a value means need not grow with it. Sums over the
-    images are made once; a coalition takes its rows and columns of them.
+    Every level of every value has a weight of its own, so what a value means need not grow with it. Sums are made
+    once; a coalition takes its rows and columns of them.
+
+    Attributes:
+        levels: Of every server, the values that occur in its shares.
+        starts: Of every server, its first indicator; and, last, the number of indicators. Indicator 0 is constant.
+        gram: Indicators times indicators, float64.
+        cross: Indicators times pixels, float64.
+        shape: Channels, height, width of an image.
+    """
+
+    levels: tuple[Tensor, ...]
+    starts: tuple[int, ...]
+    gram: Tensor
+    cross: Tensor
+    shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        """Sizes, never values."""
+        return f"LinearSums({len(self.levels)} servers, {len(self.gram)} indicators)"
+
+    def kept(self, members: Sequence[int]) -> Tensor:
+        """Indicators of a coalition, int64 [kept]."""
+        return torch.tensor([0, *(at for one in members for at in range(self.starts[one], self.starts[one + 1]))])
+
+    def weights(self, members: Sequence[int]) -> Tensor:
+        """Weights of a coalition's indicators, float64 [kept, pixels]."""
+        kept = self.kept(members)
+        ridge = RIDGE * self.gram.diagonal().mean() * torch.eye(len(kept), dtype=self.gram.dtype)
+        return torch.linalg.solve(self.gram[kept][:, kept] + ridge, self.cross[kept])
+
+
+def linear_sums(
+    shares: Sequence[Tensor], images: Tensor, levels: Sequence[Tensor] | None = None
+) -> tuple[LinearSums, float]:
+    """Look at pairs.
+
+    Args:
+        shares: One per server: int8 [images, values].
+        images: uint8 [images, channels, height, width].
+        levels: Of every server, the values to tell apart; those that occur when None.
+
+    Returns:
+        The sums, and that of all pixels squared.
+    """
+    known = [torch.unique(share) for share in shares] if levels is None else list(levels)
+    widths = [1, *(share.shape[1] * (len(values) - 1) for share, values in zip(shares, known, strict=True))]
+    parts = []
+    for start in range(0, len(images), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        pixels = images[part].flatten(1).double() / 255
+        columns = _indicators([share[part] for share in shares], known)
+        parts.append((columns.T @ columns, columns.T @ pixels, pixels.square().sum()))
+    gram, cross, power = (torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True))
+    starts = tuple(itertools.accumulate(widths))
+    return LinearSums(tuple(known), starts, gram, cross, tuple(images.shape[1:])), float(power)
+
+
+def linear_reconstruct(sums: LinearSums, members: Sequence[int], shares: Sequence[Tensor]) -> Tensor:
+    """Reconstruct from the shares of one coalition.
+
+    Args:
+        sums: Over the attacker's own pairs.
+        members: Servers of the coalition, in order.
+        shares: Of the members, in that order: int8 [images, values].
+
+    Returns:
+        float32 [images, channels, height, width] in 0..1.
+    """
+    weights, known = sums.weights(members), [sums.levels[one] for one in members]
+    parts = []
+    for start in range(0, len(shares[0]), AT_ONCE):
+        columns = _indicators([share[start : start + AT_ONCE] for share in shares], known)
+        parts.append((columns @ weights).clamp(0, 1).float().unflatten(1, sums.shape))
+    return torch.cat(parts)
+
+
+def rank_by_linear_score(
+    shares: Sequence[Tensor], images: Tensor, shares_test: Sequence[Tensor], images_test: Tensor, size: int
+) -> list[tuple[int, ...]]:
+    """Coalitions of a size, first those from whose shares ridge regression reconstructs other images best.
 
     Args:
         shares: One per server: int8 [images, values].
         images: uint8 [images, channels, height, width].
         shares_test: One per server: int8 [test images, values].
         images_test: uint8 [test images, channels, height, width].
-        size: Number of servers in the coalition, from 1 to all.
+        size: Number of servers in a coalition, from 1 to all.
 
     Returns:
-        Its members, in order.
+        The members of each, in order.
     """
     servers = range(len(shares))
     if size == len(shares):
-        return tuple(servers)
-    levels = [torch.unique(share) for share in shares]
-    widths = [1, *(share.shape[1] * (len(known) - 1) for share, known in zip(shares, levels, strict=True))]
-    ends = torch.tensor(widths).cumsum(0).tolist()
-    gram, cross, _ = _sums(shares, images, levels)
-    gram_test, cross_test, power_test = _sums(shares_test, images_test, levels)
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        return [tuple(servers)]
+    sums, _ = linear_sums(shares, images)
+    test, power = linear_sums(shares_test, images_test, sums.levels)
 
     def error(members: tuple[int, ...]) -> float:
         """Sum of squared errors on the test images."""
-        kept = torch.tensor([0, *(column for one in members for column in range(ends[one], ends[one + 1]))])
-        weights = torch.linalg.solve((gram + ridge)[kept][:, kept], cross[kept])
-        inner = (weights * (gram_test[kept][:, kept] @ weights - 2 * cross_test[kept])).sum()
-        return float(power_test + inner)
+        kept, weights = sums.kept(members), sums.weights(members)
+        return power + float((weights * (test.gram[kept][:, kept] @ weights - 2 * test.cross[kept])).sum())
 
-    return min(itertools.combinations(servers, size), key=error)
+    return sorted(itertools.combinations(servers, size), key=error)
 
 
-def _sums(shares: Sequence[Tensor], images: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over images of indicators times indicators, indicators times pixels, and pixels squared, float64."""
-    parts = []
-    for start in range(0, len(images), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        pixels = images[part].flatten(1).double() / 255
-        columns = [torch.ones(len(pixels), 1, dtype=torch.float64)]
-        for share, known in zip(shares, levels, strict=True):
-            columns.append((share[part, :, None] == known[1:]).flatten(1).double())
-        indicators = torch.cat(columns, dim=1)
-        parts.append((indicators.T @ indicators, indicators.T @ pixels, pixels.square().sum()))
-    return tuple(torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+def by_linear_score(
+    shares: Sequence[Tensor], images: Tensor, shares_test: Sequence[Tensor], images_test: Tensor, size: int
+) -> tuple[int, ...]:
+    """The first of `rank_by_linear_score`, whose arguments these are."""
+    return rank_by_linear_score(shares, images, shares_test, images_test, size)[0]
+
+
+def _indicators(shares: Sequence[Tensor], levels: Sequence[Tensor]) -> Tensor:
+    """A constant, and of every value which of its levels it has, but the first: float64 [images, indicators]."""
+    columns = [torch.ones(len(shares[0]), 1, dtype=torch.float64)]
+    for share, known in zip(shares, levels, strict=True):
+        columns.append((share[:, :, None] == known[1:]).flatten(1).double())
+    return torch.cat(columns, dim=1)

@@ -1,5 +1,6 @@
 """How close a reconstruction is, per image. Images are float in 0..1."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,12 @@ from torch.nn import functional as F
 SSIM_WINDOW = 11
 SSIM_DEVIATION = 1.5
 SSIM_CONSTANTS = (0.01**2, 0.03**2)
+# Wang, Simoncelli and Bovik, Asilomar 2003, section 3.2: the weight of each scale, the finest first.
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+#: Images of this size and more have a whole window at the coarsest scale.
+MS_SSIM_SIZE = SSIM_WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
+AT_ONCE = 1000
+RESAMPLES, RESAMPLED_AT_ONCE = 1000, 50
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,58 @@ class Scores:
     ssim: float
 
 
+@dataclass(frozen=True)
+class PerImage:
+    """Scores of every image.
+
+    Attributes:
+        psnr: float [images], in dB.
+        ssim: float [images].
+        ms_ssim: float [images]; None for images under 176 pixels, which have no five scales.
+        features: Cosine of the features that a network gives for reconstruction and image, float [images]; None
+            without a network. No measure of who recognises what: two images of one class are close.
+    """
+
+    psnr: Tensor
+    ssim: Tensor
+    ms_ssim: Tensor | None
+    features: Tensor | None
+
+    def __repr__(self) -> str:
+        """Sizes, never values."""
+        return f"PerImage({len(self.psnr)} images)"
+
+    def summary(self) -> Scores:
+        """Means over the images."""
+        best = self.psnr.topk(max(1, len(self.psnr) // 20)).values
+        return Scores(psnr=float(self.psnr.mean()), psnr_worst=float(best.mean()), ssim=float(self.ssim.mean()))
+
+
+def compare(reconstructed: Tensor, images: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> PerImage:
+    """Score every reconstruction.
+
+    Args:
+        reconstructed: float [images, channels, height, width] in 0..1.
+        images: uint8 [images, channels, height, width].
+        features: Of images in 0..1: float [images, channels, height, width] to float [images, values].
+
+    Returns:
+        One score of each kind per image.
+    """
+    large = min(images.shape[2:]) >= MS_SSIM_SIZE
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    for guess, image in zip(reconstructed.split(AT_ONCE), images.split(AT_ONCE), strict=True):
+        wanted = image.float() / 255
+        columns[0].append(psnr(guess, wanted))
+        columns[1].append(ssim(guess, wanted))
+        if large:
+            columns[2].append(ms_ssim(guess, wanted))
+        if features is not None:
+            columns[3].append(F.cosine_similarity(features(guess), features(wanted)))
+    scores = [torch.cat(column) if column else None for column in columns]
+    return PerImage(*scores)  # pyright: ignore[reportArgumentType]  the first two are never empty
+
+
 def score(reconstructed: Tensor, images: Tensor) -> Scores:
     """Score reconstructions.
 
@@ -37,11 +96,28 @@ def score(reconstructed: Tensor, images: Tensor) -> Scores:
     Returns:
         Means over the images.
     """
-    pairs = zip(reconstructed.split(1000), images.split(1000), strict=True)
-    values = [(psnr(guess, image.float() / 255), ssim(guess, image.float() / 255)) for guess, image in pairs]
-    ratios, similarities = (torch.cat(column) for column in zip(*values, strict=True))
-    best = ratios.topk(max(1, len(ratios) // 20)).values
-    return Scores(psnr=float(ratios.mean()), psnr_worst=float(best.mean()), ssim=float(similarities.mean()))
+    return compare(reconstructed, images).summary()
+
+
+def mean_interval(values: Tensor, *, seed: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over images (Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        values: float [images].
+        seed: Of the resampling.
+        confidence: Of the interval.
+
+    Returns:
+        Its ends. They cover the choice of images, not that of seeds or attacks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(RESAMPLES // RESAMPLED_AT_ONCE):
+        chosen = torch.randint(len(values), (RESAMPLED_AT_ONCE, len(values)), generator=generator)
+        means.append(values.double()[chosen].mean(dim=1))
+    outside = (1 - confidence) / 2
+    low, high = torch.cat(means).quantile(torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -67,6 +143,33 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     Returns:
         float [images], 1 where equal.
     """
+    luminance, structure = _similarities(reconstructed, images)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def ms_ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Multi-scale structural similarity of each image: structure at five scales, luminance at the coarsest.
+
+    Args:
+        reconstructed: float [images, channels, height, width] in 0..1; at least 176 pixels a side.
+        images: The same.
+
+    Returns:
+        float [images], 1 where equal. A scale of negative similarity counts as none.
+    """
+    result = torch.ones(len(images))
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            reconstructed, images = F.avg_pool2d(reconstructed, 2), F.avg_pool2d(images, 2)
+        luminance, structure = _similarities(reconstructed, images)
+        coarsest = scale == len(MS_SSIM_WEIGHTS) - 1
+        similarity = luminance * structure if coarsest else structure
+        result = result * similarity.mean(dim=(1, 2, 3)).clamp(min=0) ** weight
+    return result
+
+
+def _similarities(reconstructed: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The two factors of SSIM in every whole window, float [images, channels, height - 10, width - 10]."""
     channels = images.shape[1]
     distance = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     line = torch.exp(-(distance.float() ** 2) / (2 * SSIM_DEVIATION**2))
@@ -81,6 +184,5 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     variance_y = blur(images**2) - mean_y**2
     covariance = blur(reconstructed * images) - mean_x * mean_y
     c1, c2 = SSIM_CONSTANTS
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return similarity.mean(dim=(1, 2, 3))
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance, (2 * covariance + c2) / (variance_x + variance_y + c2)
