@@ -10,10 +10,11 @@ PIP_OPTIONS := --quiet --only-binary :all: --disable-pip-version-check
 # A stamp is newer than the pins it was made from, so a second `make` installs nothing.
 ENV := $(VENV)/.ready
 TRITON_ENV := $(TRITON_VENV)/.ready
+TENSORRT_ENV := $(VENV)/.ready-tensorrt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format env triton clean
+.PHONY: help demo test lint format env triton tensorrt clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +22,7 @@ help:  ## list these commands
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
-test: env triton lint  ## environments, lint, types, import contract, every test
+test: env triton tensorrt lint  ## environments, lint, types, import contract, every test
 	$(BIN)/pytest
 
 lint: env  ## style, format, types, import contract
@@ -36,6 +37,8 @@ format: env  ## put the code into its format and fix what can be fixed safely
 
 env: $(ENV)  ## the environment of all three packages (.venv)
 
+tensorrt: $(TENSORRT_ENV)  ## TensorRT-RTX, which builds engines without a GPU for the tests (90 MB, into .venv)
+
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
 $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(wildcard scripts/commands/*)
@@ -43,6 +46,10 @@ $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt hatchling editables
 	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[training,export,dev]'
+	@touch $@
+
+$(TENSORRT_ENV): $(ENV)
+	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-check]'
 	@touch $@
 
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from privdfs_export.plan import add_plan_arguments, plan_options
 from privdfs_export.release import export_release
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import load_data
@@ -24,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("python", "onnxruntime"),
+        choices=("python", "onnxruntime", "tensorrt"),
         default="python",
-        help="how Triton runs the branches: Python backend with ONNX Runtime (default), or ONNX Runtime backend",
+        help="how Triton runs the branches: Python backend with ONNX Runtime (default), ONNX Runtime backend, or "
+        "TensorRT backend, for which this machine must have the GPU and the TensorRT that will serve",
     )
     parser.add_argument(
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
+    add_plan_arguments(parser.add_argument_group("with --engine tensorrt"))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         privdfs.Error: It cannot be built; nothing was written.
     """
+    plans = plan_options(options) if options.engine == "tensorrt" else None
     trained = load_system(options.checkpoint)
     data = load_data(trained.config.data, options.data)
-    export_release(trained, data, options.out, engine=options.engine, console=Console())
+    export_release(trained, data, options.out, engine=options.engine, console=Console(), plans=plans)

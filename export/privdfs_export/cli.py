@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from privdfs import Error
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
-COMMANDS: Mapping[str, str] = {}
+COMMANDS: Mapping[str, str] = {"plan": "privdfs_export.plan", "verify": "privdfs_export.verify"}
 _BUILD = "privdfs_export.build"
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = importlib.import_module(_BUILD if name is None else COMMANDS[name])
     program = "privdfs-export" if name is None else f"privdfs-export {name}"
     parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)
-    if COMMANDS and name is None:
+    if name is None:
         parser.epilog = f"Other commands: {', '.join(COMMANDS)}; each explains itself with --help."
     command.add_arguments(parser)
     options = parser.parse_args(words)

@@ -1,7 +1,15 @@
-"""Every error that building or serving a release raises on purpose.
+"""Every error that building, checking or serving a release raises on purpose.
 
     privdfs.Error
     └── ExportError                        catch this one to catch them all
+        ├── ParityError                    a graph or an engine does not compute what it should
+        ├── EngineError                    a TensorRT engine cannot be made or used
+        │   ├── PrecisionError             no such precision, or the graph cannot have it
+        │   ├── EngineGraphError           the graph cannot become an engine, whatever TensorRT is installed
+        │   ├── TensorRTMissingError       there is no TensorRT, or no GPU
+        │   ├── EngineBuildError           TensorRT refused to build (`.messages` says why)
+        │   └── EngineMismatchError        a plan is damaged, or of another TensorRT or GPU
+        ├── RepositoryError                a server's folder contradicts itself: configuration, graph, manifest
         └── ServeError                     a release cannot be served here, as asked
             ├── TritonserverMissingError   there is no tritonserver to serve it with
             └── TritonserverFailedError    a tritonserver ended, or did not get ready (`.log` says why)
@@ -17,7 +25,7 @@ class ExportError(Error):
 
 
 class ParityError(ExportError):
-    """An exported graph does not compute what the trained network computes; nothing was written.
+    """An exported graph or an engine does not compute what it should; nothing was written.
 
     Attributes:
         graph: which one.
@@ -30,6 +38,42 @@ class ParityError(ExportError):
         self.graph = graph
         self.measured = measured
         self.allowed = allowed
+
+
+class EngineError(ExportError):
+    """A TensorRT engine cannot be made or used."""
+
+
+class PrecisionError(EngineError):
+    """There is no such precision, or this graph cannot be given it."""
+
+
+class EngineGraphError(EngineError):
+    """The graph cannot become an engine: opset, type, batch size or operator."""
+
+
+class TensorRTMissingError(EngineError):
+    """There is no TensorRT to import, or no GPU that it could use."""
+
+
+class EngineBuildError(EngineError):
+    """TensorRT refused to build an engine.
+
+    Attributes:
+        messages: what TensorRT said, errors only.
+    """
+
+    def __init__(self, message: str, messages: tuple[str, ...]) -> None:
+        super().__init__(message, messages)
+        self.messages = messages
+
+
+class EngineMismatchError(EngineError):
+    """A plan is damaged, or was built by another TensorRT or for another GPU."""
+
+
+class RepositoryError(ExportError):
+    """A server's folder contradicts itself: its configuration, its graph and its manifest do not fit."""
 
 
 class ServeError(ExportError):

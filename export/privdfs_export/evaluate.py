@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from privdfs_export.sessions import BATCH, run_batched, session  # noqa: F401  whoever evaluates needs all three
 from privdfs_training import liars
 
-BATCH = 500
 #: A constant lie is tried for so many classes at most, evenly spread over all.
 CONSTANT_CLASSES = 20
 
@@ -51,36 +51,19 @@ class ExportedAccuracy:
         return [accuracy for answered, accuracy in self.subsets.items() if len(answered) == len(self.branches) - count]
 
 
-def session(model: bytes) -> ort.InferenceSession:
-    """One CPU session.
+@dataclass(frozen=True)
+class PrecisionRow:
+    """What a release reaches with its branches in one precision, as fractions.
 
-    Args:
-        model: Serialised ONNX.
-
-    Returns:
-        The session.
+    Attributes:
+        fused: All servers answer.
+        branches: Each branch's own logits.
+        agreement: Images whose fused class is that of float32 branches.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-
-def run_batched(model: ort.InferenceSession, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-    """Run a graph over many images, some at a time.
-
-    Args:
-        model: With a batch axis first everywhere.
-        inputs: Arrays of equal length.
-
-    Returns:
-        One array per output.
-    """
-    length = len(next(iter(inputs.values())))
-    parts = [
-        model.run(None, {name: value[start : start + BATCH] for name, value in inputs.items()})
-        for start in range(0, length, BATCH)
-    ]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+    fused: float
+    branches: tuple[float, ...]
+    agreement: float
 
 
 def server_answers(
@@ -237,6 +220,43 @@ def measure(
         subsets={answered: fraction_right(fuse(fusion, answers, answered), labels) for answered in subsets},
         malicious=under_liars(fusion, answers, labels),
     )
+
+
+def measure_precisions(
+    *,
+    encoder: ort.InferenceSession,
+    branches: Mapping[str, Sequence[ort.InferenceSession]],
+    fusion: ort.InferenceSession,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    partitions: NDArray[np.int32] | None = None,
+) -> dict[str, PrecisionRow]:
+    """Accuracy with the branches in other precisions, all servers answering.
+
+    Args:
+        encoder: Images to shares.
+        branches: By precision, one per server; "fp32" is among them.
+        fusion: Answers to probabilities.
+        images: uint8 [images, height, width, channels].
+        labels: int64 [images].
+        partitions: Of a keyed release, int32 [images].
+
+    Returns:
+        A row for each precision.
+    """
+    found: dict[str, PrecisionRow] = {}
+    reference: NDArray[np.int64] | None = None
+    for precision, row in sorted(branches.items(), key=lambda item: item[0] != "fp32"):
+        answers = server_answers(encoder, row, images, partitions)
+        scores = fuse(fusion, answers, range(len(row)))
+        classes = scores.argmax(axis=1)
+        reference = classes if reference is None else reference
+        found[precision] = PrecisionRow(
+            fused=fraction_right(scores, labels),
+            branches=tuple(fraction_right(answers[:, server], labels) for server in range(len(row))),
+            agreement=float((classes == reference).mean()),
+        )
+    return found
 
 
 def measure_partitions(

@@ -5,10 +5,12 @@ Guarantees:
 - The encoder takes uint8 pixels and gives int8 shares: cast, normalisation, int8 head, quantisation and gather are
   all inside.
 - A branch takes the int8 share as it travels; DequantizeLinear and the scatter back into place are its first nodes.
+  Where a server owns whole channels there is no scatter: its first convolution has the weights of those alone.
   Its graph holds the positions of its own elements and nothing of another share.
 - Everything that does not depend on the input is folded, so int8 weights are stored as int8.
 """
 
+import copy
 import io
 import math
 import warnings
@@ -71,6 +73,11 @@ class PlacedBranch(nn.Module):
         super().__init__()
         self.branch, self.shape = system.branches[server], system.masks.shape
         indices = system.masks.indices(server)
+        self.channels = whole_channels(system, server)
+        if self.channels is not None:
+            self.branch = with_channels(self.branch, self.channels)
+            self.shape = (len(self.channels), *self.shape[1:])
+            return
         # Where each element of the feature finds its value: one past the end is the zero that pads the share.
         self.places = torch.full((math.prod(self.shape),), len(indices))
         self.places[indices] = torch.arange(len(indices))
@@ -84,7 +91,51 @@ class PlacedBranch(nn.Module):
         Returns:
             Logits, float [batch, classes].
         """
+        if self.channels is not None:
+            return self.branch(values.view(-1, *self.shape))
         return self.branch(F.pad(values, (0, 1))[:, self.places].view(-1, *self.shape))
+
+
+def whole_channels(system: System, server: int) -> Tensor | None:
+    """Channels of the feature that a server owns, where it owns nothing but whole channels.
+
+    Args:
+        system: Masks frozen.
+        server: Which.
+
+    Returns:
+        int64 [channels], ascending; None where it owns parts of a channel.
+    """
+    owned = system.masks.owned[server].view(system.masks.shape[0], -1)
+    if not torch.equal(owned.all(dim=1), owned.any(dim=1)):
+        return None
+    return torch.nonzero(owned.all(dim=1)).flatten()
+
+
+def with_channels(branch: nn.Module, channels: Tensor) -> nn.Module:
+    """A branch that takes some channels of the feature only: the others are zero, so the first convolution skips them.
+
+    Args:
+        branch: As it was trained; it is not changed.
+        channels: Which, int64 [channels].
+
+    Returns:
+        A copy whose first convolution has the weights of these channels alone.
+    """
+    cut = copy.deepcopy(branch)
+    name, first = next((name, module) for name, module in cut.named_children() if isinstance(module, nn.Conv2d))
+    sliced = nn.Conv2d(
+        len(channels),
+        first.out_channels,
+        first.kernel_size,  # pyright: ignore[reportArgumentType]  two numbers
+        first.stride,  # pyright: ignore[reportArgumentType]
+        first.padding,  # pyright: ignore[reportArgumentType]
+        bias=first.bias is not None,
+    )
+    sliced.weight = nn.Parameter(first.weight.detach()[:, channels])
+    sliced.bias = first.bias
+    setattr(cut, name, sliced)
+    return cut
 
 
 class KeyedEncoder(nn.Module):
@@ -197,7 +248,8 @@ class BaselinePixels(nn.Module):
         Returns:
             Logits, float [batch, classes].
         """
-        return self.baseline(image.permute(0, 3, 1, 2))
+        # Cast first: TensorRT takes uint8 pixels, but can do nothing with them but cast them.
+        return self.baseline(image.float().permute(0, 3, 1, 2))
 
 
 def encoder_module(system: System) -> Encoder | KeyedEncoder:

@@ -12,11 +12,14 @@ import hashlib
 import itertools
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -37,6 +40,7 @@ from privdfs._manifest import (
     Macs,
     MadeBy,
     MaliciousAccuracy,
+    PrecisionAccuracy,
     ServerManifest,
     ServerSpec,
     SubsetAccuracy,
@@ -45,7 +49,12 @@ from privdfs._manifest import (
 )
 from privdfs_export import evaluate, graphs, parity
 from privdfs_export.errors import ExportError
-from privdfs_export.triton import Engine, ModelSpec, TensorSpec, write_model
+from privdfs_export.gpu import Gpu
+from privdfs_export.plan import PlanOptions, prepared, write_planned
+from privdfs_export.precision import Precision, measure_ranges, with_precision
+from privdfs_export.repository import read_repository, write_repository
+from privdfs_export.triton import Engine, ModelSpec, TensorSpec
+from privdfs_export.verify import server_folders
 from privdfs_training import provenance
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
@@ -56,6 +65,9 @@ from privdfs_training.stages import accuracy
 MAX_BATCH = 64
 GOLDEN_IMAGES = 8
 PARITY_IMAGES = 512
+CALIBRATION_IMAGES = 512
+#: BF16 is not among them: ONNX Runtime does not compute it on a CPU.
+MEASURED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-fp16")
 #: Data sets whose licence lets a release carry some of their images as golden examples (Fashion-MNIST: MIT).
 MAY_BE_PASSED_ON = frozenset({"fashion-mnist"})
 
@@ -75,7 +87,13 @@ class Graphs:
 
 
 def export_release(
-    trained: TrainedSystem, data: ImageData, out: Path, *, engine: Engine, console: Console
+    trained: TrainedSystem,
+    data: ImageData,
+    out: Path,
+    *,
+    engine: Engine,
+    console: Console,
+    plans: PlanOptions | None = None,
 ) -> ClientManifest:
     """Build a release.
 
@@ -86,16 +104,19 @@ def export_release(
         out: Folder of the release; must not exist.
         engine: What Triton runs the branches with.
         console: Where the steps are shown.
+        plans: Of the engine "tensorrt", what plans to build; needs TensorRT and a GPU.
 
     Returns:
         The client's manifest.
 
     Raises:
+        EngineError: A plan cannot be built here; nothing was written.
         ParityError: A graph differs from torch; nothing was written.
         ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
             released; nothing was written.
     """
     _refuse_existing(out)
+    planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     if data.task == "attributes":
         message = (
             f"{data.name} has attributes, and a release answers with probabilities of classes, of which one is right. "
@@ -148,6 +169,24 @@ def export_release(
     parts = itertools.repeat(None) if partitions is None else iter(partitions.split(evaluate.BATCH))
     parity.check_accuracy(measured.fused, accuracy(lambda images: system(images, next(parts)), batches))
 
+    console.print(f"INT8 ranges on {CALIBRATION_IMAGES} training images, accuracy of {', '.join(MEASURED_PRECISIONS)}")
+    calibration = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
+    ranges = _ranges(system, built, calibration)
+    precisions = evaluate.measure_precisions(
+        encoder=evaluate.session(built.encoder),
+        branches={
+            name: [
+                evaluate.session(with_precision(model, name, ranges[server]).SerializeToString())
+                for server, model in enumerate(models)
+            ]
+            for name in MEASURED_PRECISIONS
+        },
+        fusion=evaluate.session(built.fusion),
+        images=images,
+        labels=labels,
+        partitions=dealt,
+    )
+
     channels, height, width = system.image_shape
     quantiser = system.quantiser
     release = f"{trained.config.name}-{_digest(built)}"
@@ -188,15 +227,64 @@ def export_release(
                 MaliciousAccuracy(liars=liars, **{kind: value for kind, value in row.items() if kind != "worst"})
                 for liars, row in measured.malicious.items()
             ),
+            precisions=tuple(
+                PrecisionAccuracy(precision=name, fused=row.fused, branches=row.branches, agreement=row.agreement)
+                for name, row in precisions.items()
+            ),
         ),
         macs=macs,
         keys=msgspec.UNSET
         if system.family is None
         else KeySpec(partitions=system.family.partitions, family=family_id(system.family.tables(system.masks.owned))),
     )
-    _write(out, client, built, golden, engine)
+    sidecars = [Sidecar(_golden_of_server(golden, server), ranges[server]) for server in range(system.masks.servers)]
+    (answers,) = evaluate.run_batched(evaluate.session(built.baseline), {"image": golden["images"]})
+    sidecars.append(Sidecar({"image": golden["images"], "logits": answers}, ranges[-1]))
+    if planner is None:
+        _write(out, client, built, golden, sidecars, engine)
+    else:
+        options = plans or PlanOptions("fp16")
+        _write(out, client, built, golden, sidecars, "onnxruntime", lambda folder: _plan(folder, options, planner))
     console.print(f"{release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
     return client
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What lies beside a model: golden inputs with its float32 `logits`, and the ranges that INT8 needs."""
+
+    golden: Mapping[str, NDArray[np.generic]]
+    ranges: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        """Names, never values."""
+        return f"Sidecar({', '.join(self.golden)})"
+
+
+def _ranges(system: System, built: Graphs, images: NDArray[np.uint8]) -> list[dict[str, float]]:
+    """Ranges of the activations of every branch, and last of the baseline, on real shares and images."""
+    partitions = _dealt(system, len(images))
+    also = evaluate.partition_input(None if partitions is None else partitions.numpy())
+    shares = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
+    found = [
+        measure_ranges(onnx.load_from_string(branch), {"share": share, **also})
+        for branch, share in zip(built.branches, shares, strict=True)
+    ]
+    return [*found, measure_ranges(onnx.load_from_string(built.baseline), {"image": images})]
+
+
+def _golden_of_server(golden: Mapping[str, NDArray[np.generic]], server: int) -> dict[str, NDArray[np.generic]]:
+    """Of the client's golden examples what belongs to one server."""
+    partition = {"partition": golden["partition"]} if "partition" in golden else {}
+    return {"share": golden[f"share_{server}"], **partition, "logits": golden["logits"][:, server]}
+
+
+def _plan(folder: Path, options: PlanOptions, planner: tuple[ModuleType, list[Gpu]]) -> None:
+    """Build the plans of one server's folder, in its place."""
+    planned = folder.with_name(f"{folder.name}.planned")
+    write_planned(read_repository(folder), planned, options, *planner)
+    shutil.rmtree(folder)
+    planned.rename(folder)
 
 
 def drawn_images(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -255,8 +343,15 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
 
 
 def _write(
-    out: Path, client: ClientManifest, built: Graphs, golden: dict[str, NDArray[np.generic]], engine: Engine
+    out: Path,
+    client: ClientManifest,
+    built: Graphs,
+    golden: dict[str, NDArray[np.generic]],
+    sidecars: Sequence[Sidecar],
+    engine: Engine,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
+    """Write the release whole or not at all; `finish` does the rest in each server's folder before anybody sees it."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -266,8 +361,11 @@ def _write(
     try:
         _write_client(partial / "client", client, built, golden)
         for server, branch in enumerate(built.branches):
-            _write_server(partial / f"server-{server}", client, server, branch, engine)
-        _write_baseline(partial / "baseline", client, built.baseline, engine)
+            _write_server(partial / f"server-{server}", client, server, branch, sidecars[server], engine)
+        _write_baseline(partial / "baseline", client, built.baseline, sidecars[-1], engine)
+        if finish is not None:
+            for folder in server_folders(partial):
+                finish(folder)
         partial.chmod(0o755)
         partial.rename(out)
     except OSError as error:
@@ -289,7 +387,9 @@ def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: d
     (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=files)))
 
 
-def _write_server(folder: Path, client: ClientManifest, server: int, branch: bytes, engine: Engine) -> None:
+def _write_server(
+    folder: Path, client: ClientManifest, server: int, branch: bytes, sidecar: Sidecar, engine: Engine
+) -> None:
     about = client.servers[server]
     partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
     spec = ModelSpec(
@@ -300,10 +400,12 @@ def _write_server(folder: Path, client: ClientManifest, server: int, branch: byt
         max_batch=client.max_batch,
         parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
     )
-    _write_repository(folder, client, spec, branch, server=server, length=about.share_length, scale=about.scale)
+    manifest = _server_manifest(client, engine, server=server, length=about.share_length, scale=about.scale)
+    manifest = msgspec.structs.replace(manifest, keys=client.keys)
+    write_repository(folder, manifest, spec, branch, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
-def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engine: Engine) -> None:
+def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, sidecar: Sidecar, engine: Engine) -> None:
     # For comparison only: to the one server that runs it, the "share" is the whole image, unprotected.
     shape = (client.image.height, client.image.width, client.image.channels)
     spec = ModelSpec(
@@ -314,26 +416,24 @@ def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engin
         max_batch=client.max_batch,
         parameters={"privdfs_release": client.release},
     )
-    _write_repository(folder, client, spec, baseline, server=0, length=int(np.prod(shape)), scale=1.0)
+    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(shape)), scale=1.0)
+    write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
-def _write_repository(
-    folder: Path, client: ClientManifest, spec: ModelSpec, graph: bytes, *, server: int, length: int, scale: float
-) -> None:
-    written = write_model(folder, spec, graph)
-    manifest = ServerManifest(
+def _server_manifest(
+    client: ClientManifest, engine: Engine, *, server: int, length: int, scale: float
+) -> ServerManifest:
+    return ServerManifest(
         format_version=FORMAT_VERSION,
         release=client.release,
         server=server,
         share_length=length,
         scale=scale,
         classes=len(client.classes),
-        engine=spec.engine,
-        files={name: sha256_file(folder / name) for name in written},
+        engine=engine,
+        files={},
         made_by=client.made_by,
-        keys=client.keys if spec.name == "branch" else msgspec.UNSET,
     )
-    (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
 
 
 def _digest(built: Graphs) -> str:

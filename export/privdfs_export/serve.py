@@ -27,15 +27,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from privdfs._errors import BundleIntegrityError, Error
-from privdfs._manifest import (
-    ServerManifest,
-    decode_client_manifest,
-    decode_server_manifest,
-    read_manifest_bytes,
-    read_verified,
-)
+from privdfs._manifest import decode_client_manifest, read_manifest_bytes
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
+from privdfs_export.repository import Repository, read_repository
+from privdfs_export.verify import check_repository
 
 #: Longest that a server may take to load its models and warm them up.
 READY_LIMIT_S = 120.0
@@ -52,15 +50,6 @@ _RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
 _ADMIN = "privdfs-admin"
 #: The gRPC metadata that carries the secret of a server (`RunningServer.admin`), as Triton spells it.
 ADMIN_HEADER = f"triton-grpc-protocol-{_ADMIN}"
-
-
-@dataclass(frozen=True)
-class _Repository:
-    """One server's folder, checked: its manifest, and the bytes of the files that the manifest lists."""
-
-    path: Path
-    manifest: ServerManifest
-    files: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -94,6 +83,7 @@ def serve(
 
     Raises:
         privdfs.BundleError: a folder is not what its manifest says.
+        RepositoryError, EngineError, ParityError: its parts do not fit each other; see `verify`.
         TritonserverMissingError: there is no tritonserver.
         TritonserverFailedError: a server ended or did not get ready.
     """
@@ -152,13 +142,14 @@ def find_tritonserver(program: str | Path | None = None) -> Path:
     raise TritonserverMissingError(msg)
 
 
-def _check(path: Path) -> _Repository:
-    """Read a server's folder, and check it against its manifest."""
-    manifest = decode_server_manifest(read_manifest_bytes(path))
-    return _Repository(path, manifest, read_verified(path, manifest.files))
+def _check(path: Path) -> Repository:
+    """Read a server's folder, check it against its manifest, and check that its parts fit each other."""
+    repository = read_repository(path)
+    check_repository(repository)
+    return repository
 
 
-def _check_release(path: Path) -> list[_Repository]:
+def _check_release(path: Path) -> list[Repository]:
     """Read all servers' folders of a release, and check that they belong together."""
     client = decode_client_manifest(read_manifest_bytes(path / "client"))
     repositories = [_check(path / f"server-{index}") for index in range(len(client.servers))]
@@ -175,7 +166,7 @@ def _check_release(path: Path) -> list[_Repository]:
 
 @contextmanager
 def _running(
-    repositories: Sequence[_Repository], tritonserver: str | Path | None, log_dir: Path | None
+    repositories: Sequence[Repository], tritonserver: str | Path | None, log_dir: Path | None
 ) -> Iterator[list[RunningServer]]:
     """Servers that are ready inside the `with`, and gone after it."""
     program = find_tritonserver(tritonserver)
@@ -199,7 +190,7 @@ def _running(
         shutil.rmtree(logs, ignore_errors=True)
 
 
-def _start(program: Path, repository: _Repository, log: Path) -> RunningServer:
+def _start(program: Path, repository: Repository, log: Path) -> RunningServer:
     """Start a tritonserver for a private copy of a repository, on a port that is free at this moment."""
     try:
         copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))
@@ -215,7 +206,7 @@ def _start(program: Path, repository: _Repository, log: Path) -> RunningServer:
     keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
     with output:
         process = subprocess.Popen(
-            [*keeper, *_command(program, copy, endpoint, token, admin)],
+            [*keeper, *_command(program, repository, copy, endpoint, token, admin)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -225,12 +216,14 @@ def _start(program: Path, repository: _Repository, log: Path) -> RunningServer:
     return RunningServer(repository.path, endpoint, log, process, token, admin)
 
 
-def _command(program: Path, repository: Path, endpoint: str, token: str, admin: str) -> list[str]:
-    """The hardened command line of one tritonserver."""
+def _command(program: Path, repository: Repository, copy: Path, endpoint: str, token: str, admin: str) -> list[str]:
+    """The hardened command line of one tritonserver, for the private copy of a repository."""
     address, port = endpoint.split(":")
+    plan = repository.manifest.plan
+    trusted = plan is not msgspec.UNSET and plan.version_compatible
     return [
         str(program.absolute()),
-        f"--model-repository={repository}",
+        f"--model-repository={copy}",
         f"--id={token}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
@@ -248,11 +241,13 @@ def _command(program: Path, repository: Path, endpoint: str, token: str, admin: 
         f"--grpc-restricted-protocol={_RESTRICTED}:{_ADMIN}={admin}",
         "--trace-config=level=OFF",
         "--log-verbose=0",
-        f"--backend-config=python,shm-region-prefix-name={repository.name}",
+        f"--backend-config=python,shm-region-prefix-name={copy.name}",
+        # Such plans carry code of their own; these are the ones that this server's operator built.
+        *(["--backend-config=tensorrt,version-compatible=true"] if trusted else []),
     ]
 
 
-def _make_ready(program: Path, repository: _Repository, server: RunningServer, deadline: float) -> RunningServer:
+def _make_ready(program: Path, repository: Repository, server: RunningServer, deadline: float) -> RunningServer:
     """Wait until a server is ready; one that lost its port to somebody else is started again on another."""
     for _ in range(_PORT_ATTEMPTS):
         if _wait_until_ready(server, deadline):

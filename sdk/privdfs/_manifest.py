@@ -99,6 +99,15 @@ class MaliciousAccuracy(_Struct, frozen=True):
     adversarial: Fraction
 
 
+class PrecisionAccuracy(_Struct, frozen=True):
+    """Accuracy with the branches in one precision: fused, of each branch, and how often fused agrees with float32's."""
+
+    precision: str
+    fused: Fraction
+    branches: tuple[Fraction, ...]
+    agreement: Fraction
+
+
 class Accuracy(_Struct, frozen=True):
     """Accuracies of the exported files, as fractions: baseline, fused, each branch, subsets of servers, under liars."""
 
@@ -109,6 +118,8 @@ class Accuracy(_Struct, frozen=True):
     branches: tuple[Fraction, ...]
     subsets: tuple[SubsetAccuracy, ...]
     malicious: tuple[MaliciousAccuracy, ...] = ()  # empty: not measured
+    #: Of the graphs that TensorRT engines are built from, computed by ONNX Runtime. Left out where not measured.
+    precisions: tuple[PrecisionAccuracy, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Macs(_Struct, frozen=True):
@@ -151,6 +162,29 @@ class ClientManifest(_Struct, frozen=True):
     keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
 
 
+class PlanFile(_Struct, frozen=True):
+    """One TensorRT plan: its file, where it was built, and its largest difference from ONNX Runtime on golden inputs.
+
+    The difference is relative to the largest logit.
+    """
+
+    file: str
+    gpu: str
+    compute_capability: str
+    difference: float
+
+
+class PlanSpec(_Struct, frozen=True):
+    """How the TensorRT plans of a server were built, on its operator's machine."""
+
+    precision: str
+    tensorrt: str
+    hardware: str
+    version_compatible: bool
+    date: str
+    plans: Annotated[tuple[PlanFile, ...], msgspec.Meta(min_length=1)]
+
+
 class ServerManifest(_Struct, frozen=True):
     """`server-<i>/manifest.json`, and the baseline's: what the operator of one server needs to know."""
 
@@ -164,6 +198,8 @@ class ServerManifest(_Struct, frozen=True):
     files: dict[str, Sha256]
     made_by: MadeBy
     keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
+    #: Of the engine "tensorrt" alone.
+    plan: PlanSpec | msgspec.UnsetType = msgspec.UNSET
 
 
 def bytes_up(manifest: ClientManifest) -> list[int]:
@@ -217,6 +253,8 @@ def decode_client_manifest(data: bytes) -> ClientManifest:
     _require(len(manifest.accuracy.branches) == n_servers, "`accuracy.branches` must have one value for each server")
     for row in manifest.accuracy.malicious:
         _require(2 * row.liars < n_servers, "`accuracy.malicious` has a number of liars that is no minority")
+    for row in () if manifest.accuracy.precisions is msgspec.UNSET else manifest.accuracy.precisions:
+        _require(len(row.branches) == n_servers, "`accuracy.precisions` must have one value for each server")
     groups = [s.answered for s in manifest.accuracy.subsets] + [row.coalition for row in manifest.leakage]
     for group in groups:
         _require(
@@ -233,7 +271,11 @@ def decode_server_manifest(data: bytes) -> ServerManifest:
         BundleVersionError: the format version is not the one this version of privdfs reads.
         BundleFormatError: not JSON, or a field is missing, unknown or of another type.
     """
-    return _decode(data, ServerManifest)
+    manifest = _decode(data, ServerManifest)
+    _require(
+        manifest.plan is msgspec.UNSET or manifest.engine == "tensorrt", "`plan` belongs to the engine 'tensorrt' alone"
+    )
+    return manifest
 
 
 def read_manifest_bytes(folder: Path) -> bytes:

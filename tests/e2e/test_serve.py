@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from privdfs._errors import BundleIntegrityError
 from privdfs_export import serve as serve_module
-from privdfs_export.errors import TritonserverFailedError, TritonserverMissingError
+from privdfs_export.errors import RepositoryError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.serve import ADMIN_HEADER, find_tritonserver, serve, serve_measured, serve_release
 from tests.e2e.processes import command, descendants, listening, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
@@ -240,7 +240,7 @@ def test_a_server_in_the_place_of_another_is_refused(release: Path, tmp_path: Pa
 
 def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
     write_server(tmp_path, 0)
-    write_server(tmp_path, 1, onnx_bytes=b"not a graph")
+    write_server(tmp_path, 1, script=b"raise RuntimeError('this script does not start')")
     before = descendants(os.getpid())
     repositories = [tmp_path / "server-0", tmp_path / "server-1"]
     with (
@@ -249,8 +249,16 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> 
     ):
         pass
     assert failed.value.log == str(tmp_path / "logs" / "1-server-1.log")
-    assert "model.onnx failed" in str(failed.value)
+    assert "this script does not start" in str(failed.value)
     assert wait_until_gone(descendants(os.getpid()) - before, 1) == set()
+
+
+def test_a_graph_that_cannot_be_loaded_is_found_before_anything_starts(tmp_path: Path) -> None:
+    write_server(tmp_path, 0, onnx_bytes=b"not a graph")
+    before = descendants(os.getpid())
+    with pytest.raises(RepositoryError, match="ONNX Runtime cannot load its graph"), serve([tmp_path / "server-0"]):
+        pass
+    assert descendants(os.getpid()) <= before
 
 
 def test_a_port_taken_in_the_meantime_is_replaced(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

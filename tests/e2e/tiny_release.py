@@ -46,11 +46,11 @@ def linear_graph(name: str, dtype: int, shape: tuple[int, ...], seed: int) -> on
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_server(folder: Path, index: int, *, onnx_bytes: bytes | None = None) -> None:
-    """Write `server-<index>`; `onnx_bytes` replaces its graph, so that one can make a listed but broken server."""
+def write_server(folder: Path, index: int, *, onnx_bytes: bytes | None = None, script: bytes | None = None) -> None:
+    """Write `server-<index>`; bytes replace its graph or its script, to make a listed but broken server."""
     graph = linear_graph("share", TensorProto.INT8, (SHARE_LENGTH,), seed=index).SerializeToString()
     source = TensorSpec("share", "int8", (SHARE_LENGTH,))
-    _write(folder / f"server-{index}", index, "branch", source, graph if onnx_bytes is None else onnx_bytes)
+    _write(folder / f"server-{index}", index, "branch", source, graph if onnx_bytes is None else onnx_bytes, script)
 
 
 def write_release(folder: Path, n_servers: int) -> Path:
@@ -76,10 +76,14 @@ def write_release(folder: Path, n_servers: int) -> Path:
     return folder
 
 
-def _write(folder: Path, server: int, model: str, source: TensorSpec, graph: bytes) -> None:
+def _write(
+    folder: Path, server: int, model: str, source: TensorSpec, graph: bytes, script: bytes | None = None
+) -> None:
     parameters = {"privdfs_release": RELEASE, "privdfs_server": str(server)}
     answer = TensorSpec("logits", "float32", (CLASSES,))
     files = write_model(folder, ModelSpec(model, "python", (source,), answer, MAX_BATCH, parameters), graph)
+    if script is not None:
+        (folder / model / "1" / "model.py").write_bytes(script)
     manifest = ServerManifest(
         format_version=1,
         release=RELEASE,

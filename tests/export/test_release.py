@@ -31,7 +31,8 @@ SERVERS = (0, 1, 2)
 
 def test_layout_is_that_of_the_format(trained_release: Path) -> None:
     files = {path.relative_to(trained_release).as_posix() for path in trained_release.rglob("*") if path.is_file()}
-    repository = {"manifest.json", "{model}/config.pbtxt", "{model}/1/model.onnx", "{model}/1/model.py"}
+    repository = {"manifest.json", "golden.safetensors", "ranges.safetensors"}
+    repository |= {"{model}/config.pbtxt", "{model}/1/model.onnx", "{model}/1/model.py"}
     expected = {f"client/{name}" for name in ("manifest.json", "encoder.onnx", "fusion.onnx", "golden.safetensors")}
     for server in SERVERS:
         expected |= {f"server-{server}/{name.format(model='branch')}" for name in repository}
@@ -204,7 +205,7 @@ def test_a_full_disk_leaves_nothing(
     def no_space(*_args: object, **_kwargs: object) -> list[str]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(release, "write_model", no_space)
+    monkeypatch.setattr(release, "write_repository", no_space)
     with pytest.raises(ExportError, match=r"No space left on device\. Free some disk space"):
         release.export_release(
             trained, load_data("fashion-mnist", data_folder), tmp_path / "out", engine="python", console=QUIET

@@ -1,11 +1,22 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from privdfs_export.triton import PYTHON_ENGINE, Engine, ModelSpec, TensorSpec, config_pbtxt, write_model
+from privdfs_export.triton import (
+    PYTHON_ENGINE,
+    Engine,
+    ModelSpec,
+    TensorSpec,
+    config_pbtxt,
+    graph_sizes,
+    profiles,
+    write_model,
+)
 
 SHARE = TensorSpec("share", "int8", (12,))
 LOGITS = TensorSpec("logits", "float32", (10,))
@@ -19,7 +30,7 @@ def parsed(engine: Engine = "python", source: TensorSpec = SHARE) -> Any:
 
 @pytest.mark.parametrize(
     ("engine", "filename"),
-    [("python", "model.py"), ("onnxruntime", "model.onnx")],
+    [("python", "model.py"), ("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")],
 )
 def test_everything_that_triton_could_complete_is_stated(engine: Engine, filename: str) -> None:
     config = parsed(engine)
@@ -79,3 +90,53 @@ def test_write_model_writes_what_it_says(tmp_path: Path, engine: Engine, files: 
     assert (tmp_path / "branch" / "1" / "model.onnx").read_bytes() == b"graph"
     if engine == "python":
         assert (tmp_path / "branch" / "1" / "model.py").read_bytes() == PYTHON_ENGINE.read_bytes()
+
+
+def tensorrt(**changed: Any) -> Any:
+    spec = dataclasses.replace(
+        ModelSpec("branch", "tensorrt", (SHARE,), LOGITS, 12, PARAMETERS, {"9.0": "model.plan"}), **changed
+    )
+    text = config_pbtxt(spec)
+    return text, text_format.Parse(text, model_config_pb2.ModelConfig())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_both_profiles_of_a_plan_are_named_and_warmed_up_with_a_real_share() -> None:
+    _, config = tensorrt()
+    (group,) = config.instance_group
+    assert (group.kind, group.count, list(group.profile)) == (group.KIND_GPU, 1, ["0", "1"])
+    assert profiles(12) == [(1, 1, 1), (2, 8, 12)]
+    assert [sample.batch_size for sample in config.model_warmup] == [1, 12]
+    assert {sample.inputs["share"].input_data_file for sample in config.model_warmup} == {"share"}
+    (single,) = tensorrt(max_batch=1)[1].instance_group
+    assert list(single.profile) == ["0"]
+
+
+def test_cuda_graphs_are_captured_for_powers_of_two_and_the_largest_batch() -> None:
+    _, config = tensorrt()
+    cuda = config.optimization.cuda
+    assert cuda.graphs
+    assert [spec.batch_size for spec in cuda.graph_spec] == graph_sizes(12) == [1, 2, 4, 8, 12]
+    assert {tuple(spec.input["share"].dim) for spec in cuda.graph_spec} == {(12,)}
+    assert graph_sizes(1) == [1]
+    assert graph_sizes(64) == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_several_gpus_have_a_plan_each() -> None:
+    assert not tensorrt()[1].cc_model_filenames
+    _, config = tensorrt(plans={"9.0": "model.plan", "8.6": "model_sm86.plan"})
+    assert dict(config.cc_model_filenames) == {"9.0": "model.plan", "8.6": "model_sm86.plan"}
+
+
+def test_a_version_compatible_plan_says_what_triton_must_be_told() -> None:
+    assert "version-compatible" not in tensorrt()[0]
+    text, _ = tensorrt(version_compatible=True)
+    assert "--backend-config=tensorrt,version-compatible=true" in text
+
+
+def test_plans_lie_beside_the_graph_pristine(tmp_path: Path) -> None:
+    spec = ModelSpec("branch", "tensorrt", (SHARE,), LOGITS, 12, PARAMETERS, {"9.0": "model.plan"})
+    golden = {"share": np.arange(24, dtype=np.int8).reshape(2, 12)}
+    files = write_model(tmp_path, spec, b"graph", {"model.plan": b"plan"}, golden)
+    assert files == [f"branch/{name}" for name in ("config.pbtxt", "1/model.onnx", "1/model.plan", "warmup/share")]
+    assert (tmp_path / "branch" / "1" / "model.plan").read_bytes() == b"plan"
+    assert (tmp_path / "branch" / "warmup" / "share").read_bytes() == bytes(range(12))

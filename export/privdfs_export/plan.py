@@ -1,0 +1,304 @@
+"""`privdfs-export plan RELEASE`: build the TensorRT plans of a release on the GPU host, in the container that serves.
+
+A plan runs on the TensorRT and the GPU that it was built with, so the operator of a server builds it, from the ONNX
+graph of the release. Guarantees:
+
+- Nothing of the release changes before every plan is built and agrees with the float32 graph on the golden shares.
+- With `--out` the release stays as it is. Without, each folder is exchanged whole, by renaming.
+- The manifest says what built each plan, for which GPU, in which precision, and how far off it is.
+"""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from privdfs._manifest import PlanFile, PlanSpec
+from privdfs._verify import verify
+from privdfs_export.engine import BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
+from privdfs_export.engine_runtime import run_plan
+from privdfs_export.errors import EngineError, ExportError, ParityError
+from privdfs_export.gpu import Gpu, find_gpu, using
+from privdfs_export.precision import PRECISIONS, Precision, check_precision, with_precision
+from privdfs_export.repository import Repository, Tensors, read_repository, write_repository
+from privdfs_export.triton import PLAN_NAME, ModelSpec, TensorSpec, triton_type
+from privdfs_export.verify import PLAN_TOLERANCE, Check, compare_plan, server_folders
+
+DESCRIPTION = "Build the TensorRT plans of a release, or of one server's folder, on the GPU host that will serve it."
+_SIGNATURE = "manifest.sig"
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What plans to build.
+
+    Attributes:
+        precision: of the branches.
+        devices: GPUs to build for, as CUDA counts; one plan for each kind of them.
+        build: for every engine; its `max_batch` and `gpu` are filled in.
+    """
+
+    precision: Precision
+    devices: tuple[int, ...] = (0,)
+    build: BuildOptions = field(default_factory=lambda: BuildOptions(max_batch=1))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument("release", type=Path, metavar="RELEASE", help="a release, or one server's folder of it")
+    parser.add_argument("--out", type=Path, help="where the planned copy goes; without it the folders are exchanged")
+    add_plan_arguments(parser)
+
+
+def add_plan_arguments(parser: argparse._ActionsContainer) -> None:
+    """Options of building plans, also those of `privdfs-export SYSTEM --engine tensorrt`.
+
+    Args:
+        parser: Of the command, or a group of its options.
+    """
+    parser.add_argument("--precision", default="fp16", help=f"one of {', '.join(PRECISIONS)}; default fp16")
+    parser.add_argument("--device", type=int, action="append", help="GPU to build for; several times for several kinds")
+    parser.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a kernel")
+    parser.add_argument("--level", type=int, choices=range(6), help="builder's effort; default is TensorRT's own")
+    parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="keep kernel times here between builds")
+    parser.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="plans load in newer TensorRT too; slower, see deploy/README.md",
+    )
+    parser.add_argument(
+        "--hardware",
+        choices=("none", "ampere-plus", "same-compute-capability"),
+        default="none",
+        help="which other GPUs the plans run on; default none, which is fastest",
+    )
+
+
+def plan_options(options: argparse.Namespace) -> PlanOptions:
+    """Options of the command line.
+
+    Args:
+        options: Parsed with `add_plan_arguments`.
+
+    Returns:
+        The same, typed.
+
+    Raises:
+        PrecisionError: There is no such precision.
+    """
+    build = BuildOptions(
+        max_batch=1,
+        workspace=None if options.workspace is None else options.workspace * 2**20,
+        level=options.level,
+        version_compatible=options.version_compatible,
+        hardware=options.hardware,
+        timing_cache=options.timing_cache,
+    )
+    return PlanOptions(check_precision(options.precision), tuple(options.device or (0,)), build)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, compare and write, and print what was built.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        privdfs.Error: It cannot be done; the release is as it was.
+    """
+    for check in plan_release(options.release, options.out, plan_options(options)):
+        print(f"{check.name}: {check.found}")
+
+
+def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[Check]:
+    """Build the plans of a release, or of one server's folder.
+
+    Args:
+        release: The release, or the folder.
+        out: Where the planned copy goes; None to exchange the folders.
+        options: What to build.
+
+    Returns:
+        What was built, in words, by folder.
+
+    Raises:
+        privdfs.BundleError: A folder is not what its manifest says.
+        EngineError: A plan cannot be built: no TensorRT, no GPU, a graph that it refuses.
+        ParityError: A plan does not answer what its graph answers.
+        ExportError: The place to write to cannot be used.
+    """
+    verify(release)
+    whole = (release / "client").is_dir()
+    if out is not None and out.exists():
+        message = f"{out} exists already: choose another folder with --out."
+        raise ExportError(message)
+    signed = [folder for folder in server_folders(release) if (folder / _SIGNATURE).exists()]
+    if out is None and signed:
+        message = (
+            f"{signed[0]} is signed, and plans change it: name a folder for the planned copy with --out, and sign that "
+            "with your own key."
+        )
+        raise ExportError(message)
+    trt, gpus = prepared(options)
+    target = release if out is None else out
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        message = f"cannot write in {target.parent}: {error.strerror}. Choose another folder with --out."
+        raise ExportError(message) from error
+    try:
+        checks = []
+        for folder in server_folders(release):
+            place = staging / (folder.name if whole else target.name)
+            checks += write_planned(read_repository(folder), place, options, trt, gpus)
+        if out is None:
+            _exchange(staging, release if whole else release.parent)
+        elif whole:
+            shutil.copytree(release / "client", staging / "client")
+            staging.chmod(0o755)
+            staging.rename(out)
+        else:
+            (staging / target.name).rename(out)
+    except OSError as error:
+        message = f"cannot write the plans beside {target}: {error.strerror}. Free some disk space, or use --out."
+        raise ExportError(message) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return checks
+
+
+def prepared(options: PlanOptions) -> tuple[ModuleType, list[Gpu]]:
+    """Find TensorRT and the GPUs, before anything is read or written.
+
+    Args:
+        options: What to build.
+
+    Returns:
+        TensorRT's package, and one GPU of each kind.
+
+    Raises:
+        TensorRTMissingError: One of them is not here.
+        EngineError: It is TensorRT-RTX.
+    """
+    trt = find_tensorrt()
+    if is_rtx(trt):
+        message = "no tritonserver loads plans of TensorRT-RTX: use the TensorRT of the serving container."
+        raise EngineError(message)
+    kinds = {gpu.compute_capability: gpu for gpu in map(find_gpu, options.devices)}
+    return trt, list(kinds.values())
+
+
+def write_planned(
+    repository: Repository, folder: Path, options: PlanOptions, trt: ModuleType, gpus: Sequence[Gpu]
+) -> list[Check]:
+    """Build one server's plans, compare them, and write its folder anew.
+
+    Args:
+        repository: As it was exported, or planned before.
+        folder: Where the new one goes.
+        options: What to build.
+        trt: TensorRT's package.
+        gpus: One of each kind.
+
+    Returns:
+        What was built, in words.
+
+    Raises:
+        EngineError: A plan cannot be built.
+        ParityError: A plan does not answer what its graph answers; nothing was written.
+    """
+    config, golden = repository.config, repository.golden
+    if golden is None:
+        message = f"{repository.path} has no golden examples to compare a plan with: export the release again."
+        raise ExportError(message)
+    graph = with_precision(onnx.load_from_string(repository.graph), options.precision, repository.ranges)
+    plans: dict[str, bytes] = {}
+    files: list[PlanFile] = []
+    checks: list[Check] = []
+    for gpu in gpus:
+        build = replace(options.build, max_batch=config.max_batch_size, gpu=gpu.name)
+        with using(gpu):
+            plan = build_engine(graph, build, trt)
+        difference = _compared(repository, plan, options, trt, gpu)
+        # The first is also what the backend takes for a GPU whose compute capability has no plan.
+        name = f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if plans else PLAN_NAME
+        plans[name] = plan.data
+        files.append(
+            PlanFile(file=name, gpu=gpu.name, compute_capability=gpu.compute_capability, difference=difference)
+        )
+        found = (
+            f"{options.precision} plan of {len(plan.data)} bytes in {plan.seconds:.1f} s by TensorRT {plan.tensorrt} "
+            f"for {gpu.name}, off by {difference:.1e} on golden examples"
+        )
+        checks.append(Check(folder.name, found))
+    spec = ModelSpec(
+        name=repository.model,
+        engine="tensorrt",
+        inputs=tuple(_tensor(one) for one in config.input),
+        output=_tensor(config.output[0]),
+        max_batch=config.max_batch_size,
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+        plans={file.compute_capability: file.file for file in files},
+        version_compatible=options.build.version_compatible,
+    )
+    about = PlanSpec(
+        precision=options.precision,
+        tensorrt=trt.__version__,
+        hardware=options.build.hardware,
+        version_compatible=options.build.version_compatible,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        plans=tuple(files),
+    )
+    manifest = msgspec.structs.replace(repository.manifest, engine="tensorrt", files={}, plan=about)
+    write_repository(folder, manifest, spec, repository.graph, golden=golden, ranges=repository.ranges, plans=plans)
+    return checks
+
+
+def _compared(repository: Repository, plan: Plan, options: PlanOptions, trt: ModuleType, gpu: Gpu) -> float:
+    """Largest difference of a plan from the float32 graph on golden examples."""
+
+    def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
+        compatible = options.build.version_compatible
+        return run_plan(trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)["logits"]
+
+    difference = compare_plan(answer, repository.golden or {}, repository.config.max_batch_size)
+    allowed = PLAN_TOLERANCE[options.precision]
+    if not difference <= allowed:  # written so that NaN fails
+        message = (
+            f"the {options.precision} plan of {repository.path} on {gpu.name} is off by {difference:.1e} on golden "
+            f"examples (at most {allowed:.0e} wanted), so it is not published: take another --precision."
+        )
+        raise ParityError(message, repository.path.name, difference, allowed)
+    return difference
+
+
+def _tensor(stated: Any) -> TensorSpec:
+    return TensorSpec(stated.name, triton_type(stated.data_type), tuple(stated.dims))
+
+
+def _exchange(staging: Path, parent: Path) -> None:
+    """Put the new folders in the place of the old ones, each at once but for the moment between two renames."""
+    for new in sorted(staging.iterdir()):
+        old = parent / new.name
+        aside = staging / f"{new.name}.old"
+        old.rename(aside)
+        try:
+            new.rename(old)
+        except OSError:
+            aside.rename(old)
+            raise
