@@ -17,8 +17,9 @@ All start from the same decoded images in memory and end with a label:
 
 Everything on the device side computes in one thread. After the rounds (closed loop: a call begins when the last one
 has ended) come passes of their own: calls that arrive at random times whether the last one has ended or not (open loop,
-time from the planned arrival), stages by the servers' own statistics, and cold starts in fresh processes. Prints a
-table and writes bench/results/latency.json, raw samples included, and pictures.
+time from the planned arrival), stages by the servers' own statistics, calls through a network that a proxy imitates
+(`--network`), and cold starts in fresh processes. Prints tables and writes bench/results/latency.json, raw samples
+included, and pictures.
 """
 
 import argparse
@@ -26,13 +27,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from _cold import cold_starts
 from _common import (
     EXIT_ERROR,
@@ -40,19 +39,18 @@ from _common import (
     IMAGES,
     RELEASES,
     RESULTS,
-    BenchError,
     made_by,
     release_name,
     verified_graph,
     write_results,
 )
 from _latency_pictures import draw_distributions, draw_stages
+from _network import NETWORKS, Network, through
 from _percentiles import CONFIDENCE, samples_needed
+from _rounds import ORDER_SEED, WARM_UP, measure_network, measure_systems
 from _serving import split_near, write_jpeg, write_split
-from _stages import stages, stragglers
-from _systems import PERCENTILES, Bench, Pixels, Systems, connect, percentiles
+from _systems import PERCENTILES, connect
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from privdfs import Bundle, Error
@@ -61,79 +59,10 @@ from privdfs._images import load_image
 from privdfs_export.serve import serve_measured
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
-ORDER_SEED = 0
-#: Rounds before the first kept one: connections, caches, and the servers' first requests.
-WARM_UP = 50
-#: Calls of the passes after the rounds, at most.
-STAGE_CALLS, OPEN_CALLS, COLD_STARTS = 500, 600, 5
-#: Arrivals of the open loop, as a fraction of what PrivDFS could do in closed loop; in blocks, system by system.
-OPEN_LOAD, OPEN_BLOCK = 0.5, 50
-OPEN_SYSTEMS = ("privdfs", "floor", "baseline_triton")
+COLD_STARTS = 5
+#: What a phone on a good mobile network has.
+DEFAULT_NETWORK = "20,10"
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
-    """Check that what should be the same model gives the same classes, wherever it runs.
-
-    Raises:
-        BenchError: it does not.
-    """
-    for one, other in (
-        ("baseline_triton", "baseline_device"),
-        ("single_split", "baseline_device"),
-        ("floor", "privdfs"),
-    ):
-        differing = sum(systems[one].classify(image) != systems[other].classify(image) for image in images)
-        if differing:
-            msg = f"{one} and {other} differ on {differing} of {len(images)} images: export the release again"
-            raise BenchError(msg)
-
-
-def take_samples(systems: Systems, images: Sequence[Pixels], samples: int, warmup: int, console: Console) -> None:
-    """Time all systems in turns; the warm-up is not kept."""
-    for system in systems.values():
-        system.first_ms, _ = system.time(images[0])
-    generator, names = np.random.default_rng(ORDER_SEED), list(systems)
-    for number in track(range(-warmup, samples), "measuring", console=console, transient=True):
-        for name in generator.permutation(names):
-            took, cpu = systems[name].time(images[number % len(images)])
-            if number >= 0:
-                systems[name].samples.append(took)
-                systems[name].cpu.append(cpu)
-
-
-def open_loop(systems: Systems, images: Sequence[Pixels], calls: int) -> dict[str, Any]:
-    """Calls that arrive at random, whether the one before has ended or not, at the same rate for all systems.
-
-    One device makes them, one after the other; a call that arrives while it is busy waits, and its time counts from
-    when it arrived. That is what a closed loop leaves out.
-
-    Args:
-        systems: measured in closed loop already.
-        images: to call them with.
-        calls: of each system.
-
-    Returns:
-        The rate, and percentiles for each system.
-    """
-    per_second = OPEN_LOAD * 1e3 / float(np.mean(systems["privdfs"].samples))
-    generator = np.random.default_rng(ORDER_SEED)
-    samples: dict[str, list[float]] = {name: [] for name in OPEN_SYSTEMS}
-    while len(samples["privdfs"]) < calls:
-        for name in generator.permutation(OPEN_SYSTEMS):
-            gaps = generator.exponential(1 / per_second, min(OPEN_BLOCK, calls - len(samples[name])))
-            for number, arrival in enumerate(time.perf_counter() + gaps.cumsum()):
-                time.sleep(max(0.0, arrival - time.perf_counter()))
-                systems[name].classify(images[number % len(images)])
-                samples[name].append((time.perf_counter() - arrival) * 1e3)
-    return {
-        "per_second": round(per_second, 2),
-        "calls": calls,
-        "systems": {
-            name: percentiles(found) | {"samples_ms": [round(sample, 3) for sample in found]}
-            for name, found in samples.items()
-        },
-    }
 
 
 def measure(release: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -174,9 +103,16 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
             endpoint=endpoints[-1],
         )
         about["machine"] |= _state_of_the_machine()
-        bench = stack.enter_context(connect(bundle, release, split, images, servers, endpoints))
-        found = measure_systems(bench, images, options.samples, console)
-        check_labels(bench.systems, images)
+        with connect(bundle, release, split, images, servers, endpoints) as bench:
+            found = measure_systems(bench, images, options.samples, console)
+        found["networks"] = {}
+        for network in options.network:
+            with (
+                through(network, endpoints) as proxy,
+                connect(bundle, release, split, images, servers, proxy.endpoints) as bench,
+            ):
+                shown = measure_network(bench, network, proxy, images, options.samples, console)
+                found["networks"][network.name] = shown
         with console.status("cold starts"):
             found["cold"] = cold_starts(release / "client", files[0], endpoints[:n_servers], options.cold)
     return {
@@ -189,38 +125,12 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     }
 
 
-def measure_systems(bench: Bench, images: Sequence[Pixels], samples: int, console: Console) -> dict[str, Any]:
-    """The rounds, and the passes after them.
-
-    Returns:
-        Systems, ratios, stages, stragglers, open loop.
-    """
-    systems = bench.systems
-    take_samples(systems, images, samples, WARM_UP, console)
-    results = bench.private.results
-    summaries = {name: system.summary() for name, system in systems.items()}
-    found = {
-        "systems": summaries,
-        "ratios": ratios(summaries),
-        "stragglers": stragglers(results[-samples:], systems["privdfs"].samples),
-    }
-    with console.status("stages and open loop"):
-        found["stages"] = stages(bench, images, min(samples, STAGE_CALLS))
-        found["open_loop"] = open_loop(systems, images, min(samples, OPEN_CALLS))
-    return found
-
-
-def ratios(systems: dict[str, Any]) -> dict[str, float]:
-    """What the benchmark is about: PrivDFS against the others, within one run."""
-    private = systems["privdfs"]
-    others = ("floor", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
-    found = {f"privdfs_p50_to_{name}_p50": private["p50_ms"] / systems[name]["p50_ms"] for name in others}
-    found["privdfs_p99_to_floor_p99"] = private["p99_ms"] / systems["floor"]["p99_ms"]
-    found["privdfs_async_p50_to_floor_p50"] = systems["privdfs_async"]["p50_ms"] / systems["floor"]["p50_ms"]
-    found["privdfs_cpu_to_graphs_cpu"] = private["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
-    found["floor_cpu_to_graphs_cpu"] = systems["floor"]["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
-    found["privdfs_bytes_up_to_pixels"] = private["bytes_up"] / systems["baseline_triton"]["bytes_up"]
-    return {name: round(value, 3) for name, value in found.items()}
+def _network(text: str) -> Network | None:
+    """A value of --network."""
+    try:
+        return None if text == "none" else Network.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _state_of_the_machine() -> dict[str, str]:
@@ -229,10 +139,10 @@ def _state_of_the_machine() -> dict[str, str]:
     return {"governor": governor, "load": f"{os.getloadavg()[0]:.2f} before the run"}
 
 
-def table(results: dict[str, Any]) -> Table:
+def table(title: str, systems: dict[str, Any]) -> Table:
     """A line for each system, and one for its confidence intervals."""
     shown = Table(
-        title=f"Latency of one call, ms, with {results['confidence']:.0%} intervals (?: needs more samples)",
+        title=title,
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
@@ -240,7 +150,7 @@ def table(results: dict[str, Any]) -> Table:
     shown.add_column("system", no_wrap=True)
     for name in (*PERCENTILES, "cpu", "bytes up"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for name, values in results["systems"].items():
+    for name, values in systems.items():
         last = (f"{values['cpu_ms']:.2f}", f"{values['bytes_up']:,}")
         shown.add_row(name, *(f"[bold]{values[f'{line}_ms']:.2f}[/]" for line in PERCENTILES), *last)
         shown.add_row("", *(f"[dim]{_interval(values[f'{line}_interval_ms'])}[/]" for line in PERCENTILES))
@@ -280,6 +190,18 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def network_line(network: dict[str, Any]) -> str:
+    """What the proxy is by its own measurement, and what passed it."""
+    measured = network["measured"]
+    ratio = network["ratios"]["privdfs_p50_to_baseline_triton_p50"]
+    up = ", ".join(f"{name} {sum(wire['up_by_server']):.0f}" for name, wire in network["bytes_on_the_wire"].items())
+    return (
+        f"set to {network['rtt_ms']:g} ms and {network['mbit']:g} Mbit/s, measured {measured['rtt_ms']:.1f} ms and "
+        f"{measured['mbit']:.1f} Mbit/s{'' if measured['as_set'] else ' ([bold]not as set[/]: a busy machine?)'}\n"
+        f"privdfs_p50_to_baseline_triton_p50: {ratio:.3f}\nbytes up on the wire, gRPC's own included: {up}"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
@@ -305,6 +227,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cold", type=int, default=COLD_STARTS, metavar="N", help=f"cold starts of each kind (default: {COLD_STARTS})"
     )
     parser.add_argument(
+        "--network",
+        action="append",
+        type=_network,
+        metavar="NETWORK",
+        help=f"measure through this network too: {', '.join(NETWORKS)} or RTT,MBIT, in ms and Mbit/s; may be given "
+        f"again; 'none' for loopback alone (default: {DEFAULT_NETWORK})",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         default=RESULTS,
@@ -312,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of latency.json and pictures (default: bench/…)",
     )
     options = parser.parse_args(arguments)
+    given = [Network.parse(DEFAULT_NETWORK)] if options.network is None else options.network
+    options.network = [network for network in given if network is not None]
     if options.samples < 1 or options.cold < 1:
         parser.error("--samples and --cold must be at least 1")
     console = Console()
@@ -329,7 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Error, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return EXIT_ERROR
-    console.print(table(results))
+    said = f"ms, with {results['confidence']:.0%} intervals (?: needs more samples)"
+    console.print(table(f"Latency of one call on loopback, {said}", results["systems"]))
+    for name, network in results["networks"].items():
+        console.print(table(f"\nLatency through the network {name}, {said}", network["systems"]))
+        console.print(network_line(network), highlight=False)
     console.print(f"\n{summary(results)}", highlight=False)
     console.print(f"written to {options.out}/latency.json, with pictures", highlight=False, soft_wrap=True)
     return 0

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import latency
+from bench._rounds import open_loop
 from bench._serving import ServerTime, split_near
 from bench._stages import stragglers
 from bench._systems import System
@@ -60,7 +61,12 @@ def test_a_model_that_no_layer_narrows_cannot_be_split() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["nowhere"], "manifest.json"), (["x", "--samples", "0"], "at least"), (["x", "--cold", "0"], "at least")],
+    [
+        (["nowhere"], "manifest.json"),
+        (["x", "--samples", "0"], "at least"),
+        (["x", "--cold", "0"], "at least"),
+        (["x", "--network", "5g"], "is no network"),
+    ],
 )
 def test_latency_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
@@ -112,7 +118,7 @@ def test_in_an_open_loop_a_call_that_waits_counts_from_its_arrival(monkeypatch: 
     names = ("privdfs", "floor", "baseline_triton")
     # The rate is planned for calls of 100 ms, and then each takes a second: they queue up.
     systems = {name: System(name, [1], [1], slow_call, samples=[100.0]) for name in names}
-    found = latency.open_loop(systems, [np.zeros((1, 1, 1), np.uint8)], 20)
+    found = open_loop(systems, [np.zeros((1, 1, 1), np.uint8)], 20)
     assert found["per_second"] == 5
     samples = found["systems"]["privdfs"]["samples_ms"]
     assert len(samples) == 20

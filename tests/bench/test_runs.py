@@ -109,7 +109,7 @@ def test_accuracy_refuses_the_checkpoint_of_another_release(
 
 
 def test_latency(trained_release: Path, tmp_path: Path) -> None:
-    done = run("latency.py", trained_release, "--samples", "40", "--cold", "1", "--out", tmp_path)
+    done = run("latency.py", trained_release, "--samples", "40", "--cold", "1", "--network", "2,50", "--out", tmp_path)
 
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "latency.json").read_text())
@@ -161,6 +161,14 @@ def test_latency(trained_release: Path, tmp_path: Path) -> None:
     for other in ("floor", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device"):
         ratio = systems["privdfs"]["p50_ms"] / systems[other]["p50_ms"]
         assert results["ratios"][f"privdfs_p50_to_{other}_p50"] == pytest.approx(ratio, abs=1e-3)
+    through = results["networks"]["2,50"]
+    assert through["measured"]["rtt_ms"] >= 2
+    assert all(min(one["samples_ms"]) >= 2 for one in through["systems"].values())
+    on_the_wire = through["bytes_on_the_wire"]
+    for name, servers in (("privdfs", 3), ("floor", 3), ("baseline_triton", 1), ("single_split", 1)):
+        sent = on_the_wire[name]["up_by_server"]
+        assert len(sent) == servers
+        assert all(more > bytes_up for more, bytes_up in zip(sent, systems[name]["bytes_up_by_server"], strict=True))
     for name in ("latency.png", "latency-stages.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 500
