@@ -145,6 +145,8 @@ def _plain(result: Result) -> dict[str, Any]:
         "probability": result.probability,
         "top": result.top(5),
         "answered": result.answered,
+        "expected_accuracy": result.expected_accuracy,
+        "suspects": result.suspects,
         "bytes_up": result.bytes_up,
         "timings": result.timings,
     }

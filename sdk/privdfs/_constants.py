@@ -39,6 +39,13 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: No trained branch gives such a logit; below it the fusion's float32 arithmetic stays finite.
 MAX_ABS_LOGIT = 1e6
 
+#: A server is suspected by its last so many images, not before so many, and from so many standard deviations on; what
+#: the manifest says of its errors counts as so many images.
+SUSPECT_WINDOW = 200
+SUSPECT_AFTER = 20
+SUSPECT_SIGMAS = 4.0
+SUSPECT_PRIOR = 10
+
 #: The graphs on the device are small; a second thread costs more in waking up than it gains.
 ONNX_THREADS = 1
 

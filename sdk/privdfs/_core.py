@@ -5,19 +5,21 @@ the answers back (`_exchange.py`) -> fuse. One `Deadline`, set at the start, cov
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._bundle import Bundle
 from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
-from privdfs._errors import DeadlineExceededError, NotEnoughAnswersError, ServerError
+from privdfs._errors import AnswerError, DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
-from privdfs._manifest import PARTITION_BYTES
+from privdfs._manifest import PARTITION_BYTES, accuracy_of
 from privdfs._result import Result, Timings
+from privdfs._suspects import Suspects
 
 
 class Deadline:
@@ -100,6 +102,7 @@ class Settings:
     wait: Wait
     retries: Retries
     partition: int | None
+    suspects: Suspects = field(repr=False)
 
     @classmethod
     def check(
@@ -124,6 +127,7 @@ class Settings:
             check_wait(wait),
             check_retries(retries),
             bundle.partition(key),
+            Suspects(bundle.manifest),
         )
 
     def change(
@@ -157,6 +161,7 @@ class Call:
         self.min_answers = settings.min_answers
         self.wait = settings.wait
         self.retries = settings.retries
+        self._suspects = settings.suspects
         self._partition = settings.partition
         self._bundle = settings.bundle
 
@@ -226,6 +231,9 @@ class Call:
         answered = tuple(ms is not None for ms in servers_ms)
         if sum(answered) < self.min_answers:
             raise self._too_few(outcomes)
+        present = [i for i in range(n_servers) if answered[i]]
+        garbled = [outcome.server for outcome in outcomes if isinstance(outcome.error, AnswerError)]
+        suspects = self._suspects.note(logits, present, garbled)
         started = time.perf_counter()
         probabilities = self._bundle.fuse(logits, np.tile(np.array(answered, dtype=np.bool_), (chunk.size, 1)))
         timings = Timings(
@@ -235,8 +243,14 @@ class Call:
             fusion_ms=(time.perf_counter() - started) * 1e3,
             total_ms=self.deadline.elapsed_ms,
         )
-        bytes_up = tuple(share.bytes_up for share in chunk.shares)
-        return [_result(row, classes, answered, timings, bytes_up) for row in probabilities]
+        shared = {
+            "answered": answered,
+            "timings": timings,
+            "bytes_up": tuple(share.bytes_up for share in chunk.shares),
+            "suspects": suspects,
+            "expected_accuracy": accuracy_of(self._bundle.manifest, present),
+        }
+        return [_result(row, classes, shared) for row in probabilities]
 
     def _too_few(self, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
         causes = {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}
@@ -252,21 +266,13 @@ class Call:
         )
 
 
-def _result(
-    probabilities: npt.NDArray[np.float32],
-    classes: tuple[str, ...],
-    answered: tuple[bool, ...],
-    timings: Timings,
-    bytes_up: tuple[int, ...],
-) -> Result:
+def _result(probabilities: npt.NDArray[np.float32], classes: tuple[str, ...], shared: Mapping[str, Any]) -> Result:
     index = int(probabilities.argmax())
     return Result(
         label=classes[index],
         index=index,
         probability=float(probabilities[index]),
-        answered=answered,
-        timings=timings,
-        bytes_up=bytes_up,
         probabilities=probabilities,
         classes=classes,
+        **shared,
     )

@@ -10,7 +10,7 @@ A release has one `manifest.json` for the client and one for each server; all ca
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -206,6 +206,14 @@ def bytes_up(manifest: ClientManifest) -> list[int]:
     """Bytes of tensors that each server gets for one image: its share, and in a keyed release the partition."""
     partition = 0 if key_spec(manifest) is None else PARTITION_BYTES
     return [server.share_length + partition for server in manifest.servers]
+
+
+def accuracy_of(manifest: ClientManifest, answered: Sequence[int]) -> float | None:
+    """Accuracy that the manifest states for the fused answer of exactly these servers; None where it states none."""
+    if len(answered) == len(manifest.servers):
+        return manifest.accuracy.fused
+    rows = [row.accuracy for row in manifest.accuracy.subsets if sorted(row.answered) == sorted(answered)]
+    return rows[0] if rows else None
 
 
 def key_spec(manifest: ClientManifest | ServerManifest) -> KeySpec | None:

@@ -62,6 +62,9 @@ class Result:
         answered: which servers' answers went into it, by server.
         timings: where the time went.
         bytes_up: bytes of the share (and in a keyed release the index of its partition) sent to each server.
+        suspects: servers that have kept disagreeing with the others (`_suspects.py` says how often is too often); they
+            are faulty or lie, and their operators should hear of it.
+        expected_accuracy: of an answer of exactly these servers, as the manifest states it; None where it does not.
         probabilities: float32 [classes].
         classes: names of all classes, in the order of `probabilities`.
     """
@@ -72,6 +75,8 @@ class Result:
     answered: tuple[bool, ...]
     timings: Timings
     bytes_up: tuple[int, ...]
+    suspects: tuple[int, ...]
+    expected_accuracy: float | None
     probabilities: npt.NDArray[np.float32] = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
 
