@@ -16,7 +16,7 @@ The names in `__all__`, and those of `privdfs.testing`, are the public interface
 from privdfs._async_client import AsyncClient
 from privdfs._bundle import Bundle, SelfTest
 from privdfs._client import Client
-from privdfs._config import TLS, Retries, Server
+from privdfs._config import Retries, Server
 from privdfs._errors import (
     AnswerError,
     BundleError,
@@ -36,6 +36,7 @@ from privdfs._errors import (
 )
 from privdfs._keys import UserKey
 from privdfs._result import Health, Result, Timings
+from privdfs._tls import TLS, Token
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "ServerTimeoutError",
     "ServerUnavailableError",
     "Timings",
+    "Token",
     "UserKey",
     "__version__",
 ]

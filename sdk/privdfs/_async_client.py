@@ -17,7 +17,7 @@ from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
-from privdfs._wire import Ask, Link, Reply, branches, load_libraries, open_lines
+from privdfs._wire import Ask, Link, Reply, branches, load_libraries
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,7 +155,7 @@ class _GrpcServers:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._links = [
-                Link(branch, open_lines(branch.server, server, asynchronous=True))
+                Link(branch, server, asynchronous=True)
                 for branch, server in zip(branches(self._manifest), self._servers, strict=True)
             ]
             self._loop = loop

@@ -20,11 +20,12 @@ import msgspec
 from privdfs import __version__
 from privdfs._bundle import Bundle
 from privdfs._client import Client
-from privdfs._config import TLS, Server
+from privdfs._config import Server
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
 from privdfs._keys import UserKey
 from privdfs._result import Result
+from privdfs._tls import TLS
 from privdfs._verify import verify
 
 _FAILED = 2

@@ -17,7 +17,7 @@ from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
-from privdfs._wire import Ask, Link, Reply, branches, open_lines
+from privdfs._wire import Ask, Link, Reply, branches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,8 +152,7 @@ class _GrpcServers:
 
     def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
         self._links = [
-            Link(branch, open_lines(branch.server, server, asynchronous=False))
-            for branch, server in zip(branches(manifest), servers, strict=True)
+            Link(branch, server, asynchronous=False) for branch, server in zip(branches(manifest), servers, strict=True)
         ]
 
     def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:

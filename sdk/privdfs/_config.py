@@ -8,14 +8,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
 from privdfs._constants import DEFAULT_ATTEMPTS, DEFAULT_HEDGE_BUDGET, MAX_ATTEMPTS, MAX_TIMEOUT_S, RESOLVE_LIMIT_S
 from privdfs._errors import ConfigError
+from privdfs._tls import TLS, Token
 
-Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 #: When a call ends: when every server has answered or failed, or as soon as `min_answers` of them have answered.
 Wait: TypeAlias = Literal["all", "quorum"]
 
@@ -26,40 +24,6 @@ _MAX_PORT = 65535
 _log = logging.getLogger("privdfs")
 
 
-@dataclass(frozen=True, repr=False)
-class TLS:
-    """How to trust a server, and how to be trusted by it.
-
-    Attributes:
-        ca: certificates that may sign the server's (PEM file, or its bytes); the system's when None.
-        cert: this device's certificate chain for mutual TLS (PEM file, or its bytes).
-        key: the private key of `cert` (PEM file, or its bytes).
-
-    Raises:
-        ConfigError: `cert` without `key` or the other way round.
-    """
-
-    ca: Pem = None
-    cert: Pem = None
-    key: Pem = None
-
-    def __post_init__(self) -> None:
-        if (self.cert is None) != (self.key is None):
-            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
-            raise ConfigError(f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither")
-
-    def __repr__(self) -> str:
-        return f"TLS(ca={_shown(self.ca)}, cert={_shown(self.cert)}, key={'None' if self.key is None else '…'})"
-
-    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """PEM bytes of ca, cert and key.
-
-        Raises:
-            ConfigError: a file cannot be read, or is not PEM.
-        """
-        return _read_pem("ca", self.ca), _read_pem("cert", self.cert), _read_pem("key", self.key)
-
-
 @dataclass(frozen=True, init=False)
 class Server:
     """One party: one trust domain that holds one branch, at one or more endpoints (its replicas).
@@ -68,6 +32,7 @@ class Server:
         endpoints: "host:port" of every replica; all of them belong to this party and may see its share.
         tls: how to connect; None means plaintext, which is accepted for loopback addresses only.
         insecure: allow plaintext to other addresses too. Anybody on the way can then read the share.
+        token: a secret that the server asks for; not over plaintext beyond loopback.
 
     Raises:
         ConfigError: no endpoint, one that is not host:port, one named twice, or plaintext beyond loopback.
@@ -76,8 +41,16 @@ class Server:
     endpoints: tuple[str, ...]
     tls: TLS | None
     insecure: bool
+    token: Token | None
 
-    def __init__(self, endpoints: str | Sequence[str], tls: TLS | None = None, *, insecure: bool = False) -> None:
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        tls: TLS | None = None,
+        *,
+        insecure: bool = False,
+        token: Token | str | None = None,
+    ) -> None:
         listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
         if not listed:
             raise ConfigError("a server needs at least one endpoint: Server('host:port')")
@@ -90,10 +63,13 @@ class Server:
                     f"{endpoint} is not on this machine and has no TLS, so anybody on the way could read the share: "
                     "pass tls=TLS(…), or insecure=True for a network that you trust"
                 )
+            if tls is None and token is not None and not is_loopback(host):
+                raise ConfigError(f"a token would go to {endpoint} in plaintext, for anybody to read: pass tls=TLS(…)")
         refuse_repeated(listed)
         object.__setattr__(self, "endpoints", listed)
         object.__setattr__(self, "tls", tls)
         object.__setattr__(self, "insecure", insecure)
+        object.__setattr__(self, "token", Token(token) if isinstance(token, str) else token)
 
 
 @dataclass(frozen=True)
@@ -137,8 +113,8 @@ def check_servers(
         allow_shared_hosts: say so in the log, instead of refusing servers that share an address.
 
     Raises:
-        ConfigError: not exactly `count` servers, an endpoint or address that stands for two of them, or an unreadable
-            TLS file.
+        ConfigError: not exactly `count` servers; an endpoint, address or pinned certificate that stands for two of
+            them; a TLS file that cannot be read or does not fit.
     """
     if isinstance(servers, (str, Server)):
         raise ConfigError(
@@ -158,9 +134,14 @@ def check_servers(
                 f"{problem}: name hosts of different parties, or, to develop, pass allow_shared_hosts=True"
             )
         _log.warning("%s: this is for development, and not private", problem)
-    for server in checked:
-        if server.tls is not None:
-            server.tls.read()
+    owners: dict[bytes, int] = {}
+    for index, server in enumerate(checked):
+        for pinned in () if server.tls is None else server.tls.read().pinned:
+            if owners.setdefault(pinned, index) != index:
+                raise ConfigError(
+                    f"servers {owners[pinned]} and {index} have the same pinned certificate, so they are one party: "
+                    "pin each server's own"
+                )
     return checked
 
 
@@ -310,24 +291,3 @@ def _canonical(host: str) -> str:
         address = address.ipv4_mapped or address
     # "localhost" may mean either of the two, so they count as one.
     return "127.0.0.1" if address == ipaddress.IPv6Address("::1") else address.compressed
-
-
-def _read_pem(name: str, source: Pem) -> bytes | None:
-    if source is None:
-        return None
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-            ) from error
-    if b"-----BEGIN " not in data:
-        raise ConfigError(f"TLS {name} is not in PEM form: convert it, or pass the right file")
-    return data
-
-
-def _shown(source: Pem) -> str:
-    return "…" if isinstance(source, bytes) else repr(None if source is None else str(source))

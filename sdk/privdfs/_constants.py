@@ -6,6 +6,8 @@ DEFAULT_TIMEOUT_S = 5.0
 MAX_TIMEOUT_S = 3600.0
 #: Longest that a client's start waits for the names of servers to be looked up.
 RESOLVE_LIMIT_S = 2.0
+#: Certificates are looked at again after so long, and replaced ones are used from then on.
+RELOAD_AFTER_S = 1.0
 #: A lost connection is tried again after the first wait, which doubles up to the second.
 RECONNECT_FIRST_S = 0.1
 RECONNECT_MAX_S = 2.0

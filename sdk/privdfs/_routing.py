@@ -74,7 +74,7 @@ class Replicas(Generic[E]):
 
     Args:
         lines: a connection to each.
-        renew: gives a new connection in the place of one, or the same when it is still good; called with every attempt.
+        renew: gives a new connection in the place of one, or the same when it is still good; asked before every attempt.
         retire: called once with a connection that was replaced, when no attempt runs on it any more.
 
     Raises:
@@ -118,6 +118,7 @@ class Replicas(Generic[E]):
         """
         now = time.monotonic()
         with self._lock:
+            self._look_after_lines()
             able = [
                 (index, replica)
                 for index, replica in enumerate(self._replicas)
@@ -133,9 +134,6 @@ class Replicas(Generic[E]):
                 return replica.line.endpoint in busy, replica.running, (index - turn) % count
 
             chosen = min(able, key=order)[1]
-            if self._renew is not None:
-                old, chosen.line = chosen.line, self._renew(chosen.line)
-                self._close_if_unused(old)
             chosen.breaker.enter(now)
             chosen.running += 1
             self._users[chosen.line] = self._users.get(chosen.line, 0) + 1
@@ -171,6 +169,13 @@ class Replicas(Generic[E]):
             paid = self._purse >= 1
             self._purse -= 1 if paid else 0
             return paid
+
+    def _look_after_lines(self) -> None:
+        for replica in self._replicas if self._renew is not None else ():
+            old, replica.line = replica.line, self._renew(replica.line)
+            if replica.line is not old:
+                replica.breaker = Breaker()  # what failed was another connection
+                self._close_if_unused(old)
 
     def _close_if_unused(self, line: Any) -> None:  # noqa: ANN401 - an E, or a line that has just been replaced
         replaced = all(replica.line is not line for replica in self._replicas)

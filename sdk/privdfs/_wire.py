@@ -10,8 +10,10 @@ Guarantees:
 - Errors carry gRPC's status code, never its text: a server can write there what it likes, shares included.
 """
 
+import asyncio
 import importlib
-from collections.abc import Sequence
+import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -26,10 +28,12 @@ from privdfs._constants import (
     MAX_ANSWER_BYTES,
     RECONNECT_FIRST_S,
     RECONNECT_MAX_S,
+    RELOAD_AFTER_S,
 )
 from privdfs._core import Share
 from privdfs._errors import (
     AnswerError,
+    ConfigError,
     ServerError,
     ServerMismatchError,
     ServerTimeoutError,
@@ -38,6 +42,7 @@ from privdfs._errors import (
 from privdfs._manifest import ClientManifest, key_spec
 from privdfs._onnx import PARTITION, partition_feed
 from privdfs._routing import Replicas
+from privdfs._tls import TLS
 
 #: Neither grpcio nor tritonclient has types; their objects do not leave this module and the two drivers.
 Message: TypeAlias = Any
@@ -53,6 +58,7 @@ SERVER_PARAMETER = "privdfs_server"
 #: and the same share tells it nothing new, so asking again is always safe; after other codes it would be of no use.
 _PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
 
+_log = logging.getLogger("privdfs")
 _ADVICE = "the server is faulty or not to be trusted; tell its operator"
 
 
@@ -106,9 +112,12 @@ class Failure:
 
 
 class Line:
-    """A connection to one endpoint of a server: channel and stub, and whether it has passed the release check."""
+    """A connection to one endpoint of a server: channel and stub, and whether it has passed the release check.
 
-    def __init__(self, server: int, endpoint: str, channel: Channel) -> None:
+    `stamp` is that of the certificates it was made with.
+    """
+
+    def __init__(self, server: int, endpoint: str, channel: Channel, stamp: tuple[object, ...] = ()) -> None:
         from tritonclient.grpc import service_pb2_grpc  # pyright: ignore[reportMissingTypeStubs]
 
         stubs: Any = service_pb2_grpc
@@ -116,6 +125,8 @@ class Line:
         self.endpoint = endpoint
         self.channel = channel
         self.checked = False
+        self.stamp = stamp
+        self.looked_at = time.monotonic()
         stub = stubs.GRPCInferenceServiceStub(channel)
         self.model_config: Any = stub.ModelConfig
         self.model_infer: Any = stub.ModelInfer
@@ -126,16 +137,25 @@ class Link:
 
     A replica that failed is checked again before it is sent another share, since another release may have been started
     in its place.
+
+    Args:
+        branch: what the server must be.
+        server: where it is.
+        asynchronous: whether the channels are of asyncio; they then belong to the event loop that runs now.
+
+    Raises:
+        ConfigError: a TLS file cannot be read.
     """
 
-    def __init__(self, branch: Branch, lines: Sequence[Line]) -> None:
+    def __init__(self, branch: Branch, server: Server, *, asynchronous: bool) -> None:
         from tritonclient.grpc import service_pb2  # pyright: ignore[reportMissingTypeStubs]
 
         self._messages: Any = service_pb2
         self._branch = branch
-        self.replicas = Replicas(lines)
-        if self.replicas.server != branch.server:
-            raise RuntimeError(f"endpoints of server {self.replicas.server} were about to be taken for {branch.server}")
+        self._config = server
+        self._asynchronous = asynchronous
+        self._closing: set[Any] = set()  # tasks that close channels, which asyncio forgets unless somebody holds them
+        self.replicas = Replicas([self._open(endpoint) for endpoint in server.endpoints], self._renew, self._retire)
         self._template = self._messages.ModelInferRequest(model_name=MODEL)
         self._template.inputs.add(name=SHARE, datatype="INT8")
         if branch.keyed:
@@ -154,7 +174,7 @@ class Link:
 
     def ask_config(self, line: Line, remaining: float) -> Ask:
         """Ask an endpoint what it serves."""
-        return Ask(line.model_config, self._messages.ModelConfigRequest(name=MODEL), remaining)
+        return self._ask(line.model_config, self._messages.ModelConfigRequest(name=MODEL), remaining)
 
     def ask_branch(self, line: Line, share: Share, remaining: float, timeout: float) -> Ask:
         """Ask an endpoint for the logits of this server's share.
@@ -186,7 +206,7 @@ class Link:
         for feed in partition_feed(share.partition, batch).values():
             request.inputs[1].shape.extend(feed.shape)
             request.raw_input_contents.append(feed.astype("<i4").tobytes())
-        return Ask(line.model_infer, request, remaining)
+        return self._ask(line.model_infer, request, remaining)
 
     def read_config(self, line: Line, reply: Reply) -> Failure | None:
         """Judge an endpoint by the configuration it serves; None when shares may be sent to it."""
@@ -225,6 +245,36 @@ class Link:
             self.server,
         )
 
+    def _ask(self, method: Any, request: Message, remaining: float) -> Ask:  # noqa: ANN401 - grpcio has no types
+        token = self._config.token
+        return Ask(method, request, remaining, None if token is None else token.metadata())
+
+    def _open(self, endpoint: str) -> Line:
+        tls = self._config.tls
+        stamp = () if tls is None else tls.stamp()  # before the files are read, so that no change is missed
+        return Line(self.server, endpoint, _open_channel(endpoint, tls, self._asynchronous), stamp)
+
+    def _renew(self, line: Line) -> Line:
+        """A new connection where the certificates have changed; the old one while the new files do not fit."""
+        tls, now = self._config.tls, time.monotonic()
+        if tls is None or now - line.looked_at < RELOAD_AFTER_S:
+            return line
+        line.looked_at = now
+        if tls.stamp() == line.stamp:
+            return line
+        try:
+            return self._open(line.endpoint)
+        except ConfigError as error:
+            _log.warning("the certificates for %s changed but cannot be used yet: %s", line.endpoint, error.message)
+            return line
+
+    def _retire(self, line: Line) -> None:
+        closing = line.channel.close()
+        if self._asynchronous:
+            task = asyncio.ensure_future(closing)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
     def _failure(self, line: Line, status: str) -> Failure:
         return Failure(self._error(line.endpoint, status), again=status in _PASSING)
 
@@ -235,7 +285,12 @@ class Link:
             )
         if status == "UNAVAILABLE":
             return ServerUnavailableError(
-                f"{where} cannot be reached: check that the server runs there, and that both sides use TLS or neither",
+                f"{where} cannot be reached: check that the server runs there, "
+                + (
+                    "and that both sides use TLS or neither"
+                    if self._config.tls is None
+                    else "with TLS and a certificate in that name which TLS(…) trusts, and that it trusts this device's"
+                ),
                 self.server,
             )
         if status == "NOT_FOUND":
@@ -246,7 +301,8 @@ class Link:
             )
         if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
             return ServerUnavailableError(
-                f"{where} does not let this device in ({status}): check the certificate in TLS(…)", self.server
+                f"{where} does not let this device in ({status}): check the certificate in TLS(…), and the token",
+                self.server,
             )
         if status == "CANCELLED":
             return ServerUnavailableError(
@@ -261,16 +317,7 @@ def load_libraries() -> None:
         importlib.import_module(name)
 
 
-def open_lines(index: int, server: Server, *, asynchronous: bool) -> list[Line]:
-    """Open a channel to every replica of a server; nothing is sent yet.
-
-    Raises:
-        ConfigError: a TLS file cannot be read.
-    """
-    return [Line(index, endpoint, _open_channel(endpoint, server, asynchronous)) for endpoint in server.endpoints]
-
-
-def _open_channel(endpoint: str, server: Server, asynchronous: bool) -> Channel:  # noqa: FBT001 - private
+def _open_channel(endpoint: str, tls: TLS | None, asynchronous: bool) -> Channel:  # noqa: FBT001 - private
     import grpc  # pyright: ignore[reportMissingTypeStubs]
     import grpc.aio  # pyright: ignore[reportMissingTypeStubs]
 
@@ -284,10 +331,10 @@ def _open_channel(endpoint: str, server: Server, asynchronous: bool) -> Channel:
     ]
     if is_loopback(split_endpoint(endpoint)[0]):
         options.append(("grpc.enable_http_proxy", 0))
-    if server.tls is None:
+    if tls is None:
         return factory.insecure_channel(endpoint, options=options)
-    ca, cert, key = server.tls.read()
-    credentials: Any = grpc.ssl_channel_credentials(ca, key, cert)
+    pems = tls.read()
+    credentials: Any = grpc.ssl_channel_credentials(pems.roots, pems.key, pems.cert)
     return factory.secure_channel(endpoint, credentials, options=options)
 
 

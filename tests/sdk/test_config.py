@@ -114,7 +114,8 @@ def test_tls_files_are_read_from_paths_and_bytes(tmp_path: Path) -> None:
     pem = trustme.CA().cert_pem.bytes()
     path = tmp_path / "ca.pem"
     path.write_bytes(pem)
-    assert TLS(ca=path).read() == TLS(ca=str(path)).read() == TLS(ca=pem).read() == (pem, None, None)
+    assert TLS(ca=path).read() == TLS(ca=str(path)).read() == TLS(ca=pem).read()
+    assert TLS(ca=pem).read().roots == pem
     with pytest.raises(ConfigError, match="cannot be read"):
         TLS(ca=tmp_path / "none.pem").read()
     path.write_bytes(b"\x30\x82")

@@ -13,10 +13,11 @@ PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
     "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "Health", "ImageError",
     "NotEnoughAnswersError", "Result", "Retries", "SelfTest", "SelfTestError", "Server", "ServerError",
-    "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "UserKey", "__version__",
+    "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 
 ALLOWED = {
+    "cryptography",
     "grpc",
     "msgspec",
     "numpy",
@@ -60,7 +61,7 @@ def test_the_async_client_has_the_calls_of_the_sync_one() -> None:
 def test_importing_is_cheap_and_loads_no_heavy_library() -> None:
     code = (
         "import sys, time; started = time.perf_counter(); import privdfs; took = time.perf_counter() - started;"
-        "heavy = {'onnxruntime', 'grpc', 'tritonclient', 'google.protobuf', 'torch', 'safetensors'};"
+        "heavy = {'onnxruntime', 'grpc', 'tritonclient', 'google.protobuf', 'torch', 'safetensors', 'cryptography'};"
         "print(took, sorted(heavy & set(sys.modules)))"
     )
     runs = [

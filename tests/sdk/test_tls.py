@@ -1,0 +1,234 @@
+"""TLS, pinned certificates, tokens, and certificates that are replaced while a client runs. Real handshakes."""
+
+import datetime as dt
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from privdfs import TLS, Client, ConfigError, NotEnoughAnswersError, Server, Token
+from privdfs._config import check_servers
+from privdfs.testing import FakeServer
+from tests.sdk.drivers import Driver
+
+ALL = (True, True, True)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def credentials(issued: trustme.LeafCert, authority: trustme.CA | None = None) -> Any:
+    """A server's credentials; with an authority it wants a client certificate of that one."""
+    pair = issued.private_key_pem.bytes(), b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    roots = None if authority is None else authority.cert_pem.bytes()
+    return grpc.ssl_server_credentials([pair], roots, require_client_auth=authority is not None)
+
+
+def leaf(issued: trustme.LeafCert) -> bytes:
+    return issued.cert_chain_pems[0].bytes()
+
+
+@pytest.fixture(scope="module")
+def issued(authority: trustme.CA) -> list[trustme.LeafCert]:
+    return [authority.issue_cert("127.0.0.1") for _ in range(3)]
+
+
+@pytest.fixture
+def fakes_with_tls(release: Path, authority: trustme.CA, issued: list[trustme.LeafCert]) -> Iterator[list[FakeServer]]:
+    """Three servers with a certificate each that want one of the client."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(issued[i], authority)))
+            for i in range(3)
+        ]
+
+
+def device_of(authority: trustme.CA, **fields: Any) -> dict[str, bytes]:
+    own = authority.issue_cert("device.example", **fields)
+    return {"cert": leaf(own), "key": own.private_key_pem.bytes()}
+
+
+def refused(connect: Callable[..., Driver], release: Path, servers: list[Server], image: np.ndarray) -> None:
+    with pytest.raises(NotEnoughAnswersError) as caught:
+        connect(release / "client", servers, timeout=3).predict(image)
+    assert set(caught.value.causes) == {0, 1, 2}
+
+
+def test_every_server_is_known_by_its_own_certificate(
+    connect: Callable[..., Driver],
+    release: Path,
+    authority: trustme.CA,
+    issued: list[trustme.LeafCert],
+    fakes_with_tls: list[FakeServer],
+    images: np.ndarray,
+) -> None:
+    own = device_of(authority)
+    servers = [
+        Server(fake.endpoint, TLS(pin=leaf(cert), **own)) for fake, cert in zip(fakes_with_tls, issued, strict=True)
+    ]
+    assert connect(release / "client", servers, timeout=20).predict(images[0]).answered == ALL
+    before = [fake.checks for fake in fakes_with_tls]
+    # Certificates of the same authority and name, each good in itself, but of other servers.
+    shifted = [Server(server.endpoints, TLS(pin=leaf(issued[i - 1]), **own)) for i, server in enumerate(servers)]
+    refused(connect, release, shifted, images[0])
+    assert [fake.checks for fake in fakes_with_tls] == before
+
+
+@pytest.mark.parametrize("case", ["expired", "not yet valid", "wrong name"])
+def test_a_server_certificate_that_does_not_hold(
+    connect: Callable[..., Driver], release: Path, authority: trustme.CA, images: np.ndarray, case: str
+) -> None:
+    now, day = dt.datetime.now(dt.timezone.utc), dt.timedelta(days=1)
+    cert = {
+        "expired": lambda: authority.issue_cert("127.0.0.1", not_before=now - 3 * day, not_after=now - day),
+        "not yet valid": lambda: authority.issue_cert("127.0.0.1", not_before=now + day, not_after=now + 3 * day),
+        "wrong name": lambda: authority.issue_cert("b.example"),
+    }[case]()
+    with ExitStack() as stack:
+        fakes = [
+            stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(cert))) for i in range(3)
+        ]
+        servers = [Server(fake.endpoint, TLS(ca=authority.cert_pem.bytes())) for fake in fakes]
+        refused(connect, release, servers, images[0])
+        pinned = [Server(fakes[0].endpoint, TLS(pin=leaf(cert))), *servers[1:]]
+        refused(connect, release, pinned, images[0])
+        assert not any(fake.checks or fake.received for fake in fakes)
+
+
+def test_certificates_are_replaced_while_the_client_runs(
+    connect: Callable[..., Driver],
+    release: Path,
+    authority: trustme.CA,
+    fakes_with_tls: list[FakeServer],
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("privdfs._wire.RELOAD_AFTER_S", 0.0)
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def write(own: dict[str, bytes]) -> None:
+        cert.write_bytes(own["cert"])
+        key.write_bytes(own["key"])
+
+    stranger = device_of(trustme.CA())
+    write(stranger)
+    tls = TLS(ca=authority.cert_pem.bytes(), cert=cert, key=key)
+    servers = [Server(fake.endpoint, tls) for fake in fakes_with_tls]
+    client = connect(release / "client", servers, timeout=5)
+    with pytest.raises(NotEnoughAnswersError):
+        client.predict(images[0])
+    own = device_of(authority)
+    cert.write_bytes(own["cert"])  # only one of the two yet
+    with pytest.raises(NotEnoughAnswersError):
+        client.predict(images[0])
+    assert "cannot be used yet" in caplog.text
+    write(own)
+    assert client.predict(images[0]).answered == ALL
+    write(device_of(authority))
+    assert client.predict(images[0]).answered == ALL
+    write(stranger)
+    with pytest.raises(NotEnoughAnswersError):
+        client.predict(images[0])
+
+
+def test_a_token_goes_to_its_server_with_every_call(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], images: np.ndarray
+) -> None:
+    seen: list[list[tuple[str, str]]] = [[], [], []]
+    for fake, headers in zip(fakes, seen, strict=True):
+        real = fake._model_infer
+
+        def infer(request: Any, context: Any, real: Any = real, headers: Any = headers) -> Any:
+            headers += [tuple(pair) for pair in context.invocation_metadata() if pair[0] != "user-agent"]
+            return real(request, context)
+
+        fake._model_infer = infer
+    fresh = iter(["one", "two", "three", "four"])
+    servers = [
+        Server(fakes[0].endpoint, token="secret-0"),
+        Server(fakes[1].endpoint, token=Token("secret-1", header="triton-grpc-protocol-key")),
+        Server(fakes[2].endpoint, token=Token(lambda: next(fresh))),
+    ]
+    client = connect(release / "client", servers)
+    for image in images[:2]:
+        client.predict(image)
+    assert seen[0] == [("authorization", "Bearer secret-0")] * 2
+    assert seen[1] == [("triton-grpc-protocol-key", "secret-1")] * 2
+    assert seen[2] == [("authorization", "Bearer two"), ("authorization", "Bearer three")], "the check had the first"
+    assert "secret" not in repr(servers)
+
+
+@pytest.mark.parametrize(
+    ("value", "header"),
+    [("", "a"), ("a\nb", "a"), (" a", "a"), ("ä", "a"), (None, "a"), ("a" * 9000, "a"), ("a", "A"), ("a", "grpc-x"),
+     ("a", "x-bin"), ("a", "")],
+)  # fmt: skip
+def test_what_is_no_token(value: Any, header: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Token(value, header)
+    assert repr(value)[:50] not in str(caught.value)
+
+
+def test_tokens_do_not_travel_in_plaintext() -> None:
+    with pytest.raises(ConfigError, match="token"):
+        Server("a.example:1", insecure=True, token="secret")
+    assert Server("127.0.0.1:1", token="secret").token == Token("secret")
+    with pytest.raises(ConfigError, match="token"):
+        Token(lambda: "").metadata()
+
+
+# ------------------------------------------------------------------------------------- refused before anything is sent
+
+
+def test_two_servers_with_one_pinned_certificate(issued: list[trustme.LeafCert]) -> None:
+    def server(port: int, *certs: trustme.LeafCert) -> Server:
+        return Server(f"127.0.0.1:{port}", TLS(pin=b"".join(map(leaf, certs))))
+
+    check_servers([server(1, issued[0], issued[1]), server(2, issued[2])], 2)
+    with pytest.raises(ConfigError, match="servers 0 and 1 have the same pinned certificate"):
+        check_servers([server(1, issued[0], issued[1]), server(2, issued[1])], 2)
+
+
+def test_pairs_that_do_not_fit(authority: trustme.CA, release: Path) -> None:
+    one, other = device_of(authority), device_of(authority)
+    with pytest.raises(ConfigError, match="is not the private key"):
+        TLS(cert=one["cert"], key=other["key"]).read()
+    locked = load_pem_private_key(one["key"], None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")
+    )
+    with pytest.raises(ConfigError, match="password"):
+        TLS(cert=one["cert"], key=locked).read()
+    with pytest.raises(ConfigError, match="no private key"):
+        TLS(cert=one["cert"], key=one["cert"]).read()
+    with pytest.raises(ConfigError, match="no certificate"):
+        TLS(ca=one["key"]).read()
+    with pytest.raises(ConfigError, match="damaged"):
+        TLS(pin=one["cert"].replace(b"M", b"N", 3)).read()
+    with pytest.raises(ConfigError, match="drop one"):
+        TLS(ca=one["cert"], pin=one["cert"])
+    servers = [Server(f"127.0.0.1:{i + 1}", TLS(cert=one["cert"], key=other["key"])) for i in range(3)]
+    with pytest.raises(ConfigError, match="is not the private key"):
+        Client(release / "client", servers)
+
+
+def test_tls_is_a_frozen_value(authority: trustme.CA) -> None:
+    tls = TLS(pin=authority.cert_pem.bytes())
+    assert pickle.loads(pickle.dumps(tls)) == tls  # noqa: S301
+    assert "BEGIN" not in repr(tls)
+    assert "pin=…" in repr(tls)
