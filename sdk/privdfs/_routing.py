@@ -74,7 +74,7 @@ class Replicas(Generic[E]):
 
     Args:
         lines: a connection to each.
-        renew: gives a new connection in the place of one, or the same when it is still good; asked before every attempt.
+        renew: gives a new connection in the place of one, or the same when it is still good; asked before any attempt.
         retire: called once with a connection that was replaced, when no attempt runs on it any more.
 
     Raises:

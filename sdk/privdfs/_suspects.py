@@ -37,7 +37,7 @@ class Suspects:
         errors = 1 - np.array(manifest.accuracy.branches)
         n = len(errors)
         # Between 2 % and 90 %, so that a release measured on a few images neither accuses nor excuses everybody.
-        self._expected = np.clip(errors[:, None] + errors[None, :], 0.02, 0.9)
+        self._expected = np.minimum(np.maximum(errors[:, None] + errors[None, :], 0.02), 0.9)
         self._together = np.zeros((n, n), np.int64)  # images that both of two servers answered
         self._differed = np.zeros((n, n), np.int64)  # of these, those to which they gave different classes
         self._window: deque[npt.NDArray[np.int64]] = deque()

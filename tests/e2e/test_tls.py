@@ -30,8 +30,8 @@ class Secured:
     certificates: list[bytes]
     device: dict[str, bytes]
 
-    def servers(self, token: Token | None = None, **tls: bytes) -> list[Server]:
-        return [Server(endpoint, TLS(**tls), token=token) for endpoint in self.endpoints]
+    def servers(self, token: Token | None, tls: TLS) -> list[Server]:
+        return [Server(endpoint, tls, token=token) for endpoint in self.endpoints]
 
 
 TOKEN = Token("open-sesame", header="triton-grpc-protocol-privdfs")
@@ -74,7 +74,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             {"cert": device.cert_chain_pems[0].bytes(), "key": device.private_key_pem.bytes()},
         )
         until = time.monotonic() + READY_S
-        with Client(RELEASE / "client", found.servers(TOKEN, ca=authority.cert_pem.bytes(), **found.device)) as client:
+        with Client(
+            RELEASE / "client", found.servers(TOKEN, TLS(ca=authority.cert_pem.bytes(), **found.device))
+        ) as client:
             while not all(row.ok for row in client.health(timeout=2)):
                 assert time.monotonic() < until, [log.read_text()[-2000:] for log in logs]
                 time.sleep(0.3)
@@ -94,7 +96,7 @@ def predict(servers: list[Server]) -> str:
 def test_with_everything_in_order_the_answer_is_that_of_local_mode(secured: Secured) -> None:
     with Client.local(RELEASE) as local:
         expected = local.predict(IMAGE).label
-    assert predict(secured.servers(TOKEN, ca=secured.authority.cert_pem.bytes(), **secured.device)) == expected
+    assert predict(secured.servers(TOKEN, TLS(ca=secured.authority.cert_pem.bytes(), **secured.device))) == expected
     pinned = [
         Server(endpoint, TLS(pin=pin, **secured.device), token=TOKEN)
         for endpoint, pin in zip(secured.endpoints, secured.certificates, strict=True)
@@ -110,15 +112,15 @@ def test_whatever_does_not_fit_is_refused(secured: Secured, case: str) -> None:
     ca, stranger = secured.authority.cert_pem.bytes(), trustme.CA()
     by_name = [endpoint.replace("127.0.0.1", "localhost") for endpoint in secured.endpoints]
     servers = {
-        "no client certificate": secured.servers(TOKEN, ca=ca),
-        "another authority": secured.servers(TOKEN, ca=stranger.cert_pem.bytes(), **secured.device),
+        "no client certificate": secured.servers(TOKEN, TLS(ca=ca)),
+        "another authority": secured.servers(TOKEN, TLS(ca=stranger.cert_pem.bytes(), **secured.device)),
         "wrong name": [Server(endpoint, TLS(ca=ca, **secured.device), token=TOKEN) for endpoint in by_name],
         "another server's pin": [
             Server(endpoint, TLS(pin=secured.certificates[i - 1], **secured.device), token=TOKEN)
             for i, endpoint in enumerate(secured.endpoints)
         ],
         "plaintext": [Server(endpoint, token=TOKEN) for endpoint in secured.endpoints],
-        "no token": secured.servers(ca=ca, **secured.device),
+        "no token": secured.servers(None, TLS(ca=ca, **secured.device)),
     }[case]
     with pytest.raises(Error) as caught:
         predict(servers)
