@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
 TRITON_VENV := .venv-triton
+# Packages whose interface the tests look at, and never run: TensorRT's bindings of two versions, torch-tensorrt.
+TENSORRT_API := .venv-tensorrt
 BIN := $(VENV)/bin
 PIP_OPTIONS := --quiet --only-binary :all: --disable-pip-version-check
 # A stamp is newer than the pins it was made from, so a second `make` installs nothing.
@@ -37,7 +39,7 @@ format: env  ## put the code into its format and fix what can be fixed safely
 
 env: $(ENV)  ## the environment of all three packages (.venv)
 
-tensorrt: $(TENSORRT_ENV)  ## TensorRT-RTX, which builds engines without a GPU for the tests (90 MB, into .venv)
+tensorrt: $(TENSORRT_ENV)  ## what the tests check engines with, without a GPU (100 MB)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
@@ -50,6 +52,9 @@ $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(
 
 $(TENSORRT_ENV): $(ENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-check]'
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/10 tensorrt-cu12-bindings==10.16.1.11
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/11 tensorrt-cu12-bindings==11.4.0.106
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/torch torch-tensorrt==2.14.0
 	@touch $@
 
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
@@ -61,5 +66,5 @@ $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-trito
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,13 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from privdfs_export.errors import EngineBuildError, EngineError, EngineGraphError, TensorRTMissingError
 from privdfs_export.triton import profiles
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram  # a serving host has no torch
 
 #: TensorRT's parsers read opsets up to this one without the fused attention operators, which few types support.
 MAX_OPSET = 22
@@ -172,11 +175,13 @@ def _is_cast_to_double(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> 
     return node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.DOUBLE
 
 
-def build_engine(model: onnx.ModelProto, options: BuildOptions, trt: ModuleType | None = None) -> Plan:
+def build_engine(
+    model: "onnx.ModelProto | ExportedProgram", options: BuildOptions, trt: ModuleType | None = None
+) -> Plan:
     """Build an engine.
 
     Args:
-        model: The graph, in its final precision.
+        model: The graph, in its final precision; or a program of torch, which torch-tensorrt converts.
         options: How.
         trt: TensorRT's package; found when None.
 
@@ -191,6 +196,10 @@ def build_engine(model: onnx.ModelProto, options: BuildOptions, trt: ModuleType 
     if options.max_batch < 1:
         message = f"max_batch = {options.max_batch}: an engine needs a profile for at least one image."
         raise EngineError(message)
+    if not isinstance(model, onnx.ModelProto):
+        from privdfs_export.torch_engine import convert
+
+        return convert(model, options)
     check_graph(model)
     trt = find_tensorrt() if trt is None else trt
     started = time.monotonic()
@@ -283,9 +292,9 @@ def _errors(messages: list[tuple[str, str]]) -> list[str]:
     return [text for severity, text in messages if severity in _ERRORS and _NOISE not in text]
 
 
-def _parser_error(error: Any) -> str:
-    told = " ".join(line for line in error.desc().splitlines() if _NOISE not in line)
-    return f"{error.node_operator() or 'graph'} {error.node_name()}: {told}".strip()
+def _parser_error(refusal: Any) -> str:
+    told = " ".join(line for line in refusal.desc().splitlines() if _NOISE not in line)
+    return f"{refusal.node_operator() or 'graph'} {refusal.node_name()}: {told}".strip()
 
 
 @contextmanager

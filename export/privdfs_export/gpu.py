@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from privdfs_export.errors import EngineError, TensorRTMissingError
 
+LIBRARY = "libcuda.so.1"
 #: CUdevice_attribute of cuda.h.
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 
@@ -156,7 +157,7 @@ def using(gpu: Gpu) -> Iterator[Memory]:
 
 def _driver() -> Any:
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL(LIBRARY)
     except OSError as error:
         message = (
             "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded), so no engine can be built or run. Run "

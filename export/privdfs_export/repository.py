@@ -86,7 +86,7 @@ class Repository:
     def ranges(self) -> dict[str, float] | None:
         """Ranges of activations by tensor; None where the release has none, as older ones."""
         tensors = self._tensors(RANGES_NAME)
-        return None if tensors is None else {name: float(value) for name, value in tensors.items()}
+        return None if tensors is None else {name: value.item() for name, value in tensors.items()}
 
     def version_file(self, name: str) -> bytes:
         """A file of the model's one version.
@@ -159,12 +159,14 @@ def write_repository(
         (folder / GOLDEN_NAME).write_bytes(_saved(golden))
         written.append(GOLDEN_NAME)
     if ranges is not None:
-        (folder / RANGES_NAME).write_bytes(_saved({name: np.float32(value) for name, value in ranges.items()}))
+        (folder / RANGES_NAME).write_bytes(
+            _saved({name: np.array([value], np.float32) for name, value in ranges.items()})
+        )
         written.append(RANGES_NAME)
     files = {name: sha256_file(folder / name) for name in written}
     filled = msgspec.structs.replace(manifest, engine=spec.engine, files=files)
     (folder / MANIFEST_NAME).write_bytes(encode_manifest(filled))
 
 
-def _saved(tensors: Mapping[str, NDArray[np.generic] | np.generic]) -> bytes:
+def _saved(tensors: Tensors) -> bytes:
     return save_tensors({name: np.ascontiguousarray(value) for name, value in tensors.items()})
