@@ -60,13 +60,15 @@ def _linear(entry: Mapping[str, Any]) -> str:
 
 def latency_table(results: Mapping[str, Any]) -> str:
     """Markdown table of latency.json."""
-    rows = [
-        "| system | p50 | p90 | p99 | p99.9 | processor time of the device | bytes up |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    networks = results.get("networks", {})
+    head = ["system", "p50", "p90", "p99", "p99.9", "processor time of the device", "bytes up"]
+    head += [f"p50 through {one['rtt_ms']:g} ms and {one['mbit']:g} Mbit/s" for one in networks.values()]
+    rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, system in results["systems"].items():
-        times = " | ".join(_ms(system.get(f"{key}_ms")) for key in ("p50", "p90", "p99", "p99.9", "cpu"))
-        rows.append(f"| {name} | {times} | {system['bytes_up']:,} |")
+        cells = [_ms(system.get(f"{key}_ms")) for key in ("p50", "p90", "p99", "p99.9", "cpu")]
+        cells.append(f"{system['bytes_up']:,}")
+        cells += [_ms(one["systems"].get(name, {}).get("p50_ms")) for one in networks.values()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     made_by = results["made_by"]
     samples = next(iter(results["systems"].values()))["samples"]
     return (

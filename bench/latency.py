@@ -19,7 +19,8 @@ Everything on the device side computes in one thread. After the rounds (closed l
 has ended) come passes of their own: calls that arrive at random times whether the last one has ended or not (open loop,
 time from the planned arrival), stages by the servers' own statistics, calls through a network that a proxy imitates
 (`--network`), and cold starts in fresh processes. Prints tables and writes bench/results/latency.json, raw samples
-included, and pictures.
+included, latency.html and pictures. `--check` writes nothing and compares the ratios with those of the committed
+latency.json.
 """
 
 import argparse
@@ -40,10 +41,13 @@ from _common import (
     RELEASES,
     RESULTS,
     made_by,
+    read_results,
     release_name,
     verified_graph,
     write_results,
 )
+from _latency_check import MARGINS, Bar, Compared, bars, check_record, compare
+from _latency_html import page
 from _latency_pictures import draw_distributions, draw_stages
 from _network import NETWORKS, Network, through
 from _percentiles import CONFIDENCE, samples_needed
@@ -85,11 +89,13 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         repositories = [
             *(release / f"server-{server}" for server in range(n_servers)),
             release / "baseline",
+        ]
+        foreign = [
             write_jpeg(folder / "jpeg-baseline", graph, client),
             write_split(folder / "single-split", split, client),
         ]
         with console.status("starting tritonservers"):
-            servers = stack.enter_context(serve_measured(repositories))
+            servers = stack.enter_context(serve_measured(repositories, foreign=foreign))
         endpoints = [server.endpoint for server in servers]
         about = made_by(
             {
@@ -190,6 +196,42 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bar_table(found: Sequence[Bar]) -> Table:
+    """A line for each bar."""
+    shown = Table("bar", title="Bars", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("limit", "measured", ""):
+        shown.add_column(name, justify="right")
+    for bar in found:
+        measured = "not measured" if bar.measured is None else f"{bar.measured:.3g}"
+        verdict = {None: "", True: "met", False: "[bold]missed[/]"}[bar.is_met]
+        shown.add_row(bar.what, f"{'>=' if bar.at_least else '<='} {bar.limit:g}", measured, verdict)
+    return shown
+
+
+def check_table(compared: Sequence[Compared]) -> Table:
+    """A line for each ratio that the record has too."""
+    shown = Table("ratio", title="\nAgainst the record", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("record", "now", "limit", ""):
+        shown.add_column(name, justify="right")
+    for one in compared:
+        values = (f"{value:.3f}" for value in (one.record, one.now, one.limit))
+        shown.add_row(one.name, *values, "[bold]worse[/]" if one.is_worse else "")
+    return shown
+
+
+def write(out: Path, results: dict[str, Any]) -> None:
+    """Write the result file, the pictures and the page.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    write_results(out / "latency.json", results)
+    pictures = [out / "latency.png", out / "latency-stages.png"]
+    draw_distributions(pictures[0], results)
+    draw_stages(pictures[1], results)
+    (out / "latency.html").write_text(page(results, pictures), encoding="utf-8")
+
+
 def network_line(network: dict[str, Any]) -> str:
     """What the proxy is by its own measurement, and what passed it."""
     measured = network["measured"]
@@ -209,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None means those of the process.
 
     Returns:
-        Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
+        Exit code: 0 done, 1 worse than the record (--check), 2 an error that the message explains, 130 interrupted.
     """
     parser = argparse.ArgumentParser(prog="latency", description="Measure the latency of a release.")
     parser.add_argument(
@@ -239,19 +281,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         default=RESULTS,
         metavar="DIR",
-        help="folder of latency.json and pictures (default: bench/…)",
+        help="folder of latency.json and the rest (default: bench/…)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; compare the ratios with those of latency.json in --out, and exit 1 when one is worse than "
+        "its margin: " + ", ".join(f"{part} {margin:.0%}".replace("%", "%%") for part, margin in MARGINS.items()),
     )
     options = parser.parse_args(arguments)
     given = [Network.parse(DEFAULT_NETWORK)] if options.network is None else options.network
     options.network = [network for network in given if network is not None]
     if options.samples < 1 or options.cold < 1:
         parser.error("--samples and --cold must be at least 1")
-    console = Console()
+    console, compared = Console(), None
     try:
+        record = read_results(options.out / "latency.json") if options.check else {}
+        if options.check:
+            check_record(record, release_name(options.release))
         results = measure(options.release, options, console)
-        write_results(options.out / "latency.json", results)
-        draw_distributions(options.out / "latency.png", results)
-        draw_stages(options.out / "latency-stages.png", results)
+        if options.check:
+            compared = compare(results, record)
+        else:
+            write(options.out, results)
     except KeyboardInterrupt:
         print("latency: stopped; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -266,8 +318,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, network in results["networks"].items():
         console.print(table(f"\nLatency through the network {name}, {said}", network["systems"]))
         console.print(network_line(network), highlight=False)
-    console.print(f"\n{summary(results)}", highlight=False)
-    console.print(f"written to {options.out}/latency.json, with pictures", highlight=False, soft_wrap=True)
+    console.print(f"\n{summary(results)}\n", highlight=False)
+    console.print(bar_table(list(bars(results))))
+    if compared is not None:
+        console.print(check_table(compared))
+        return int(any(one.is_worse for one in compared))
+    console.print(f"written to {options.out}/latency.json and .html, with pictures", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -93,14 +93,26 @@ def serve(
 
 @contextmanager
 def serve_measured(
-    repositories: Sequence[Path], *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+    repositories: Sequence[Path],
+    *,
+    foreign: Sequence[Path] = (),
+    tritonserver: str | Path | None = None,
+    log_dir: Path | None = None,
 ) -> Iterator[list[RunningServer]]:
-    """`serve`, for programs that also ask the servers for their statistics.
+    """`serve`, for programs that also ask the servers for their statistics, and that compare them with others.
+
+    Args:
+        repositories: as for `serve`.
+        foreign: repositories with a manifest that are no part of a release: their files are checked against it, and
+            nothing else is known of them.
+        tritonserver: as for `serve`.
+        log_dir: as for `serve`.
 
     Yields:
         The servers, with the secret that such calls ask for (`ADMIN_HEADER`), in the order of the repositories.
     """
-    with _running([_check(Path(path)) for path in repositories], tritonserver, log_dir) as servers:
+    checked = [*map(_check, repositories), *map(read_repository, foreign)]
+    with _running(checked, tritonserver, log_dir) as servers:
         yield servers
 
 

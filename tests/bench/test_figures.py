@@ -22,8 +22,10 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "privacy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": leak}}))
     system = {"p50_ms": 1.234, "p90_ms": 2.0, "p99_ms": 3.0, "p99.9_ms": 4.0, "bytes_up": 32, "samples": 1000}
     about = made_by | {"machine": {"cores": "2", "processor": "a processor"}}
+    networks = {"4g": {"rtt_ms": 50.0, "mbit": 20.0, "systems": {"privdfs": {"p50_ms": 51.5}}}}
+    systems = {"privdfs": system, "baseline_device": system | {"cpu_ms": 1.5}}
     (tmp_path / "latency.json").write_text(
-        json.dumps({"made_by": about, "release": "small", "systems": {"privdfs": system}})
+        json.dumps({"made_by": about, "release": "small", "systems": systems, "networks": networks})
     )
     return tmp_path
 
@@ -32,7 +34,9 @@ def test_figures_are_those_of_the_result_files(results: Path) -> None:
     text = figures.figures(results)
     measured = "95.00% | **94.12%** | 70.00% | 1 of 3: 91.00%; 88.00% | 80.00% to 90.00% | 85.00% | 32 | 1/15.0"
     assert f"| small | 3 | {measured} |" in text
-    assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | not measured | 32 |" in text
+    assert "| bytes up | p50 through 50 ms and 20 Mbit/s |\n| --- |" in text
+    assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | not measured | 32 | 51.50 ms |" in text
+    assert "| baseline_device | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | 1.50 ms | 32 | not measured |" in text
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
     assert "| floor: knows the class (class mean) | 13.00 dB |" in text

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import latency
+from bench._latency_check import check_record, compare
 from bench._rounds import open_loop
 from bench._serving import ServerTime, split_near
 from bench._stages import stragglers
@@ -66,6 +68,7 @@ def test_a_model_that_no_layer_narrows_cannot_be_split() -> None:
         (["x", "--samples", "0"], "at least"),
         (["x", "--cold", "0"], "at least"),
         (["x", "--network", "5g"], "is no network"),
+        (["x", "--check"], "no record"),
     ],
 )
 def test_latency_says_what_is_wrong(
@@ -78,6 +81,39 @@ def test_latency_says_what_is_wrong(
     assert code == 2
     assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def checked(ratios: dict[str, float], network: float = 1.0, **about: Any) -> dict[str, Any]:
+    names = {"privdfs_p50_to_floor_p50", "privdfs_p99_to_floor_p99", "privdfs_bytes_up_to_pixels"}
+    through = {"20,10": {"ratios": {"privdfs_p50_to_baseline_triton_p50": network}}}
+    return {"release": "small", "ratios": dict.fromkeys(names, 1.0) | ratios, "networks": through} | about
+
+
+@pytest.mark.parametrize(
+    ("now", "worse"),
+    [
+        (checked({}), set()),
+        (checked({"privdfs_p50_to_floor_p50": 1.149}), set()),
+        (checked({"privdfs_p50_to_floor_p50": 1.151}), {"privdfs_p50_to_floor_p50"}),
+        (checked({"privdfs_p50_to_floor_p50": 0.5}), set()),
+        (checked({"privdfs_p99_to_floor_p99": 1.49}), set()),
+        (checked({"privdfs_p99_to_floor_p99": 1.51}), {"privdfs_p99_to_floor_p99"}),
+        (checked({"privdfs_bytes_up_to_pixels": 1.001}), {"privdfs_bytes_up_to_pixels"}),
+        (checked({}, network=1.2), {"20,10: privdfs_p50_to_baseline_triton_p50"}),
+        (checked({"privdfs_p50_to_new_p50": 9.0}), set()),  # the record does not have it
+    ],
+)
+def test_the_gate_holds_ratios_to_their_margins(now: dict[str, Any], worse: set[str]) -> None:
+    assert {one.name for one in compare(now, checked({})) if one.is_worse} == worse
+
+
+@pytest.mark.parametrize(
+    ("record", "told"), [({}, "no record"), (checked({}, release="b"), "release b"), ({"ratios": {}}, "no record")]
+)
+def test_without_a_record_there_is_no_gate(record: dict[str, Any], told: str) -> None:
+    with pytest.raises(Error, match=told):
+        check_record(record, "small")
+    check_record(checked({}), "small")
 
 
 def result(servers_ms: Sequence[float]) -> Result:

@@ -169,6 +169,10 @@ def test_latency(trained_release: Path, tmp_path: Path) -> None:
         sent = on_the_wire[name]["up_by_server"]
         assert len(sent) == servers
         assert all(more > bytes_up for more, bytes_up in zip(sent, systems[name]["bytes_up_by_server"], strict=True))
+    html = (tmp_path / "latency.html").read_text()
+    assert html.count("data:image/png;base64,") == 2
+    assert "through the network 2,50" in html
+    assert f"{systems['privdfs']['p50_ms']:.2f}" in html
     for name in ("latency.png", "latency-stages.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 500
