@@ -93,13 +93,17 @@ def find_tensorrt() -> ModuleType:
     """TensorRT's Python package.
 
     Returns:
-        The module `tensorrt`.
+        The module `tensorrt`; or, where only the bindings are installed, as in our image, those.
 
     Raises:
         TensorRTMissingError: It cannot be imported.
     """
     try:
         return importlib.import_module("tensorrt")
+    except ImportError:
+        pass
+    try:
+        return importlib.import_module("tensorrt_bindings")
     except ImportError as error:
         message = (
             f"TensorRT's Python package cannot be imported ({error}). Run this in the container that will serve (see "

@@ -155,17 +155,19 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         raise ExportError(message)
     trt, gpus = prepared(options)
     target = release if out is None else out
+    # Where renaming works whatever is mounted: folders of a release are exchanged inside of it.
+    place = release if out is None and whole else target.parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        place.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
     except OSError as error:
-        message = f"cannot write in {target.parent}: {error.strerror}. Choose another folder with --out."
+        message = f"cannot write in {place}: {error.strerror}. Choose another folder with --out."
         raise ExportError(message) from error
     try:
         checks = []
         for folder in server_folders(release):
-            place = staging / (folder.name if whole else target.name)
-            checks += write_planned(read_repository(folder), place, options, trt, gpus)
+            planned = staging / (folder.name if whole else target.name)
+            checks += write_planned(read_repository(folder), planned, options, trt, gpus)
         if out is None:
             _exchange(staging, release if whole else release.parent)
         elif whole:

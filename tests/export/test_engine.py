@@ -182,6 +182,7 @@ def test_no_images_are_no_engine(branches: dict[str, onnx.ModelProto]) -> None:
 
 def test_without_tensorrt_the_error_says_where_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     with pytest.raises(TensorRTMissingError, match="Run this in the container that will serve"):
         find_tensorrt()
 

@@ -7,6 +7,7 @@ is well. That a real engine computes the right thing is shown by nothing here: t
 import ctypes
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,7 @@ def refused(release: Path, error: type[Exception], reason: str, *arguments: Any,
 
 def test_without_tensorrt(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
     refused(release, TensorRTMissingError, "Run this in the container that will serve", None, PlanOptions("fp16"))
 
 
@@ -378,15 +380,31 @@ def test_versions_that_load_a_plan() -> None:
     assert not loads(plan("10.16.1.11", compatible=True), "12.0.0.1")
 
 
-def test_a_serving_host_needs_no_torch(release: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from privdfs_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "verify", str(release)], capture_output=True, text=True, timeout=60, check=False
-    )
+def test_a_serving_host_needs_only_what_the_image_installs(release: Path) -> None:
+    """deploy/Dockerfile lists the packages: neither torch nor what training needs is among them."""
+    code = """
+import sys
+for name in ("torch", "rich", "onnxscript", "privdfs_training", "matplotlib"):
+    sys.modules[name] = None
+from privdfs_export.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    line = [sys.executable, "-c", code]
+    done = subprocess.run([*line, "verify", str(release)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "server-1: golden examples: 6 through the graph" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-c", code, "plan", str(release)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([*line, "plan", str(release)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "TensorRT's Python package cannot be imported" in done.stderr
+
+
+def test_the_deployment_files_fit_the_project() -> None:
+    root = Path(__file__).parents[2]
+    subprocess.run(["sh", "-n", str(root / "deploy" / "plan.sh")], check=True)
+    text = (root / "deploy" / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\S+) ", text, re.MULTILINE)
+    assert copied == ["sdk/privdfs", "export/privdfs_export"]
+    assert all((root / path).is_dir() for path in copied)
+    readme = (root / "deploy" / "README.md").read_text()
+    for option in ("--precision", "--timing-cache", "--device", "--hardware", "--version-compatible"):
+        assert f"`{option}" in readme
