@@ -1,12 +1,13 @@
-"""`python bench/figures.py`: write the README's figures from the committed result files.
+"""`python bench/figures.py`: write the figures of README.md and docs/SCALING.md from the committed result files.
 
     python bench/figures.py           rewrite what stands between the marks
-    python bench/figures.py --check   exit 1 when the README does not show what the result files say
+    python bench/figures.py --check   exit 1 when a file does not show what the result files say
 
-No figure in the README is typed by hand.
+No figure there is typed by hand.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 from _common import RESULTS, ROOT, UNDEFENDED_IMAGES, read_results
 
-README = ROOT / "README.md"
+README, SCALING = ROOT / "README.md", ROOT / "docs" / "SCALING.md"
+#: What the queueing estimate is made for.
+LOADS, SERVERS, DEVICES, EVERY_S = (0.3, 0.5, 0.7, 0.9), 3, 10**6, 60
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
@@ -122,8 +125,61 @@ def figures(folder: Path) -> str:
     return "\n\n".join((BEGIN, *tables, END))
 
 
+def scaling_figures(folder: Path) -> str:
+    """Everything between the marks of docs/SCALING.md: the fitted curves, and the queueing estimate made of them.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    results = read_results(folder / "scaling.json")
+    if not results:
+        return f"{BEGIN}\n\nNot measured yet: `python bench/scaling.py`.\n\n{END}"
+    growth = ["| what grows | measured at | p50 of a call | for each further one | explained |", "| --- " * 5 + "|"]
+    for name, points in results["curves"].items():
+        line = results["growth"][name]
+        sizes = ", ".join(f"{point['size']:,}" for point in points)
+        times = ", ".join(f"{point['privdfs']['p50_ms']:.2f}" for point in points)
+        growth.append(f"| {name} | {sizes} | {times} ms | {line['slope_ms']:.3g} ms | {line['explained']:.0%} |")
+    service, most = results["service"], results["throughput"]
+    loads = ["| utilisation | mean wait | 99 % of calls wait at most, of three servers | instances a party |"]
+    loads.append("| --- " * 4 + "|")
+    for load in LOADS:
+        mean, tail, instances = queueing(service["one_ms"], load)
+        loads.append(f"| {load:.0%} | {mean:.2f} ms | {tail:.1f} ms | {instances} |")
+    per_second = "none measured" if most["per_second"] is None else f"{most['per_second']:.0f}"
+    told = (
+        f"Most calls a second with p99 within {most['bound_ms']:g} ms, all on one machine: {per_second}. "
+        f"One request costs a server {service['one_ms']:.3f} ms; a batch of b {service['base_ms']:.3f} + "
+        f"{service['image_ms']:.3g} b ms. The estimate for {DEVICES:,} devices with one image every {EVERY_S} seconds, "
+        f"a party having so many instances like the measured one:"
+    )
+    made_by = results["made_by"]
+    cores = made_by["machine"]["cores"]
+    source = f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}, {cores} cores."
+    return "\n\n".join((BEGIN, "\n".join(growth), told, "\n".join(loads), source, END))
+
+
+def queueing(service_ms: float, load: float) -> tuple[float, float, int]:
+    """The estimate of docs/SCALING.md.
+
+    Args:
+        service_ms: what one request costs an instance, S.
+        load: utilisation, between 0 and 1, r.
+
+    Returns:
+        Mean wait of a request in ms, M/D/1; what 99 % of the calls to `SERVERS` such servers wait at most, M/M/1; and
+        the instances that a party needs for `DEVICES` devices with one image every `EVERY_S` seconds.
+    """
+    mean = load * service_ms / (2 * (1 - load))
+    tail = service_ms / (1 - load) * max(0.0, math.log(100 * SERVERS * load))
+    return mean, tail, math.ceil(DEVICES * service_ms / 1e3 / (EVERY_S * load))
+
+
 def updated(readme: str, shown: str) -> str:
-    """A README with its figures replaced.
+    """A document with its figures replaced.
 
     Args:
         readme: whole text.
@@ -145,17 +201,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done or up to date, 1 not up to date.
     """
-    parser = argparse.ArgumentParser(prog="figures", description="Write the README's figures from the result files.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the README is out of date")
+    parser = argparse.ArgumentParser(prog="figures", description="Write the documents' figures from the result files.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     options = parser.parse_args(arguments)
-    readme = README.read_text(encoding="utf-8")
-    wanted = updated(readme, figures(RESULTS))
-    if options.check:
-        if readme != wanted:
-            print("README.md does not show what bench/results says: run python bench/figures.py", file=sys.stderr)
-        return int(readme != wanted)
-    README.write_text(wanted, encoding="utf-8")
-    return 0
+    stale = 0
+    for path, shown in ((README, figures(RESULTS)), (SCALING, scaling_figures(RESULTS))):
+        text = path.read_text(encoding="utf-8")
+        wanted = updated(text, shown)
+        if not options.check:
+            path.write_text(wanted, encoding="utf-8")
+        elif text != wanted:
+            print(f"{path.name} does not show what bench/results says: run python bench/figures.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

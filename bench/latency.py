@@ -229,7 +229,8 @@ def write(out: Path, results: dict[str, Any]) -> None:
     pictures = [out / "latency.png", out / "latency-stages.png"]
     draw_distributions(pictures[0], results)
     draw_stages(pictures[1], results)
-    (out / "latency.html").write_text(page(results, pictures), encoding="utf-8")
+    curves = out / "scaling.png"  # of bench/scaling.py, where it has run
+    (out / "latency.html").write_text(page(results, [*pictures, *filter(Path.exists, [curves])]), encoding="utf-8")
 
 
 def network_line(network: dict[str, Any]) -> str:

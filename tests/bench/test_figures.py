@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,39 @@ def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
 
 def test_the_readme_shows_what_the_committed_results_say() -> None:
     assert figures.main(["--check"]) == 0
+
+
+@pytest.fixture
+def scaling(results: Path) -> Path:
+    points = [{"size": 1, "privdfs": {"p50_ms": 2.0}}, {"size": 9, "privdfs": {"p50_ms": 4.0}}]
+    growth = {"base_ms": 1.75, "slope_ms": 0.25, "explained": 1.0}
+    machine = {"cores": "2", "processor": "a processor"}
+    about = {"command": "scaling.py", "commit": "0123456789abcdef", "date": "2026-01-01", "machine": machine}
+    found = {"made_by": about, "curves": {"servers": points}, "growth": {"servers": growth}}
+    found |= {"service": {"one_ms": 0.6, "base_ms": 0.5, "image_ms": 0.1}}
+    found |= {"throughput": {"bound_ms": 50.0, "per_second": 400.0}}
+    (results / "scaling.json").write_text(json.dumps(found))
+    return results
+
+
+def test_scaling_shows_the_curves_and_the_estimate_made_of_them(scaling: Path) -> None:
+    text = figures.scaling_figures(scaling)
+    assert "| servers | 1, 9 | 2.00, 4.00 ms | 0.25 ms | 100% |" in text
+    assert "within 50 ms, all on one machine: 400." in text
+    # Half busy: as long a mean wait as half a service; a million images a minute of 0.6 ms need ten at full load.
+    assert "| 50% | 0.30 ms | 6.0 ms | 20 |" in text
+    assert text.startswith(figures.BEGIN)
+    assert text.endswith(figures.END)
+
+
+def test_the_estimate_of_queueing() -> None:
+    mean, tail, instances = figures.queueing(10.0, 0.8)
+    assert mean == pytest.approx(0.8 * 10 / (2 * 0.2))
+    # Beyond the tail, one of three servers keeps a call waiting in one call of a hundred.
+    beyond = 0.8 * math.exp(-(1 - 0.8) * tail / 10)
+    assert 3 * beyond == pytest.approx(0.01)
+    assert instances == math.ceil(10**6 / 60 * 0.010 / 0.8)
+
+
+def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:
+    assert "Not measured yet" in figures.scaling_figures(tmp_path)
