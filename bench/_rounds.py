@@ -23,9 +23,9 @@ OPEN_SYSTEMS = ("privdfs", "floor", "baseline_triton")
 #: What a connection that is not used may send meanwhile: HTTP/2's own.
 IDLE_BYTES = 40
 #: What PrivDFS is compared with.
-OTHERS = ("floor", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
+OTHERS = ("floor", "floor_threads", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
 #: What uses the network, one image a call.
-NETWORK_SYSTEMS = ("privdfs", "privdfs_async", "floor", "baseline_triton", "baseline_jpeg", "single_split")
+NETWORK_SYSTEMS = ("privdfs", "privdfs_async", *(name for name in OTHERS if name != "baseline_device"))
 
 
 def measure_systems(bench: Bench, images: Sequence[Pixels], samples: int, console: Console) -> dict[str, Any]:
@@ -89,6 +89,7 @@ def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
         ("baseline_triton", "baseline_device"),
         ("single_split", "baseline_device"),
         ("floor", "privdfs"),
+        ("floor_threads", "privdfs"),
     ):
         differing = sum(systems[one].classify(image) != systems[other].classify(image) for image in images)
         if differing:

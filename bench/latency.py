@@ -9,6 +9,7 @@ All start from the same decoded images in memory and end with a label:
 - privdfs_async     `AsyncClient.predict`
 - privdfs_batch     `Client.predict_batch`, 16 images in one call; its times are of the whole call
 - floor             the least that the same work costs: two ONNX Runtime runs and a bare gRPC stub for each server
+- floor_threads     the same with blocking calls in threads, which cannot be cancelled but cost grpc less
 - graphs_only       the two ONNX Runtime runs alone
 - baseline_triton   the unprotected model on one tritonserver: the pixels by a bare gRPC stub
 - baseline_jpeg     the same, compressed on the device and decoded on the server

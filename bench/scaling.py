@@ -96,13 +96,14 @@ def measure_point(release: Release, batch: int, samples: int, console: Console) 
     """
     from tritonclient.grpc import service_pb2_grpc
 
-    images = release.images(batch)
+    images = list(release.images(batch))
     manifest = release.bundle.manifest
     with ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(endpoint)) for endpoint in release.endpoints]
         stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
         client = stack.enter_context(Client(release.bundle, release.endpoints, timeout=TIMEOUT_S))
         floor = Floor(release.bundle, read_verified(release.folder / "client", manifest.files), stubs)
+        stack.callback(floor.close)
         sent = bytes_up(manifest)
         many = System("PrivDFS", sent, [], lambda _: client.predict_batch(images)[0].index, images=batch)
         systems = {"privdfs": System("PrivDFS", sent, [], PrivDFS(client).classify) if batch == 1 else many}

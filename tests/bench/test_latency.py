@@ -118,7 +118,18 @@ def test_without_a_record_there_is_no_gate(record: dict[str, Any], told: str) ->
 
 def result(servers_ms: Sequence[float]) -> Result:
     took = Timings(decode_ms=1, encode_ms=2, servers_ms=tuple(servers_ms), fusion_ms=3, total_ms=0)
-    return Result("a", 0, 1.0, (True,) * 3, took, (1, 1, 1), np.ones(1, np.float32), ("a",))
+    return Result(
+        label="a",
+        index=0,
+        probability=1.0,
+        answered=(True,) * 3,
+        timings=took,
+        bytes_up=(1, 1, 1),
+        suspects=(),
+        expected_accuracy=None,
+        probabilities=np.ones(1, np.float32),
+        classes=("a",),
+    )
 
 
 def test_stragglers_are_those_that_calls_waited_for() -> None:
