@@ -1,0 +1,41 @@
+"""Branches of ImageNet's size through TensorRT-RTX: ResNet-50 and ViT-B/16 on 224 pixels, random weights.
+
+They take minutes and gigabytes, so they run only when asked for: PRIVDFS_LARGE=1 pytest -m large -s
+"""
+
+import os
+from typing import Any
+
+import pytest
+
+from privdfs_export import graphs
+from privdfs_export.engine import BuildOptions, build_engine
+from privdfs_export.precision import Precision, measure_ranges, with_precision
+from tests.export.small_branches import branch_inputs, untrained
+
+rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 only")
+
+pytestmark = [
+    pytest.mark.large,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif("PRIVDFS_LARGE" not in os.environ, reason="takes minutes: set PRIVDFS_LARGE=1"),
+]
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet50": {"name": "resnet50", "stem": "imagenet", "split": "layer1.1"},
+    "vit-base": {"name": "vit-base", "patch": 16, "split": "blocks.0"},
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_large_branch_builds_in_every_precision(name: str) -> None:
+    model = graphs.branch_graph(untrained(dict(BACKBONES[name]), side=224), 0)
+    ranges = measure_ranges(model, branch_inputs(model, count=2))
+    weights, sizes = {}, {}
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    for precision in precisions:
+        plan = build_engine(with_precision(model, precision, ranges), BuildOptions(32), rtx)
+        weights[precision], sizes[precision] = plan.weights or 0, len(plan.data)
+        print(f"\n{name} {precision}: {plan.seconds:.1f} s, {len(plan.data)} bytes, weights {plan.weights}")  # noqa: T201  figures are what it is run for
+    assert weights["fp16"] < 0.6 * weights["fp32"]
+    assert weights["int8"] < 0.4 * weights["fp32"]
+    assert sizes["int8"] < sizes["fp16"] < sizes["fp32"]
