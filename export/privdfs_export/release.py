@@ -187,6 +187,8 @@ def export_release(
         partitions=dealt,
     )
 
+    console.print(", ".join(f"{name} {row.fused:.2%}" for name, row in precisions.items()))
+
     channels, height, width = system.image_shape
     quantiser = system.quantiser
     release = f"{trained.config.name}-{_digest(built)}"

@@ -12,9 +12,11 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from privdfs._manifest import PlanSpec
@@ -95,7 +97,13 @@ def check_repository(repository: Repository) -> list[Check]:
         EngineMismatchError: The plan is of another TensorRT or GPU than are here.
         ParityError: Golden examples do not come out.
     """
-    checks = [_check_config(repository), _check_golden(repository)]
+    config = repository.config
+    try:
+        graph = session(repository.graph)
+    except Exception as error:  # ONNX Runtime has no common base for what it raises
+        message = f"{repository.path}: ONNX Runtime cannot load its graph ({error}): get the release again."
+        raise RepositoryError(message) from error
+    checks = [_check_config(repository, config, graph), _check_golden(repository, graph)]
     plan = repository.manifest.plan
     if repository.manifest.engine == "tensorrt":
         if plan is msgspec.UNSET:
@@ -123,8 +131,8 @@ def relative_difference(found: NDArray[np.generic], expected: NDArray[np.generic
     )
 
 
-def _check_config(repository: Repository) -> Check:
-    manifest, config = repository.manifest, repository.config
+def _check_config(repository: Repository, config: Any, graph: ort.InferenceSession) -> Check:
+    manifest = repository.manifest
     _same(repository, "name", config.name, repository.model)
     _same(repository, "backend", config.backend, manifest.engine)
     _same(repository, "release", config.parameters["privdfs_release"].string_value, manifest.release)
@@ -132,11 +140,6 @@ def _check_config(repository: Repository) -> Check:
     _same(repository, "default_model_filename", config.default_model_filename, FILES[manifest.engine])
     for name in names:
         repository.version_file(name)
-    try:
-        graph = session(repository.graph)
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
-        message = f"{repository.path}: ONNX Runtime cannot load its graph ({error}): get the release again."
-        raise RepositoryError(message) from error
     for kind, stated, real in (
         ("input", config.input, graph.get_inputs()),
         ("output", config.output, graph.get_outputs()),
@@ -160,12 +163,12 @@ def _same(repository: Repository, what: str, stated: object, real: object) -> No
         raise RepositoryError(message)
 
 
-def _check_golden(repository: Repository) -> Check:
+def _check_golden(repository: Repository, graph: ort.InferenceSession) -> Check:
     golden = repository.golden
     if golden is None:
         return Check("golden examples", "none in this folder; export the release again to have them")
     inputs = {name: values for name, values in golden.items() if name != "logits"}
-    answers = np.asarray(session(repository.graph).run(None, dict(inputs))[0])
+    answers = np.asarray(graph.run(None, dict(inputs))[0])
     difference = relative_difference(answers, golden["logits"])
     _allow(repository, "graph", difference, GRAPH_TOLERANCE)
     return Check("golden examples", f"{len(answers)} through the graph, off by {difference:.1e}")
