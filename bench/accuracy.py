@@ -67,7 +67,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     Raises:
         Error: the release, its data set or the checkpoint cannot be used, or a server did not answer.
     """
-    bundle = Bundle.open(release / "client")
+    bundle = Bundle.open(release / "client", allow_unsigned=True)
     data = release_data(bundle, options.data)
     trained = None if options.checkpoint is None else _trained(bundle, options.checkpoint)
     images, labels = np.ascontiguousarray(data.test_images.permute(0, 2, 3, 1).numpy()), data.test_labels.numpy()

@@ -123,7 +123,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     Raises:
         Error: the release or the data set cannot be used.
     """
-    bundle = Bundle.open(release / "client")
+    bundle = Bundle.open(release / "client", allow_unsigned=True)
     data = release_data(bundle, options.data)
     budget = DecoderBudget(epochs=options.epochs, width=options.width, blocks=options.blocks)
     count = len(data.test_images)

@@ -16,7 +16,11 @@ from collections.abc import Mapping, Sequence
 from privdfs import Error
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
-COMMANDS: Mapping[str, str] = {"plan": "privdfs_export.plan", "verify": "privdfs_export.verify"}
+COMMANDS: Mapping[str, str] = {
+    "plan": "privdfs_export.plan",
+    "sign": "privdfs_export.sign",
+    "verify": "privdfs_export.verify",
+}
 _BUILD = "privdfs_export.build"
 
 

@@ -3,7 +3,7 @@
     from privdfs import TLS, Client, Server
 
     servers = [Server(f"{host}:8001", tls=TLS(ca="ca.pem")) for host in ("a.example", "b.example", "c.example")]
-    with Client("model_repository/fashion/client", servers, timeout=0.5) as client:
+    with Client("model_repository/fashion/client", servers, timeout=0.5, trust="release-key.pub.pem") as client:
         result = client.predict("photo.jpg")
     print(result.label, result.probability, result.answered, result.timings)
 
@@ -22,6 +22,7 @@ from privdfs._errors import (
     BundleError,
     BundleFormatError,
     BundleIntegrityError,
+    BundleSignatureError,
     BundleVersionError,
     ConfigError,
     DeadlineExceededError,
@@ -48,6 +49,7 @@ __all__ = [
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
+    "BundleSignatureError",
     "BundleVersionError",
     "Client",
     "ConfigError",

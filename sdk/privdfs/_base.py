@@ -12,6 +12,7 @@ from privdfs._errors import ConfigError
 from privdfs._keys import UserKey
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import ClientManifest
+from privdfs._signature import Trust
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,7 +33,7 @@ class Shared(Generic[T]):
 class BaseClient(Generic[T]):
     """Base of `Client` and `AsyncClient`, where the arguments are described."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by its name
         self,
         bundle: str | PathLike[str] | Bundle,
         servers: Sequence[Server | str],
@@ -43,8 +44,15 @@ class BaseClient(Generic[T]):
         retries: Retries | None = None,
         key: UserKey | bytes | None = None,
         allow_shared_hosts: bool = False,
+        trust: Trust | None = None,
+        allow_unsigned: bool = False,
     ) -> None:
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if isinstance(bundle, Bundle):
+            if trust is not None or allow_unsigned:
+                raise ConfigError("the bundle is open already: give `trust` or `allow_unsigned` to Bundle.open instead")
+            opened = bundle
+        else:
+            opened = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
         checked = check_servers(servers, opened.n_servers, allow_shared_hosts=allow_shared_hosts)
         settings = Settings.check(opened, timeout=timeout, min_answers=min_answers, wait=wait, retries=retries, key=key)
         self._begin(settings, Shared(self._connect(opened.manifest, checked)), owner=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
-from privdfs._errors import BundleFormatError, BundleIntegrityError, ConfigError, SelfTestError
+from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
 from privdfs._keys import UserKey, check_partition, partition_of
 from privdfs._manifest import (
     ENCODER_NAME,
@@ -24,6 +24,7 @@ from privdfs._manifest import (
     read_verified,
 )
 from privdfs._onnx import PARTITION, Array, Graph, TensorSpec, partition_feed, partition_inputs
+from privdfs._signature import Trust, check_signature
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,43 @@ class Bundle:
         )
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "Bundle":
+    def open(
+        cls, path: str | os.PathLike[str], *, trust: Trust | None = None, allow_unsigned: bool = False
+    ) -> "Bundle":
         """Open the `client` folder of a release.
 
-        Every file is compared with its SHA-256 in the manifest before ONNX Runtime sees a byte of it.
+        The signature of the manifest is checked before it is parsed, and every file is compared with its SHA-256 in the
+        manifest before ONNX Runtime sees a byte of it.
+
+        Args:
+            path: the folder.
+            trust: Ed25519 public key of whoever signs the releases (PEM file, its bytes, or the key's 32 bytes), or
+                several, of which one must have signed.
+            allow_unsigned: open it without asking who made it, for development.
 
         Raises:
+            BundleSignatureError: it is not signed by a trusted key, or none was named.
             BundleVersionError: the manifest's format is not the one this version of privdfs reads.
             BundleFormatError: the manifest or a graph is not what the format promises.
             BundleIntegrityError: a file is missing or changed.
+            ConfigError: a key cannot be read, or both `trust` and `allow_unsigned` were given.
         """
         folder = Path(path)
         if not (folder / MANIFEST_NAME).exists() and (folder / "client" / MANIFEST_NAME).exists():
             raise BundleIntegrityError(
                 f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
             )
-        manifest = decode_client_manifest(read_manifest_bytes(folder))
+        if trust is not None and allow_unsigned:
+            raise ConfigError("`trust` and `allow_unsigned` contradict each other: drop one of them")
+        data = read_manifest_bytes(folder)
+        if trust is not None:
+            check_signature(folder, data, trust)
+        elif not allow_unsigned:
+            raise BundleSignatureError(
+                f"nothing says whose bundle {folder} is: pass trust=<public key of the releases' signer>, or, to "
+                "develop, allow_unsigned=True"
+            )
+        manifest = decode_client_manifest(data)
         return cls(folder, manifest, read_verified(folder, manifest.files))
 
     def __repr__(self) -> str:

@@ -1,12 +1,14 @@
 """The command `privdfs`: the edge side of a release.
 
-    privdfs predict BUNDLE IMAGE... --server HOST:PORT --server HOST:PORT --server HOST:PORT
+    privdfs predict BUNDLE IMAGE... --trust KEY --server HOST:PORT --server HOST:PORT --server HOST:PORT
     privdfs predict --local RELEASE IMAGE...
     privdfs describe BUNDLE
     privdfs selftest BUNDLE
     privdfs verify DIR
 
-Results go to standard output (`--json` for programs). What goes wrong is one line on standard error and exit code 2.
+`--trust` names the public key of the releases' signer. Only `predict` insists on it (or on --allow-unsigned); the
+others say whether the signature was checked. Results go to standard output (`--json` for programs). What goes wrong is
+one line on standard error and exit code 2.
 """
 
 import argparse
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
     predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
     predict.add_argument("--key", metavar="PEM", help="the private key of --cert")
+    predict.add_argument("--allow-unsigned", action="store_true", help="do not ask who made the bundle")
     predict.add_argument("--insecure", action="store_true", help="allow plaintext beyond this machine")
 
     for name, run, metavar, help_text in (
@@ -95,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", metavar=metavar, type=Path)
 
     for command in commands.choices.values():
+        command.add_argument("--trust", action="append", metavar="PEM", help="public key of the releases' signer")
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -136,7 +140,7 @@ def _client(options: argparse.Namespace) -> Client:
     wants_tls = options.tls or any((options.ca, options.cert, options.key))
     tls = TLS(ca=options.ca, cert=options.cert, key=options.key) if wants_tls else None
     servers = [Server(endpoints.split(","), tls, insecure=options.insecure) for endpoints in options.server]
-    return Client(options.bundle, servers, **limits)
+    return Client(options.bundle, servers, trust=options.trust, allow_unsigned=options.allow_unsigned, **limits)
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -153,16 +157,25 @@ def _plain(result: Result) -> dict[str, Any]:
     }
 
 
+def _open(options: argparse.Namespace) -> Bundle:
+    return Bundle.open(options.folder, trust=options.trust, allow_unsigned=options.trust is None)
+
+
+def _signed(options: argparse.Namespace) -> str:
+    return "signature not checked (--trust KEY does)" if options.trust is None else "signed by a trusted key"
+
+
 def _describe(options: argparse.Namespace) -> None:
-    bundle = Bundle.open(options.folder)
+    bundle = _open(options)
     if options.json:
         _print_json(bundle.manifest)
     else:
         print(bundle.describe())
+        print(f"{'signature':<12} {_signed(options)}")
 
 
 def _selftest(options: argparse.Namespace) -> None:
-    bundle = Bundle.open(options.folder)
+    bundle = _open(options)
     outcome = bundle.selftest()
     if options.json:
         _print_json({"release": bundle.release, "selftest": outcome})
@@ -174,12 +187,12 @@ def _selftest(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    found = verify(options.folder)
+    found = verify(options.folder, trust=options.trust)
     if options.json:
         _print_json({"release": found[0].release, "folders": found})
         return
     for folder in found:
-        print(f"ok: {folder.name}, {folder.files} files of release {folder.release}")
+        print(f"ok: {folder.name}, {folder.files} files of release {folder.release}, {_signed(options)}")
 
 
 def _print_json(value: object) -> None:

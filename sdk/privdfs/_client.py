@@ -55,6 +55,8 @@ class Client(BaseClient[Transport]):
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
+        trust: public key of the releases' signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
+        allow_unsigned: open a bundle from a path without asking who made it, for development.
 
     Raises:
         ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.

@@ -7,6 +7,7 @@
     │   ├── BundleVersionError       its manifest has a format this version of privdfs does not read
     │   ├── BundleFormatError        the manifest or a graph does not have the promised shape
     │   ├── BundleIntegrityError     a file is missing, changed, or must not be there
+    │   ├── BundleSignatureError     nobody who is trusted has signed it
     │   └── SelfTestError            the golden examples do not come out as recorded
     ├── DeadlineExceededError        the time was used up on the device, before anything was sent
     ├── ServerError                  one server gave no usable answer (`.server` says which)
@@ -79,6 +80,18 @@ class BundleIntegrityError(BundleError):
         self.file = file
         self.expected = expected
         self.actual = actual
+
+
+class BundleSignatureError(BundleError):
+    """No trusted key has signed the manifest.
+
+    Attributes:
+        key: id of the key that the signature names, None where there is no signature.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message, key)
+        self.key = key
 
 
 class SelfTestError(BundleError):

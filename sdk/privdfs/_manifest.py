@@ -21,12 +21,13 @@ from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleVersi
 FORMAT_VERSION = 1
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 ENCODER_NAME = "encoder.onnx"
 FUSION_NAME = "fusion.onnx"
 GOLDEN_NAME = "golden.safetensors"
 
 #: Files that describe a folder and therefore cannot be listed in its manifest.
-_UNLISTABLE = frozenset({MANIFEST_NAME, "manifest.sig"})
+_UNLISTABLE = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
 #: A manifest is a few kilobytes; a file beyond this is not one, and is refused before it is parsed.
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 

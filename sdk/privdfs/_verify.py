@@ -16,6 +16,7 @@ from privdfs._manifest import (
     refuse_unlisted,
     verify_files,
 )
+from privdfs._signature import Trust, check_signature
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,24 @@ class Verified:
     files: int
 
 
-def verify(path: Path) -> list[Verified]:
+def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
     """Verify a client folder, a server's folder, or a whole release (then also that all folders fit each other).
+
+    Args:
+        path: the folder.
+        trust: keys one of which must have signed each folder; None: signatures are not looked at.
 
     Raises:
         BundleError: a file is missing, changed or added, or the folders are of different releases.
     """
     if (path / MANIFEST_NAME).exists() or not (path / "client").is_dir():
-        return [_verify_folder(path)]
+        return [_verify_folder(path, trust)]
     client = decode_client_manifest(read_manifest_bytes(path / "client"))
-    found = [_verify_folder(path / "client")]
+    found = [_verify_folder(path / "client", trust)]
     for i in range(len(client.servers)):
         folder = path / f"server-{i}"
         check_server(client, read_server_manifest(folder), i)
-        found.append(_verify_folder(folder))
+        found.append(_verify_folder(folder, trust))
     for folder in sorted(path.glob("server-*")):
         if folder.name not in {row.name for row in found}:
             raise BundleIntegrityError(
@@ -54,7 +59,7 @@ def verify(path: Path) -> list[Verified]:
                 folder.name,
             )
     if (path / "baseline").is_dir():
-        baseline = _verify_folder(path / "baseline")
+        baseline = _verify_folder(path / "baseline", trust)
         if baseline.release != client.release:
             raise BundleFormatError(_other_release("baseline", baseline.release, client.release))
         found.append(baseline)
@@ -90,8 +95,10 @@ def check_server(client: ClientManifest, server: ServerManifest, index: int) -> 
         )
 
 
-def _verify_folder(folder: Path) -> Verified:
+def _verify_folder(folder: Path, trust: Trust | None) -> Verified:
     data = read_manifest_bytes(folder)
+    if trust is not None:
+        check_signature(folder, data, trust)
     manifest = _decode_any(data)
     verify_files(folder, manifest.files)
     refuse_unlisted(folder, manifest.files)

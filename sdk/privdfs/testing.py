@@ -1,12 +1,13 @@
 """A programmable server for tests of applications: it speaks real gRPC on loopback, and fails the way it is told to.
 
-    from privdfs import Client
+    from privdfs import Bundle, Client
     from privdfs.testing import FakeServer, Fault
 
     with ExitStack() as stack:
         servers = [stack.enter_context(FakeServer.for_release("model_repository/fashion", i)) for i in range(3)]
         servers[1].fault = Fault(status="UNAVAILABLE")
-        client = Client("model_repository/fashion/client", [server.endpoint for server in servers], min_answers=2)
+        bundle = Bundle.open("model_repository/fashion/client", allow_unsigned=True)
+        client = Client(bundle, [server.endpoint for server in servers], min_answers=2)
         assert client.predict("photo.jpg").answered == (True, False, True)
 
 A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is no

@@ -24,7 +24,7 @@ def test_local_mode_and_tritonservers_agree_on_every_prediction(trained_release:
     images, labels = shifted_images(50, seed=5)
     with (
         Client.local(trained_release, timeout=60) as local,
-        Client(trained_release / "client", endpoints, timeout=60) as remote,
+        Client(trained_release / "client", endpoints, allow_unsigned=True, timeout=60) as remote,
     ):
         here = local.predict_batch(images[..., None])
         there = remote.predict_batch(images[..., None])
@@ -36,7 +36,7 @@ def test_local_mode_and_tritonservers_agree_on_every_prediction(trained_release:
 
 def test_one_image_at_a_time_gives_what_a_batch_gives(trained_release: Path, endpoints: list[str]) -> None:
     paths = sorted(IMAGES.glob("*.png"))
-    with Client(trained_release / "client", endpoints, timeout=30) as client:
+    with Client(trained_release / "client", endpoints, allow_unsigned=True, timeout=30) as client:
         batch = client.predict_batch(paths)
         single = [client.predict(path) for path in paths]
     assert [result.label for result in single] == [result.label for result in batch]
@@ -47,9 +47,9 @@ def test_one_image_at_a_time_gives_what_a_batch_gives(trained_release: Path, end
 
 async def test_asyncio_client_gives_the_same(trained_release: Path, endpoints: list[str]) -> None:
     paths = sorted(IMAGES.glob("*.png"))
-    with Client(trained_release / "client", endpoints, timeout=30) as client:
+    with Client(trained_release / "client", endpoints, allow_unsigned=True, timeout=30) as client:
         expected = [client.predict(path).label for path in paths]
-    async with AsyncClient(trained_release / "client", endpoints, timeout=30) as client:
+    async with AsyncClient(trained_release / "client", endpoints, allow_unsigned=True, timeout=30) as client:
         results = await asyncio.gather(*(client.predict(path) for path in paths))
     assert [result.label for result in results] == expected
 
@@ -59,7 +59,7 @@ def test_servers_in_the_wrong_order_are_told_apart_before_a_share_is_sent(
 ) -> None:
     swapped = [endpoints[1], endpoints[0], endpoints[2]]
     with (
-        Client(trained_release / "client", swapped, timeout=30) as client,
+        Client(trained_release / "client", swapped, allow_unsigned=True, timeout=30) as client,
         pytest.raises(NotEnoughAnswersError) as caught,
     ):
         client.predict(IMAGES / "bag-1.png")
@@ -70,12 +70,12 @@ def test_five_servers_work_and_another_release_is_refused(
     trained_release: Path, trained_release_of_five: Path, endpoints: list[str]
 ) -> None:
     with serve_release(trained_release_of_five) as five:
-        with Client(trained_release_of_five / "client", five, timeout=30) as client:
+        with Client(trained_release_of_five / "client", five, allow_unsigned=True, timeout=30) as client:
             result = client.predict(IMAGES / "trouser-1.png")
         assert result.answered == (True,) * 5
         assert len(result.bytes_up) == 5
         with (
-            Client(trained_release / "client", five[:3], timeout=30) as client,
+            Client(trained_release / "client", five[:3], allow_unsigned=True, timeout=30) as client,
             pytest.raises(NotEnoughAnswersError) as caught,
         ):
             client.predict(IMAGES / "trouser-1.png")
@@ -86,13 +86,13 @@ def test_with_a_server_gone_the_rest_answer_when_the_caller_allows_it(trained_re
     images, _ = shifted_images(1, seed=6)
     with serve_release(trained_release) as running, Client.local(trained_release) as local:
         endpoints = [running[0], "127.0.0.1:9", running[2]]  # nothing listens on the discard port
-        with Client(trained_release / "client", endpoints, timeout=10, min_answers=2) as client:
+        with Client(trained_release / "client", endpoints, allow_unsigned=True, timeout=10, min_answers=2) as client:
             result = client.predict(images[0])
         assert result.answered == (True, False, True)
         shares = local.encode(images[0])
         assert [share.dtype for share in shares] == [np.int8] * 3
         with (
-            Client(trained_release / "client", endpoints, timeout=10) as client,
+            Client(trained_release / "client", endpoints, allow_unsigned=True, timeout=10) as client,
             pytest.raises(NotEnoughAnswersError, match="2 of 3 servers gave a usable answer, 3 are needed"),
         ):
             client.predict(images[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privdfs import AsyncClient, Client
+from privdfs import AsyncClient, Bundle, Client
 from privdfs.testing import FakeServer
 from tests.sdk.drivers import AsyncDriver, Driver, SyncDriver
 from tests.sdk.tiny_release import HEIGHT, WIDTH, build_release
@@ -60,6 +60,8 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Driver]]:
 
         def make(*args: object, **options: object) -> Driver:
             driver: Driver
+            if not isinstance(args[0], Bundle):
+                options.setdefault("allow_unsigned", "trust" not in options)
             if request.param == "sync":
                 driver = SyncDriver(Client(*args, **options))  # pyright: ignore[reportArgumentType]
             else:

@@ -59,7 +59,7 @@ def causes_of(caught: pytest.ExceptionInfo[NotEnoughAnswersError]) -> dict[int, 
 def test_a_prediction_carries_everything(
     connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
 ) -> None:
-    bundle = Bundle.open(release / "client")
+    bundle = Bundle.open(release / "client", allow_unsigned=True)
     result = connect(bundle, endpoints).predict(images[0])
     assert result.label == bundle.classes[result.index]
     assert result.index == int(result.probabilities.argmax())
@@ -421,7 +421,7 @@ def test_the_next_replica_of_the_same_server_takes_over(
 
 
 def test_a_share_cannot_be_put_into_another_servers_request(release: Path, endpoints: list[str]) -> None:
-    with Client(release / "client", endpoints) as client:
+    with Client(release / "client", endpoints, allow_unsigned=True) as client:
         links = client._transport._links  # pyright: ignore[reportAttributeAccessIssue]
         own, other = links[0].replicas.lines[0], links[1].replicas.lines[0]
         with pytest.raises(RuntimeError, match="server 1 was about to be sent to server 0"):
@@ -597,7 +597,7 @@ def test_closing_while_a_call_waits_ends_the_call(
 
 
 def test_clients_are_context_managers_with_short_reprs(release: Path, endpoints: list[str], images: np.ndarray) -> None:
-    with Client(release / "client", endpoints) as client:
+    with Client(release / "client", endpoints, allow_unsigned=True) as client:
         assert repr(client) == "Client(release='tiny-1', servers=3)"
         client.predict(images[0])
     with pytest.raises(ConfigError):
@@ -607,7 +607,7 @@ def test_clients_are_context_managers_with_short_reprs(release: Path, endpoints:
 async def test_the_async_client_in_its_own_loop(
     release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray
 ) -> None:
-    async with AsyncClient(release / "client", endpoints) as client:
+    async with AsyncClient(release / "client", endpoints, allow_unsigned=True) as client:
         assert repr(client) == "AsyncClient(release='tiny-1', servers=3)"
         results = await asyncio.gather(*(client.predict(image) for image in images))
         assert [result.label for result in results] == [r.label for r in await client.predict_batch(images)]
@@ -626,7 +626,7 @@ async def test_the_async_client_in_its_own_loop(
 
 
 def test_the_async_client_refuses_a_second_event_loop(release: Path, endpoints: list[str], images: np.ndarray) -> None:
-    client = AsyncClient(release / "client", endpoints)
+    client = AsyncClient(release / "client", endpoints, allow_unsigned=True)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
         first.run_until_complete(client.predict(images[0]))

@@ -1,0 +1,124 @@
+"""Signatures of releases: Ed25519 over `manifest.json`, which lists the SHA-256 of every other file.
+
+`manifest.sig` beside a manifest is one line of ASCII:
+
+    ed25519 <id of the key, 16 hex digits> <signature, 128 hex digits>
+
+The id is the beginning of the SHA-256 of the 32-byte public key. What is signed is `CONTEXT` followed by the bytes of
+the manifest, so that a signature made for something else never fits. Guarantees:
+
+- A manifest is parsed after its signature has been checked, and a file after its digest has: no parser, ONNX Runtime
+  among them, sees a byte that the key's owner did not sign.
+- There is one spelling of a signature file; any other is refused.
+- Not guaranteed: that a release is the latest. Whoever can replace files can bring back an older signed one.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from privdfs._errors import BundleSignatureError, ConfigError
+from privdfs._manifest import SIGNATURE_NAME
+
+#: A public key: PEM file, the bytes of one, or the key's 32 bytes; or several, of which one must have signed.
+PublicKey: TypeAlias = str | PathLike[str] | bytes
+Trust: TypeAlias = PublicKey | Sequence[PublicKey]
+
+CONTEXT = b"privdfs manifest, signature 1\n"
+KEY_BYTES = 32
+_LINE = re.compile(rb"ed25519 (?P<key>[0-9a-f]{16}) (?P<signature>[0-9a-f]{128})\n")
+
+
+def read_trust(trust: Trust) -> dict[str, Any]:
+    """Public keys by their id.
+
+    Raises:
+        ConfigError: there is none, or one cannot be read or is no Ed25519 key.
+    """
+    listed: Sequence[PublicKey] = [trust] if isinstance(trust, (str, bytes, PathLike)) else list(trust)
+    if not listed:
+        raise ConfigError("no key to trust was given: pass the public key of whoever signs the releases")
+    keys = [_read_public_key(key) for key in listed]
+    return {key_id(key): key for key in keys}
+
+
+def key_id(public_key: Any) -> str:  # noqa: ANN401 - cryptography's Ed25519PublicKey
+    """The id by which a signature names its key."""
+    return hashlib.sha256(public_key.public_bytes_raw()).hexdigest()[:16]
+
+
+def signature_line(manifest: bytes, private_key: Any) -> bytes:  # noqa: ANN401 - cryptography's Ed25519PrivateKey
+    """What `manifest.sig` holds for a manifest."""
+    signature: bytes = private_key.sign(CONTEXT + manifest)
+    return f"ed25519 {key_id(private_key.public_key())} {signature.hex()}\n".encode()
+
+
+def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
+    """Check that a trusted key signed a manifest.
+
+    Args:
+        folder: where `manifest.sig` lies.
+        manifest: the bytes of `manifest.json`, as they were read and will be parsed.
+        trust: one of these keys must have signed.
+
+    Raises:
+        BundleSignatureError: there is no signature, or it is not one of these keys' of these bytes.
+        ConfigError: a key cannot be read.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    keys = read_trust(trust)
+    path = folder / SIGNATURE_NAME
+    if path.is_symlink() or not path.is_file():
+        raise BundleSignatureError(
+            f"{folder} is not signed: get the signed release, or sign it (privdfs-export sign)", None
+        )
+    with path.open("rb") as file:
+        match = _LINE.fullmatch(file.read(4096))
+    if match is None:
+        raise BundleSignatureError(f"{path} is not a signature of this format: get the release again", None)
+    named = match["key"].decode()
+    if named not in keys:
+        raise BundleSignatureError(
+            f"{folder} is signed with key {named}, which is not trusted here ({', '.join(keys)} would be): get the "
+            "release from whom you trust, or trust its signer",
+            named,
+        )
+    try:
+        keys[named].verify(bytes.fromhex(match["signature"].decode()), CONTEXT + manifest)
+    except InvalidSignature:
+        raise BundleSignatureError(
+            f"the manifest of {folder} is not the one that key {named} signed: it was changed; get the release again",
+            named,
+        ) from None
+
+
+def _read_public_key(key: PublicKey) -> Any:  # noqa: ANN401 - cryptography's Ed25519PublicKey
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if isinstance(key, bytes) and len(key) == KEY_BYTES:
+        return Ed25519PublicKey.from_public_bytes(key)
+    where = "the key to trust" if isinstance(key, bytes) else f"{key!s}"
+    if isinstance(key, bytes):
+        data = key
+    else:
+        try:
+            data = Path(key).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"the key {where} cannot be read ({type(error).__name__}): check the path and its permissions"
+            ) from error
+    try:
+        found = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        found = None
+    if not isinstance(found, Ed25519PublicKey):
+        raise ConfigError(
+            f"{where} is not an Ed25519 public key in PEM form: make it with `openssl pkey -in KEY -pubout`"
+        )
+    return found
