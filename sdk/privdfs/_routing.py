@@ -171,7 +171,9 @@ class Replicas(Generic[E]):
             return paid
 
     def _look_after_lines(self) -> None:
-        for replica in self._replicas if self._renew is not None else ():
+        if self._renew is None:
+            return
+        for replica in self._replicas:
             old, replica.line = replica.line, self._renew(replica.line)
             if replica.line is not old:
                 replica.breaker = Breaker()  # what failed was another connection
