@@ -128,7 +128,7 @@ def test_training_with_liars_teaches_the_fusion_and_leaves_images_without_liars_
     values["fusion"]["malicious"] = 0.5
     images, labels = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (64,))
     data = DataSet("fashion-mnist", tuple("abcdefghij"), images, labels, images, labels)
-    heard = {}
+    heard, gradients = {}, {}
     for name, config in (("honest", tiny_config()), ("lied to", config_from_dict(values, "tests"))):
         torch.manual_seed(0)
         system = System(config, image_shape=(1, 28, 28), classes=10)
@@ -144,6 +144,11 @@ def test_training_with_liars_teaches_the_fusion_and_leaves_images_without_liars_
         torch.manual_seed(1)
         stage.loss(images, labels, 0.5)[0].backward()
         assert system.fusion.ranks.grad is not None
+        gradients[name] = [part.grad for part in (*system.head.parameters(), *system.branches.parameters())]
+        gradients[f"fusion, {name}"] = [system.fusion.ranks.grad]
+    # Branches and head are trained for the honest fusion, as without liars; the fusion is not.
+    assert all(map(torch.equal, gradients["honest"], gradients["lied to"]))
+    assert not torch.equal(*gradients["fusion, honest"], *gradients["fusion, lied to"])
     changed = (heard["honest"] != heard["lied to"]).any(dim=2)
     assert 0 < changed.any(dim=1).sum() < 64
     assert changed.sum(dim=1).max() == 1

@@ -121,7 +121,7 @@ class FusionConfig(_Section, frozen=True):
 
     hidden: int
     branch_dropout: float  # probability that an answer is withheld during training
-    malicious: float = 0.0  # probability that a minority of the answering servers of an image lies during training
+    malicious: float = 0.0  # probability that a minority lies, in the term that teaches the fusion; 0: no such term
 
 
 class LossConfig(_Section, frozen=True):

@@ -82,10 +82,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         encoded = system.encode(images, temperature=temperature, noise=noise, partitions=partitions)
         answers = system.answer(encoded.inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
-        all_answers, all_answered, all_labels = map(parallel.gather, (answers, answered, labels))
-        heard = mixed_lies(system.fusion, all_answers, all_answered, all_labels, config.fusion.malicious)
-        heard = parallel.part(heard)
-        total, terms = split_loss(system.fusion(heard, answered), answers, labels, teacher, config.loss)
+        total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+        if config.fusion.malicious > 0:
+            lied_to = _loss_under_lies(config, system, answers.detach(), answered, labels)
+            total, terms = total + lied_to, terms | {"malicious": float(lied_to.detach())}
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
             total, terms = total + config.loss.rate * bits, terms | {"rate": float(bits.detach())}
@@ -132,6 +132,17 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             adversary=finetune_adversary,
         ),
     )
+
+
+def _loss_under_lies(config: Config, system: System, answers: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the fused answer while a minority lies.
+
+    For the fusion alone: `answers` are detached, since a branch that is also to make up for liars tells the honest
+    fusion less.
+    """
+    gathered = map(parallel.gather, (answers, answered, labels))
+    heard = parallel.part(mixed_lies(system.fusion, *gathered, config.fusion.malicious))
+    return F.cross_entropy(system.fusion(heard, answered), labels)
 
 
 def _price_of_telling(
