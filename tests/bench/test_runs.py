@@ -183,24 +183,63 @@ def test_latency(trained_release: Path, tmp_path: Path) -> None:
 
 
 def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "privacy.json"
-    options = ("--epochs", "40", "--width", "8", "--undefended-pairs", "520", "--out", out)
+    out, kept = tmp_path / "privacy.json", tmp_path / "runs"
+    small = ("--effort", "quick", "--epochs", "12", "--images", "200", "--threads", "1")
+    options = ("--data", data_folder, *small, "--out", out, "--runs", kept)
 
-    done = run("privacy.py", trained_release, "--data", data_folder, *options)
+    done = run("privacy.py", trained_release, *options)
 
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     found = results["releases"][trained_release.name]
     assert set(results["made_by"]) == ABOUT
     assert found["floor"]["class_mean"] > found["floor"]["mean_image"] + 1
-    assert [one["members"] for one in found["coalitions"]] == [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]]
-    assert {one["images"] for one in found["coalitions"]} == {1000}
+    by_attack = {
+        name: [one["members"] for one in found["coalitions"] if one["attack"] == name]
+        for name in ("linear", "dense", "decoder", "dense+answers", "optimisation")
+    }
+    assert sorted(by_attack["linear"]) == [[0], [0, 1], [0, 1, 2], [0, 2], [1], [1, 2], [2]]
+    assert [len(members) for members in by_attack["dense"]] == [1, 2, 3]
+    assert by_attack["decoder"] == by_attack["dense+answers"] == by_attack["optimisation"] == [by_attack["linear"][0]]
     for size in ("1", "2", "3"):
-        same_size = [one["psnr"] for one in found["coalitions"] if one["size"] == int(size)]
-        assert found["worst"][size]["psnr"] == max(same_size)
-    # The attack must work where nothing defends, or its other figures would mean nothing.
-    assert found["undefended"]["decoder"] > found["worst"]["3"]["psnr"] + 1
+        same_size = [one for one in found["coalitions"] if one["size"] == int(size)]
+        strongest = max(same_size, key=lambda one: one["psnr"] - one["floor"])
+        assert found["worst"][size] == {key: strongest[key] for key in found["worst"][size]}
+    for one in found["coalitions"]:
+        assert one["interval"][0] <= one["psnr"] <= one["interval"][1]
+        assert one["lpips"] is None
+        assert 0 <= one["label_accuracy"] <= 1
+    assert [one["pairs"] for one in found["queries"]] == [64, 256]
+    assert found["shifted"][0]["images"] < 200
+    # The attacks must work where nothing defends, or their other figures would mean nothing.
+    assert found["undefended"]["optimisation-tv"] > found["worst"]["3"]["psnr"] + 5
+    assert {"few images"} <= {flag["check"] for flag in found["flags"]}  # 16 images for the optimisation
     assert f"{found['worst']['1']['psnr']:.2f}" in done.stdout
+
+    # What was found is kept: the second run attacks nothing, and says the same.
+    files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
+    assert run("privacy.py", trained_release, *options).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == files
+    again = json.loads(out.read_text())["releases"][trained_release.name]
+    assert again["coalitions"] == found["coalitions"]
+    next(iter(files)).write_bytes(b"damaged")
+    damaged = run("privacy.py", trained_release, *options)
+    assert damaged.returncode == 2
+    assert "run again" in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--images", "5"], "too few"), (["--pairs", "0"], "more than 0"), (["--seconds", "1e-9"], "too short")],
+)
+def test_privacy_refuses_what_measures_nothing(
+    trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    places = ("--data", data_folder, "--out", tmp_path / "privacy.json", "--runs", tmp_path / "runs")
+    done = run("privacy.py", trained_release, "--effort", "quick", "--images", "100", *places, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "privacy.json").exists()
 
 
 def test_privacy_says_what_is_wrong(trained_release: Path, tmp_path: Path) -> None:

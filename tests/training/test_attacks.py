@@ -6,7 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from privdfs_training.attacks.decoder import Decoder, DecoderBudget, reconstruct, train_decoder
+from privdfs_training.attacks.decoder import (
+    FORMS,
+    Decoder,
+    DecoderBudget,
+    Form,
+    reconstruct,
+    squared_error,
+    squared_error_and_similarity,
+    train_decoder,
+)
 from privdfs_training.attacks.floors import class_means, mean_image, nearest_by_answer
 from privdfs_training.attacks.linear import by_linear_score, linear_reconstruct, linear_sums, rank_by_linear_score
 from privdfs_training.attacks.metrics import compare, mean_interval, psnr, score, ssim
@@ -211,3 +220,53 @@ def test_a_view_that_contradicts_itself_is_refused() -> None:
         view_of(6, received=torch.zeros(0, 3), received_answers=torch.zeros(0, 2))
     with pytest.raises(AttackError, match="6 pairs, not 7"):
         view_of(6).with_pairs(7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seen", [(5,), (3, 7, 7)])
+def test_every_form_of_decoder_learns_what_is_plain_to_see(form: Form, seen: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    brightness = torch.rand(128)
+    images = (brightness[:, None, None, None] * 255).expand(128, 1, 14, 14).to(torch.uint8)
+    shares = (1000 * brightness).view(-1, *(1 for _ in seen)).expand(128, *seen)
+    budget = DecoderBudget(epochs=15, batch=32, width=8, blocks=1, learning_rate=1e-2)
+    network = train_decoder(shares, images, budget, seed=0, progress=lambda *_: None, form=form)
+    guess = reconstruct(network, shares)
+    assert guess.shape == images.shape
+    assert score(guess, images).psnr > 15  # a constant guess has 11
+
+
+def test_a_decoder_that_is_paid_for_structure_has_more_of_it(data: DataSet) -> None:
+    images = data.train_images
+    shares = (torch.nn.functional.avg_pool2d(images.float(), 7) / 2).to(torch.int8).flatten(1)
+    budget = DecoderBudget(epochs=15, batch=64, width=16, blocks=1)
+    plain, paid = (
+        score(
+            reconstruct(
+                train_decoder(shares, images, budget, seed=0, progress=lambda *_: None, form="dense", loss_of=loss),
+                shares,
+            ),
+            images,
+        )
+        for loss in (squared_error, squared_error_and_similarity)
+    )
+    assert paid.ssim > plain.ssim
+
+
+def test_a_decoder_without_time_says_so_and_one_with_little_stops() -> None:
+    images, shares = torch.zeros(64, 1, 8, 8, dtype=torch.uint8), torch.zeros(64, 3)
+    budget = DecoderBudget(epochs=100_000, batch=32, width=4, blocks=1)
+    with pytest.raises(AttackError, match="too short"):
+        train_decoder(shares, images, budget, seed=0, progress=lambda *_: None, form="dense", seconds=1e-9)
+    last: list[float] = []
+    train_decoder(shares, images, budget, seed=0, progress=lambda done, _: last.append(done), form="dense", seconds=0.2)
+    assert 0 < last[-1] < 1
+
+
+def test_values_of_many_levels_are_told_apart_in_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    share = torch.randint(-127, 128, (3000, 2), generator=generator, dtype=torch.int8)
+    images = (share.int() + 127).to(torch.uint8).reshape(3000, 1, 1, 2)
+    sums, _ = linear_sums([share], images)
+    assert len(sums.gram) == 1 + 2 * 15
+    assert score(linear_reconstruct(sums, (0,), [share]).repeat(1, 1, 11, 6), images.repeat(1, 1, 11, 6)).psnr > 30

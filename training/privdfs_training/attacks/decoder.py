@@ -1,19 +1,29 @@
-"""A learned decoder: shares of a coalition to the image, trained from scratch on the frozen release.
+"""Learned decoders: shares of a coalition to the image, trained from scratch on the frozen release.
 
-The inverse network of He, Zhang and Lee (ACSAC 2019, section 4), made residual and given a full first layer. It knows
-the masks in the strongest sense: it sees the owned values alone, each in its fixed place, and learns what every one of
-them means.
+The inverse network of He, Zhang and Lee (ACSAC 2019, section 4) in three forms: residual, with a full first layer; a
+U-Net (Ronneberger et al., arXiv 1505.04597) behind that layer; and fully connected, which costs a twentieth and is as
+strong where shares are few values. All know the masks in the strongest sense: they see the owned values alone, each in
+its fixed place, and learn what every one of them means.
 """
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs_training.attacks.metrics import ssim
+from privdfs_training.errors import AttackError
+
 WARM_UP = 0.1
+STATISTICS = 5000  # pairs that give the statistics of what is seen
+#: Of 1 - SSIM beside the mean squared error, which is near 0.03 where it is near 0.5.
+SIMILARITY_WEIGHT = 0.1
+Form = Literal["residual", "unet", "dense"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,36 @@ class ResidualBlock(nn.Module):
         return features + self.layers(features)
 
 
+class Standardise(nn.Module):
+    """Give every value, or every channel of a dense feature, mean 0 and deviation 1 over the attacker's pairs."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, seen: tuple[int, ...]) -> None:
+        """Start as the identity.
+
+        Args:
+            seen: Shape of what the attacker sees of one image.
+        """
+        super().__init__()
+        shape = (seen[0], *(1 for _ in seen[1:]))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    def fit(self, values: Tensor) -> None:
+        """Take the statistics of [pairs, *seen]; a value that never changes is left as it is."""
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        some = values[:STATISTICS].float()
+        self.mean.copy_(some.mean(dim=axes).view_as(self.mean))
+        deviation = some.std(dim=axes).view_as(self.deviation)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[batch, *seen] to the same shape, float."""
+        return (values - self.mean) / self.deviation
+
+
 class Decoder(nn.Module):
     """What an attacker sees to the image: residual blocks at doubling resolutions.
 
@@ -78,19 +118,8 @@ class Decoder(nn.Module):
         """
         super().__init__()
         channels, height, image_width = image_shape
-        if len(seen) == 1:
-            doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
-            grid = (height // 2**doublings, image_width // 2**doublings)
-            hidden, values = 4 * width, seen[0]
-            self.start = nn.Sequential(
-                nn.Linear(values, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, width * math.prod(grid)),
-                nn.Unflatten(1, (width, *grid)),
-            )
-        else:
-            grid = seen[1:]
-            self.start = nn.Conv2d(seen[0], width, 1)
+        self.standardise = Standardise(seen)
+        self.start, grid = _start(seen, image_shape, width)
         layers: list[nn.Module] = [ResidualBlock(width) for _ in range(blocks)]
         while grid != (height, image_width):
             grid = (
@@ -109,50 +138,163 @@ class Decoder(nn.Module):
         Returns:
             float [batch, channels, height, width], in 0..1.
         """
-        return torch.sigmoid(self.layers(self.start(values).contiguous(memory_format=torch.channels_last)))
+        start = self.start(self.standardise(values)).contiguous(memory_format=torch.channels_last)
+        return torch.sigmoid(self.layers(start))
+
+
+class UNetDecoder(nn.Module):
+    """What an attacker sees, spread over the whole image, and a U-Net of two levels that mends it."""
+
+    def __init__(self, seen: tuple[int, ...], image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
+        """Build the decoder; arguments as those of `Decoder`."""
+        super().__init__()
+        channels, *size = image_shape
+        self.standardise = Standardise(seen)
+        self.start, _ = _start(seen, image_shape, width)
+        self.spread = nn.Upsample(tuple(size), mode="bilinear")
+        widths = (width, 2 * width, 2 * width)
+        self.down = nn.ModuleList(nn.Conv2d(widths[at], widths[at + 1], 3, 2, 1) for at in range(2))
+        self.blocks_down = nn.ModuleList(_blocks(one, blocks) for one in widths)
+        self.up = nn.ModuleList(nn.Conv2d(widths[at + 1] + widths[at], widths[at], 1) for at in range(2))
+        self.blocks_up = nn.ModuleList(_blocks(one, blocks) for one in widths[:2])
+        self.end = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """As `Decoder.forward`."""
+        start = self.start(self.standardise(values)).contiguous(memory_format=torch.channels_last)
+        levels = [self.blocks_down[0](self.spread(start))]
+        for down, blocks in zip(self.down, list(self.blocks_down)[1:], strict=True):
+            levels.append(blocks(down(levels[-1])))
+        features = levels.pop()
+        for up, blocks in reversed(list(zip(self.up, self.blocks_up, strict=True))):
+            wide = F.interpolate(features, levels[-1].shape[2:])
+            features = blocks(up(torch.cat([wide, levels.pop()], dim=1)))
+        return torch.sigmoid(self.end(features))
+
+
+class DenseDecoder(nn.Module):
+    """Three fully connected layers."""
+
+    def __init__(self, seen: tuple[int, ...], image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
+        """Build the decoder; arguments as those of `Decoder`, with 16 hidden units for a channel."""
+        super().__init__()
+        hidden = 16 * width
+        self.standardise = Standardise(seen)
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(math.prod(seen), hidden), nn.ReLU()]
+        for _ in range(blocks):
+            layers += [nn.Linear(hidden, hidden), nn.ReLU()]
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(hidden, math.prod(image_shape)), nn.Unflatten(1, tuple(image_shape))
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """As `Decoder.forward`."""
+        return torch.sigmoid(self.layers(self.standardise(values)))
+
+
+FORMS: dict[Form, type[Decoder | UNetDecoder | DenseDecoder]] = {
+    "residual": Decoder,
+    "unet": UNetDecoder,
+    "dense": DenseDecoder,
+}
+
+
+def squared_error(guess: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error, whose best guess is the mean of all images that fit."""
+    return F.mse_loss(guess, images)
+
+
+def squared_error_and_similarity(guess: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error and SSIM, for guesses that have structure where the mean has none."""
+    return F.mse_loss(guess, images) + SIMILARITY_WEIGHT * (1 - ssim(guess, images).mean())
 
 
 def train_decoder(
-    shares: Tensor, images: Tensor, budget: DecoderBudget, *, seed: int, progress: Callable[[float, float], None]
-) -> Decoder:
+    shares: Tensor,
+    images: Tensor,
+    budget: DecoderBudget,
+    *,
+    seed: int,
+    progress: Callable[[float, float], None],
+    form: Form = "residual",
+    loss_of: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    seconds: float = math.inf,
+) -> nn.Module:
     """Train a decoder on pairs that the attacker made by running the public head on its own images.
 
     Args:
         shares: What the attacker sees, [pairs, *seen]: int8 [pairs, values], the coalition's shares side by side, or a
             dense float feature.
         images: uint8 [pairs, channels, height, width].
-        budget: How much to spend.
+        budget: How much to spend. With fewer pairs than a batch, a batch is all of them.
         seed: Of weights and order.
         progress: Called after every step with the progress in 0..1 and the loss.
+        form: Of the network.
+        loss_of: Of guesses and images, float in 0..1.
+        seconds: Stop after so long; the learning rate then falls as the time does.
 
     Returns:
         The decoder, in evaluation mode.
+
+    Raises:
+        AttackError: There was no time for a single step.
     """
     torch.manual_seed(seed)
     channels, height, width = images.shape[1:]
-    decoder = Decoder(tuple(shares.shape[1:]), (channels, height, width), width=budget.width, blocks=budget.blocks)
+    decoder = FORMS[form](tuple(shares.shape[1:]), (channels, height, width), width=budget.width, blocks=budget.blocks)
+    decoder.standardise.fit(shares)
     decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=budget.learning_rate, weight_decay=1e-4)
-    per_epoch = len(images) // budget.batch
-    steps = per_epoch * budget.epochs
-    for epoch in range(budget.epochs):
-        order = torch.randperm(len(images))[: per_epoch * budget.batch].split(budget.batch)
-        for index, chosen in enumerate(order):
-            step = epoch * per_epoch + index
-            rate = min(step / (WARM_UP * steps), (1 - step / steps) / (1 - WARM_UP))
-            for group in optimizer.param_groups:
-                group["lr"] = budget.learning_rate * rate
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                guess = decoder(shares[chosen].float())
-            loss = F.mse_loss(guess.float(), images[chosen].float() / 255)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            progress((step + 1) / steps, float(loss.detach()))
+    batch = min(budget.batch, len(images))
+    per_epoch = len(images) // batch
+    steps, began = per_epoch * budget.epochs, time.monotonic()
+    for step, chosen in enumerate(_order(len(images), batch, budget.epochs)):
+        done = max(step / steps, (time.monotonic() - began) / seconds)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = budget.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            guess = decoder(shares[chosen].float())
+        loss = loss_of(guess.float(), images[chosen].float() / 255)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        progress((step + 1) / steps, float(loss.detach()))
+    else:
+        step = steps
+    if not step:
+        raise AttackError(f"{seconds} seconds are too short for one step of a decoder: give it more")
     return decoder.eval()
 
 
-def reconstruct(decoder: Decoder, shares: Tensor) -> Tensor:
+def _order(pairs: int, batch: int, epochs: int) -> Iterator[Tensor]:
+    """Indices of every step's pairs: all once an epoch, in another order each."""
+    for _ in range(epochs):
+        yield from torch.randperm(pairs)[: pairs // batch * batch].split(batch)
+
+
+def _start(seen: tuple[int, ...], image_shape: tuple[int, int, int], width: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """What turns [batch, *seen] into [batch, width, *grid], and the grid."""
+    if len(seen) > 1:
+        return nn.Conv2d(seen[0], width, 1), seen[1:]
+    _, height, image_width = image_shape
+    doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
+    grid = (height // 2**doublings, image_width // 2**doublings)
+    start = nn.Sequential(
+        nn.Linear(seen[0], 4 * width),
+        nn.ReLU(),
+        nn.Linear(4 * width, width * math.prod(grid)),
+        nn.Unflatten(1, (width, *grid)),
+    )
+    return start, grid
+
+
+def _blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
+
+
+def reconstruct(decoder: nn.Module, shares: Tensor) -> Tensor:
     """Run a decoder over many shares.
 
     Args:

@@ -14,6 +14,8 @@ from torch import Tensor
 #: Of the ridge, times the mean of the Gram matrix's diagonal: small, there for values that never change.
 RIDGE = 1e-4
 AT_ONCE = 5000
+#: Values of more levels are told apart in so many equally filled steps.
+STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class LinearSums:
     once; a coalition takes its rows and columns of them.
 
     Attributes:
-        levels: Of every server, the values that occur in its shares.
+        edges: Of every server, where another level begins.
         starts: Of every server, its first indicator; and, last, the number of indicators. Indicator 0 is constant.
         gram: Indicators times indicators, float64.
         cross: Indicators times pixels, float64.
         shape: Channels, height, width of an image.
     """
 
-    levels: tuple[Tensor, ...]
+    edges: tuple[Tensor, ...]
     starts: tuple[int, ...]
     gram: Tensor
     cross: Tensor
@@ -39,7 +41,7 @@ class LinearSums:
 
     def __repr__(self) -> str:
         """Sizes, never values."""
-        return f"LinearSums({len(self.levels)} servers, {len(self.gram)} indicators)"
+        return f"LinearSums({len(self.edges)} servers, {len(self.gram)} indicators)"
 
     def kept(self, members: Sequence[int]) -> Tensor:
         """Indicators of a coalition, int64 [kept]."""
@@ -53,20 +55,20 @@ class LinearSums:
 
 
 def linear_sums(
-    shares: Sequence[Tensor], images: Tensor, levels: Sequence[Tensor] | None = None
+    shares: Sequence[Tensor], images: Tensor, edges: Sequence[Tensor] | None = None
 ) -> tuple[LinearSums, float]:
     """Look at pairs.
 
     Args:
         shares: One per server: int8 [images, values].
         images: uint8 [images, channels, height, width].
-        levels: Of every server, the values to tell apart; those that occur when None.
+        edges: Of every server, where another level begins; None takes the levels that occur.
 
     Returns:
         The sums, and that of all pixels squared.
     """
-    known = [torch.unique(share) for share in shares] if levels is None else list(levels)
-    widths = [1, *(share.shape[1] * (len(values) - 1) for share, values in zip(shares, known, strict=True))]
+    known = [_edges(share) for share in shares] if edges is None else list(edges)
+    widths = [1, *(share.shape[1] * len(begins) for share, begins in zip(shares, known, strict=True))]
     parts = []
     for start in range(0, len(images), AT_ONCE):
         part = slice(start, start + AT_ONCE)
@@ -89,7 +91,7 @@ def linear_reconstruct(sums: LinearSums, members: Sequence[int], shares: Sequenc
     Returns:
         float32 [images, channels, height, width] in 0..1.
     """
-    weights, known = sums.weights(members), [sums.levels[one] for one in members]
+    weights, known = sums.weights(members), [sums.edges[one] for one in members]
     parts = []
     for start in range(0, len(shares[0]), AT_ONCE):
         columns = _indicators([share[start : start + AT_ONCE] for share in shares], known)
@@ -116,7 +118,7 @@ def rank_by_linear_score(
     if size == len(shares):
         return [tuple(servers)]
     sums, _ = linear_sums(shares, images)
-    test, power = linear_sums(shares_test, images_test, sums.levels)
+    test, power = linear_sums(shares_test, images_test, sums.edges)
 
     def error(members: tuple[int, ...]) -> float:
         """Sum of squared errors on the test images."""
@@ -133,9 +135,19 @@ def by_linear_score(
     return rank_by_linear_score(shares, images, shares_test, images_test, size)[0]
 
 
-def _indicators(shares: Sequence[Tensor], levels: Sequence[Tensor]) -> Tensor:
-    """A constant, and of every value which of its levels it has, but the first: float64 [images, indicators]."""
+def _edges(share: Tensor) -> Tensor:
+    """All levels of a server's values but the lowest; of many levels some."""
+    levels = torch.unique(share)
+    if len(levels) > STEPS:
+        ordered = share.flatten().sort().values
+        levels = torch.unique(ordered[torch.arange(STEPS) * len(ordered) // STEPS])
+    return levels[1:].float()
+
+
+def _indicators(shares: Sequence[Tensor], edges: Sequence[Tensor]) -> Tensor:
+    """A constant, and of every value which of its levels it has, but the lowest: float64 [images, indicators]."""
     columns = [torch.ones(len(shares[0]), 1, dtype=torch.float64)]
-    for share, known in zip(shares, levels, strict=True):
-        columns.append((share[:, :, None] == known[1:]).flatten(1).double())
+    for share, begins in zip(shares, edges, strict=True):
+        level = torch.bucketize(share.float(), begins, right=True)
+        columns.append((level[:, :, None] == torch.arange(1, len(begins) + 1)).flatten(1).double())
     return torch.cat(columns, dim=1)
