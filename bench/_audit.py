@@ -43,6 +43,8 @@ VERSION = 1
 SHOWN, JUDGED = 12, 500
 #: PSNR of an image that came out exactly, in dB: a result file holds no infinity.
 HIGHEST = 100.0
+#: Its dense features take much memory.
+UNDEFENDED_TARGETS = 1000
 #: Up to so many servers every coalition is attacked by the stronger attacks of effort `full`.
 EVERY_COALITION = 5
 QUERIES = (64, 256, 1000, 4000, 16_000, 50_000)
@@ -92,7 +94,8 @@ class Effort:
     seconds: float | None = None
 
 
-#: Measured on two cores: see docs/ARCHITECTURE.md.
+#: `quick` took 159 s of processor time for Fashion-MNIST and three servers, on a busy machine of two cores. What the
+#: others take has not been measured.
 EFFORTS = {
     "quick": Effort(
         pairs=20_000,
@@ -450,16 +453,11 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
     """
     effort, size = victim.effort, victim.minority
 
-    def job(attack: str, members: tuple[int, ...], **change: object) -> Job:
+    def job(attack: str, members: tuple[int, ...]) -> Job:
         budgets: dict[str, Any] = {"linear": None, "dense": effort.dense, "dense+answers": effort.dense}
         budgets |= {"optimisation": effort.optimise}
-        settled = {
-            "pairs": victim.pairs,
-            "targets": victim.targets,
-            "relation": Relation.SAME_DISTRIBUTION,
-            "budget": budgets.get(attack, effort.strong),
-        }
-        return Job(attack=attack, members=members, **(settled | change))
+        budget = budgets.get(attack, effort.strong)
+        return Job(attack, members, victim.pairs, victim.targets, Relation.SAME_DISTRIBUTION, budget)
 
     worst = {
         count: rank_by_linear_score(
@@ -479,15 +477,19 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
     minority = worst[size][0]
     once = [job(attack, minority) for attack in effort.forms]
     optimised = min(effort.optimised, victim.targets)
-    once.append(job("optimisation", minority, targets=optimised))
-    fewer = [count for count in QUERIES if count < victim.pairs]
-    queries = [job("dense", minority, pairs=count, budget=_for_fewer(effort.dense, count, victim)) for count in fewer]
-    shifted = [job("dense", minority, relation=Relation.SHIFTED)]
-    plain = {"members": (), "pairs": min(effort.undefended, victim.pairs), "targets": min(1000, victim.targets)}
+    once.append(replace(job("optimisation", minority), targets=optimised))
+    fully = job("dense", minority)
+    queries = [
+        replace(fully, pairs=count, budget=_for_fewer(effort.dense, count, victim))
+        for count in QUERIES
+        if count < victim.pairs
+    ]
+    shifted = [replace(fully, relation=Relation.SHIFTED)]
     tv = OptimiseBudget(3 * effort.optimise.steps, 1, prior="variation", weight=1e-3)
+    pairs = min(effort.undefended, victim.pairs)
     undefended = [
-        job("decoder", **plain),
-        job("optimisation-tv", **(plain | {"pairs": 1, "targets": optimised}), budget=tv),
+        replace(job("decoder", ()), pairs=pairs, targets=min(UNDEFENDED_TARGETS, victim.targets)),
+        replace(job("optimisation-tv", ()), pairs=1, targets=optimised, budget=tv),
     ]
     return {
         "coalitions": linear + dense + strong + once,

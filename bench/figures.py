@@ -102,9 +102,10 @@ def privacy_table(results: Mapping[str, Any]) -> str:
     row("undefended split, same attack", [f"{max(entry['undefended'].values()):.2f} dB" for entry in entries])
     images = max(one["images"] for entry in entries for one in entry["coalitions"])
     made_by = results["made_by"]
+    several = any(one.get("attack", "decoder") != "decoder" for entry in entries for one in entry["coalitions"])
+    attack = "the strongest of several attacks on" if several else "a decoder trained from scratch for"
     return (
-        "\n".join(rows)
-        + f"\n\nMean PSNR per image over {images:,} test images; a decoder trained from scratch for each "
+        "\n".join(rows) + f"\n\nMean PSNR per image over {images:,} test images; {attack} each "
         "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature "
         f"after its first convolution, the first {min(images, UNDEFENDED_IMAGES):,} images). "
         f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."

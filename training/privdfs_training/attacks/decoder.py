@@ -276,13 +276,14 @@ def _order(pairs: int, batch: int, epochs: int) -> Iterator[Tensor]:
 
 def _start(seen: tuple[int, ...], image_shape: tuple[int, int, int], width: int) -> tuple[nn.Module, tuple[int, ...]]:
     """What turns [batch, *seen] into [batch, width, *grid], and the grid."""
-    if len(seen) > 1:
-        return nn.Conv2d(seen[0], width, 1), seen[1:]
+    values, *dense = seen
+    if dense:
+        return nn.Conv2d(values, width, 1), tuple(dense)
     _, height, image_width = image_shape
     doublings = max(step for step in range(3) if not height % 2**step and not image_width % 2**step)
     grid = (height // 2**doublings, image_width // 2**doublings)
     start = nn.Sequential(
-        nn.Linear(seen[0], 4 * width),
+        nn.Linear(values, 4 * width),
         nn.ReLU(),
         nn.Linear(4 * width, width * math.prod(grid)),
         nn.Unflatten(1, (width, *grid)),
