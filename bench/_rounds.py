@@ -8,7 +8,7 @@ import numpy as np
 from _common import BenchError
 from _network import Network, Proxy
 from _stages import stages, stragglers
-from _systems import Bench, Pixels, Systems, percentiles
+from _systems import Bench, OnDevice, Pixels, Systems, percentiles
 from rich.console import Console
 from rich.progress import track
 
@@ -22,6 +22,8 @@ OPEN_LOAD, OPEN_BLOCK = 0.5, 50
 OPEN_SYSTEMS = ("privdfs", "floor", "baseline_triton")
 #: What a connection that is not used may send meanwhile: HTTP/2's own.
 IDLE_BYTES = 40
+#: Of CrypTen's 16 bits behind the point, relative to the largest logit.
+CRYPTEN_TOLERANCE = 0.02
 #: What PrivDFS is compared with.
 OTHERS = ("floor", "floor_threads", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
 #: What uses the network, one image a call.
@@ -95,6 +97,19 @@ def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
         if differing:
             msg = f"{one} and {other} differ on {differing} of {len(images)} images: export the release again"
             raise BenchError(msg)
+
+
+def check_crypten(logits: Sequence[float], graph: bytes, image: Pixels) -> None:
+    """Check that CrypTen has computed the model that it is compared with, so far as its fixed point goes.
+
+    Raises:
+        BenchError: it has not.
+    """
+    expected = OnDevice(graph).logits(image)
+    error = float(np.abs(np.array(logits) - expected).max() / np.abs(expected).max())
+    if not error <= CRYPTEN_TOLERANCE:
+        msg = f"CrypTen's logits are off by {error:.1%} of the largest: it has not computed this model"
+        raise BenchError(msg)
 
 
 def take_samples(systems: Systems, images: Sequence[Pixels], samples: int, warmup: int, console: Console) -> None:

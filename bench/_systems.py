@@ -237,7 +237,11 @@ class OnDevice:
 
     def classify(self, image: Pixels) -> int:
         """One run of the graph."""
-        return int(np.asarray(self._session.run(["logits"], {"image": image[np.newaxis]})[0]).argmax())
+        return int(self.logits(image).argmax())
+
+    def logits(self, image: Pixels) -> NDArray[np.float32]:
+        """What it gives for one image, float32 [classes]."""
+        return np.asarray(self._session.run(["logits"], {"image": image[np.newaxis]})[0])[0]
 
 
 def to_jpeg(image: Pixels) -> bytes:

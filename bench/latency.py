@@ -34,6 +34,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from _cold import cold_starts
 from _common import (
     EXIT_ERROR,
@@ -47,12 +48,13 @@ from _common import (
     verified_graph,
     write_results,
 )
+from _crypten import measure_crypten
 from _latency_check import MARGINS, Bar, Compared, bars, check_record, compare
 from _latency_html import page
 from _latency_pictures import draw_distributions, draw_stages
 from _network import NETWORKS, Network, through
 from _percentiles import CONFIDENCE, samples_needed
-from _rounds import ORDER_SEED, WARM_UP, measure_network, measure_systems
+from _rounds import ORDER_SEED, WARM_UP, check_crypten, measure_network, measure_systems
 from _serving import split_near, write_jpeg, write_split
 from _systems import PERCENTILES, connect
 from rich.console import Console
@@ -64,7 +66,7 @@ from privdfs._images import load_image
 from privdfs_export.serve import serve_measured
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
-COLD_STARTS = 5
+COLD_STARTS, CRYPTEN_ANSWERS = 5, 5
 #: What a phone on a good mobile network has.
 DEFAULT_NETWORK = "20,10"
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -122,6 +124,13 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
                 found["networks"][network.name] = shown
         with console.status("cold starts"):
             found["cold"] = cold_starts(release / "client", files[0], endpoints[:n_servers], options.cold)
+        if options.crypten is not None:
+            with console.status("CrypTen"):
+                found["crypten"] = measure_crypten(options.crypten, graph, images[0][np.newaxis], CRYPTEN_ANSWERS)
+            check_crypten(found["crypten"]["logits"], graph, images[0])
+            found["ratios"]["crypten_p50_to_privdfs_p50"] = round(
+                found["crypten"]["p50_ms"] / found["systems"]["privdfs"]["p50_ms"], 1
+            )
     return {
         "made_by": about,
         "release": release_name(release),
@@ -188,6 +197,8 @@ def summary(results: dict[str, Any]) -> str:
     )
     p99 = ", ".join(f"{name} {one['p50_ms']:.2f} / {one['p99_ms']:.2f}" for name, one in opened["systems"].items())
     lines.append(f"open loop, {opened['per_second']:.0f} arrivals a second, p50 / p99 ms: {p99}")
+    if "crypten" in results:
+        lines.append(f"CrypTen, {results['crypten']['parties']} parties: p50 {results['crypten']['p50_ms']:.0f} ms")
     lines += [
         f"cold start of {name}: import {one['import_ms']:.0f} + open {one['open_ms']:.0f} + first answer "
         f"{one['first_answer_ms']:.0f} = {one['total_ms']:.0f} ms; peak memory {one['peak_over_bare_mb']:.0f} MB over "
@@ -286,6 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of latency.json and the rest (default: bench/…)",
     )
     parser.add_argument(
+        "--crypten",
+        type=Path,
+        metavar="PYTHON",
+        help="a Python that has crypten 0.4.1 and torch: the unprotected model under 2-party computation too",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
         help="write nothing; compare the ratios with those of latency.json in --out, and exit 1 when one is worse than "
@@ -310,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("latency: stopped; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
     except subprocess.CalledProcessError as error:
-        print(f"latency: a cold start failed:\n{error.stderr}", file=sys.stderr)
+        print(f"latency: {error.cmd[1]} failed:\n{error.stderr}", file=sys.stderr)
         return EXIT_ERROR
     except (Error, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)

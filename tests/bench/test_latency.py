@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench import latency
 from bench._latency_check import check_record, compare
-from bench._rounds import open_loop
+from bench._rounds import check_crypten, open_loop
 from bench._serving import ServerTime, split_near
 from bench._stages import stragglers
 from bench._systems import System
@@ -101,6 +101,7 @@ def checked(ratios: dict[str, float], network: float = 1.0, **about: Any) -> dic
         (checked({"privdfs_bytes_up_to_pixels": 1.001}), {"privdfs_bytes_up_to_pixels"}),
         (checked({}, network=1.2), {"20,10: privdfs_p50_to_baseline_triton_p50"}),
         (checked({"privdfs_p50_to_new_p50": 9.0}), set()),  # the record does not have it
+        (checked({"crypten_p50_to_privdfs_p50": 900.0}), set()),  # more is better
     ],
 )
 def test_the_gate_holds_ratios_to_their_margins(now: dict[str, Any], worse: set[str]) -> None:
@@ -114,6 +115,14 @@ def test_without_a_record_there_is_no_gate(record: dict[str, Any], told: str) ->
     with pytest.raises(Error, match=told):
         check_record(record, "small")
     check_record(checked({}), "small")
+
+
+def test_logits_of_another_model_are_no_comparison() -> None:
+    graph, image = residual_model(), np.arange(4, dtype=np.uint8)
+    logits = run(graph, image[np.newaxis])[0]
+    check_crypten((logits + 0.01 * np.abs(logits).max()).tolist(), graph, image)
+    with pytest.raises(Error, match="has not computed"):
+        check_crypten(logits[::-1].tolist(), graph, image)
 
 
 def result(servers_ms: Sequence[float]) -> Result:
