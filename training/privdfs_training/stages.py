@@ -140,8 +140,9 @@ def _loss_under_lies(config: Config, system: System, answers: Tensor, answered: 
     For the fusion alone: `answers` are detached, since a branch that is also to make up for liars tells the honest
     fusion less.
     """
-    gathered = map(parallel.gather, (answers, answered, labels))
-    heard = parallel.part(mixed_lies(system.fusion, *gathered, config.fusion.malicious))
+    all_answers, all_answered, all_labels = map(parallel.gather, (answers, answered, labels))
+    heard = mixed_lies(system.fusion, all_answers, all_answered, all_labels, config.fusion.malicious)
+    heard = parallel.part(heard)
     return F.cross_entropy(system.fusion(heard, answered), labels)
 
 
