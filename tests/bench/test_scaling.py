@@ -26,7 +26,7 @@ def config(servers: int) -> Config:
         whole,
         backbone=replace(whole.backbone, name="resnet8", width=4),
         head=head,
-        masks=replace(whole.masks, servers=servers),
+        masks=replace(whole.masks, servers=servers, values=8),
         branch=replace(whole.branch, width=4, blocks=1),
     )
 
@@ -60,7 +60,7 @@ def test_points_are_measured_on_real_servers(tmp_path: Path) -> None:
         one = scaling.measure_point(release, 1, 5, console)
         many = scaling.measure_point(release, 4, 5, console)
         at_once = scaling.measure_concurrency(release, 3, 9)
-    assert (one["bytes_up"], many["bytes_up"]) == (14, 56)
+    assert (one["bytes_up"], many["bytes_up"]) == (16, 64)
     assert one["floor"]["p50_ms"] > 0
     assert "floor" not in many
     assert 0 < one["compute_ms"] < one["privdfs"]["p99_ms"]
