@@ -190,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = release_name(release)
             victim = Victim(release, options.data, effort)
             entry, _ = measure(victim, options.runs / victim.bundle.release, console)
+            entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"
             write_results(options.out, merge_release(read_results(options.out), name, entry))
             console.print(table(name, entry))
             for flag in entry["flags"]:
@@ -200,7 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Error, OSError) as error:
         print(f"privacy: {error}", file=sys.stderr)
         return EXIT_ERROR
-    console.print(f"\nadded to {options.out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nadded to {options.out}; to put it into a manifest: privdfs-export leakage RELEASE {options.out}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -17,6 +17,7 @@ from privdfs import Error
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
 COMMANDS: Mapping[str, str] = {
+    "leakage": "privdfs_export.leakage",
     "plan": "privdfs_export.plan",
     "sign": "privdfs_export.sign",
     "verify": "privdfs_export.verify",

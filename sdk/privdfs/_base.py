@@ -10,6 +10,7 @@ from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._core import Call, Settings
 from privdfs._errors import ConfigError
 from privdfs._keys import UserKey
+from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import ClientManifest
 from privdfs._signature import Trust
@@ -43,6 +44,7 @@ class BaseClient(Generic[T]):
         wait: Wait = "all",
         retries: Retries | None = None,
         key: UserKey | bytes | None = None,
+        max_leakage_db: float | None = None,
         allow_shared_hosts: bool = False,
         trust: Trust | None = None,
         allow_unsigned: bool = False,
@@ -53,6 +55,7 @@ class BaseClient(Generic[T]):
             opened = bundle
         else:
             opened = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
+        refuse_leakage(opened.manifest, max_leakage_db)
         checked = check_servers(servers, opened.n_servers, allow_shared_hosts=allow_shared_hosts)
         settings = Settings.check(opened, timeout=timeout, min_answers=min_answers, wait=wait, retries=retries, key=key)
         self._begin(settings, Shared(self._connect(opened.manifest, checked)), owner=True)
@@ -65,16 +68,19 @@ class BaseClient(Generic[T]):
         timeout: float = DEFAULT_TIMEOUT_S,
         min_answers: int | None = None,
         key: UserKey | bytes | None = None,
+        max_leakage_db: float | None = None,
     ) -> "Self":
         """Make a client that runs the branches of a whole release folder in this process.
 
         For development and tests only: one process holds all shares, so nothing is private.
 
         Raises:
-            ConfigError: the timeout, `min_answers` or the key makes no sense.
-            BundleError: a folder of the release is missing, changed, or does not fit the others.
+            ConfigError: the timeout, `min_answers`, the key or `max_leakage_db` makes no sense.
+            BundleError: a folder of the release is missing, changed, or does not fit the others; or it leaks more than
+                `max_leakage_db`.
         """
         bundle = open_client(release_dir)
+        refuse_leakage(bundle.manifest, max_leakage_db)
         settings = Settings.check(bundle, timeout=timeout, min_answers=min_answers, wait="all", retries=None, key=key)
         client = cls.__new__(cls)
         client._begin(settings, Shared(cls._wrap(LocalServers(release_dir, bundle.manifest))), owner=True)  # noqa: SLF001

@@ -313,6 +313,6 @@ def _describe(manifest: ClientManifest) -> str:
         members = ", ".join(map(str, row.coalition))
         lines.append(
             f"leakage      servers {members} by {row.attack}: PSNR {row.psnr:.1f} dB (floor {row.floor:.1f} dB), "
-            f"SSIM {row.ssim:.2f}, {row.images} images"
+            f"SSIM {row.ssim:.2f}, {row.images} images" + (f", effort {row.effort}" if row.effort else "")
         )
     return "\n".join(lines)

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds per call")
     predict.add_argument("--min-answers", type=int, metavar="N", help="how many servers must answer (default: all)")
     predict.add_argument("--key-file", metavar="FILE", help="the user's key, 32 hexadecimal digits (keyed releases)")
+    predict.add_argument(
+        "--max-leakage-db",
+        type=float,
+        metavar="DB",
+        help="refuse a release that leaks more above the class mean, or of which it was not measured",
+    )
     predict.add_argument("--tls", action="store_true", help="connect with TLS and the system's certificates")
     predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
     predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
@@ -131,6 +137,7 @@ def _predict_file(client: Client, image: str) -> Result:
 
 def _client(options: argparse.Namespace) -> Client:
     limits: dict[str, Any] = {"timeout": options.timeout, "min_answers": options.min_answers}
+    limits["max_leakage_db"] = options.max_leakage_db
     if options.key_file:
         limits["key"] = UserKey.read(options.key_file)
     if options.local:

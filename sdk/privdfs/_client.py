@@ -54,13 +54,15 @@ class Client(BaseClient[Transport]):
             answered, and cancels the rest.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
+            than so many dB better than the class mean, or does not say how well; None takes any.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
         trust: public key of the releases' signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
         allow_unsigned: open a bundle from a path without asking who made it, for development.
 
     Raises:
         ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.
-        BundleError: the bundle cannot be used.
+        BundleError: the bundle cannot be used; a `LeakageError` when it leaks more than `max_leakage_db`.
     """
 
     def __enter__(self) -> "Self":

@@ -8,6 +8,7 @@
     │   ├── BundleFormatError        the manifest or a graph does not have the promised shape
     │   ├── BundleIntegrityError     a file is missing, changed, or must not be there
     │   ├── BundleSignatureError     nobody who is trusted has signed it
+    │   ├── LeakageError             it leaks more than `max_leakage_db`, or nobody measured how much
     │   └── SelfTestError            the golden examples do not come out as recorded
     ├── DeadlineExceededError        the time was used up on the device, before anything was sent
     ├── ServerError                  one server gave no usable answer (`.server` says which)
@@ -92,6 +93,20 @@ class BundleSignatureError(BundleError):
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message, key)
         self.key = key
+
+
+class LeakageError(BundleError):
+    """The release leaks more than `max_leakage_db` allows, or its manifest does not say how much.
+
+    Attributes:
+        measured: dB above the class mean, of the worst minority coalition; None: not measured.
+        allowed: what `max_leakage_db` was.
+    """
+
+    def __init__(self, message: str, measured: float | None = None, allowed: float | None = None) -> None:
+        super().__init__(message, measured, allowed)
+        self.measured = measured
+        self.allowed = allowed
 
 
 class SelfTestError(BundleError):

@@ -133,7 +133,7 @@ class Macs(_Struct, frozen=True):
 
 
 class Leakage(_Struct, frozen=True):
-    """What one attack by one coalition of servers reconstructs. PSNR and floor in dB."""
+    """What one attack by one coalition of servers reconstructs. PSNR and floor (the class mean's) in dB."""
 
     coalition: tuple[Index, ...]
     attack: str
@@ -143,6 +143,13 @@ class Leakage(_Struct, frozen=True):
     images: Positive
     date: str
     commit: str
+    #: What the attacker spent: the name of an effort of bench/privacy.py.
+    effort: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def above_floor(self) -> float:
+        """PSNR above the class mean's, in dB."""
+        return self.psnr - self.floor
 
 
 class ClientManifest(_Struct, frozen=True):

@@ -12,8 +12,9 @@ SDK = Path(privdfs.__file__).parent
 PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
     "BundleSignatureError", "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "Health",
-    "ImageError", "NotEnoughAnswersError", "Result", "Retries", "SelfTest", "SelfTestError", "Server", "ServerError",
-    "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
+    "ImageError", "LeakageError", "NotEnoughAnswersError", "Result", "Retries", "SelfTest", "SelfTestError", "Server",
+    "ServerError", "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey",
+    "__version__",
 }  # fmt: skip
 
 ALLOWED = {

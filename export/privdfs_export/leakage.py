@@ -1,0 +1,146 @@
+"""`privdfs-export leakage RELEASE [RESULTS]`: write into a release's manifest what bench/privacy.py measured of it.
+
+For every size of a coalition the manifest gets the attack that reconstructs most above the class mean, by the worst
+coalition. Devices refuse by it (`max_leakage_db` of the SDK), and `privdfs describe` shows it. The release keeps its
+id, since no graph changes; a signature of the client folder is of the old manifest, so it is removed, and the release
+has to be signed again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from privdfs._manifest import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    Leakage,
+    decode_client_manifest,
+    encode_manifest,
+    read_manifest_bytes,
+)
+from privdfs._verify import verify
+from privdfs_export.errors import ExportError
+
+DESCRIPTION = "Write the measured leakage into a release's manifest."
+#: A self-check of bench/privacy.py whose flag says that the attacks break nothing at all: their figures say nothing.
+UNDEFENDED = "undefended"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument("release", type=Path, metavar="RELEASE", help="folder of a release")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("bench/results/privacy.json"),
+        metavar="RESULTS",
+        help="what bench/privacy.py wrote (default: bench/results/privacy.json)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the leakage, and print it.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        privdfs.Error: The release is not as its manifests say, or the results are not of it; nothing was written.
+    """
+    was_signed = (options.release / "client" / SIGNATURE_NAME).exists()
+    for row in record_leakage(options.release, options.results):
+        servers = ", ".join(map(str, row.coalition))
+        print(f"servers {servers} by {row.attack}: {row.psnr:.2f} dB, {row.above_floor:+.2f} dB above the class mean")
+    if was_signed:
+        print(
+            f"the signature of {options.release / 'client'} was of the old manifest and is removed, so devices with "
+            f"trust= refuse the bundle: sign it again, privdfs-export sign {options.release / 'client'} --key KEY.pem"
+        )
+
+
+def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
+    """Write the measured leakage into the client's manifest, in the place of what stood there.
+
+    Args:
+        release: Folder of a release.
+        results: JSON file of bench/privacy.py.
+
+    Returns:
+        What was written: one row for every size of a coalition.
+
+    Raises:
+        privdfs.BundleError: A file of the release is not what its manifest says.
+        ExportError: The results are not of this release, or not fit to stand in a manifest; or nothing can be written.
+    """
+    client = release / "client"
+    if not (client / MANIFEST_NAME).exists():
+        raise ExportError(f"{release} has no client/{MANIFEST_NAME}. Pass the folder of a whole release.")
+    verify(client)
+    manifest = decode_client_manifest(read_manifest_bytes(client))
+    entry = _entry(results, manifest.release)
+    broken = [flag["message"] for flag in entry.get("flags", []) if flag["check"] == UNDEFENDED]
+    if broken:
+        raise ExportError(f"the attacks in {results} are too weak to stand in a manifest: {broken[0]}. Run them again.")
+    try:
+        rows = tuple(_row(found, entry) for _, found in sorted(entry["worst"].items(), key=lambda one: int(one[0])))
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        message = (
+            f"{results} lacks what a manifest needs of {manifest.release} ({error!r}). Measure it again with this "
+            "version's bench/privacy.py."
+        )
+        raise ExportError(message) from error
+    data = encode_manifest(msgspec.structs.replace(manifest, leakage=rows))
+    _write(client, data)
+    return rows
+
+
+def _row(found: dict[str, Any], entry: dict[str, Any]) -> Leakage:
+    """One row of the manifest, types checked."""
+    made_by = entry["made_by"]
+    values = {name: found[name] for name in ("attack", "psnr", "ssim", "floor", "images")}
+    about = {"date": made_by["date"], "commit": made_by["commit"], "effort": entry["effort"]}
+    return msgspec.convert({"coalition": found["members"], **values, **about}, Leakage)
+
+
+def _entry(results: Path, release: str) -> dict[str, Any]:
+    """What a result file says of a release."""
+    try:
+        entries = json.loads(results.read_text(encoding="utf-8"))["releases"]
+        found = [entry for entry in entries.values() if entry.get("release") == release]
+        measured = [str(entry.get("release", name)) for name, entry in entries.items()]
+    except OSError as error:
+        message = f"{results} cannot be read ({error.strerror}). Make it: python bench/privacy.py RELEASE"
+        raise ExportError(message) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{results} does not hold results of bench/privacy.py ({error!r}). Pass the file that it wrote."
+        raise ExportError(message) from error
+    if not found:
+        message = (
+            f"{results} is of {', '.join(measured) or 'no release'}, not of {release}. Measure this release: "
+            "python bench/privacy.py RELEASE"
+        )
+        raise ExportError(message)
+    return found[0]
+
+
+def _write(client: Path, data: bytes) -> None:
+    """The new manifest, whole or not at all; before it appears, the signature that would no longer fit is gone."""
+    partial = client / f".{MANIFEST_NAME}.partial"
+    try:
+        partial.write_bytes(data)
+        (client / SIGNATURE_NAME).unlink(missing_ok=True)
+        partial.replace(client / MANIFEST_NAME)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        message = (
+            f"cannot write {client / MANIFEST_NAME}: {error.strerror}. Free some disk space, or check permissions."
+        )
+        raise ExportError(message) from error

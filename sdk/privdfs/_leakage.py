@@ -1,0 +1,69 @@
+"""How much a release leaks, by its manifest, and the refusal of one that leaks more than its user allows."""
+
+import math
+
+from privdfs._errors import ConfigError, LeakageError
+from privdfs._manifest import ClientManifest, Leakage
+
+
+def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
+    """What reconstructs most above its class-mean floor, for every size of a minority coalition.
+
+    A minority has at most floor((N-1)/2) members. Of a release with one or two servers that is nobody, and one server
+    alone is taken.
+
+    Returns:
+        Size -> the strongest attack that the manifest has of that size; None: not measured.
+    """
+    minority = max(1, (len(manifest.servers) - 1) // 2)
+    return {
+        size: max(
+            (row for row in manifest.leakage if len(row.coalition) == size),
+            key=lambda row: row.above_floor,
+            default=None,
+        )
+        for size in range(1, minority + 1)
+    }
+
+
+def refuse_leakage(manifest: ClientManifest, max_leakage_db: float | None) -> None:
+    """Check a release against what its user allows.
+
+    Args:
+        manifest: of the release.
+        max_leakage_db: PSNR above the class mean's that a minority coalition may reach, in dB; None allows anything.
+
+    Raises:
+        ConfigError: the limit is no finite number from 0.
+        LeakageError: the manifest states more, or nothing, for a minority coalition.
+    """
+    if max_leakage_db is None:
+        return
+    limit = _number(max_leakage_db)
+    if not 0 <= limit < math.inf:  # NaN compares false
+        raise ConfigError(
+            f"max_leakage_db is {max_leakage_db!r}: give the dB above the class mean that a minority of the servers "
+            "may reach, a finite number from 0"
+        )
+    for size, row in worst_leakage(manifest).items():
+        who = "one server" if size == 1 else f"{size} servers together"
+        if row is None:
+            raise LeakageError(
+                f"the leakage of {manifest.release} was not measured for {who}, and max_leakage_db asks for it: use a "
+                "release whose manifest has it (bench/privacy.py measures, `privdfs-export leakage` records)",
+                None,
+                limit,
+            )
+        if row.above_floor > limit:
+            raise LeakageError(
+                f"{who} can reconstruct images of {manifest.release} {row.above_floor:.2f} dB better than the class "
+                f"mean ({row.attack}: {row.psnr:.2f} dB, floor {row.floor:.2f} dB), and max_leakage_db allows "
+                f"{limit:g}: use a release that leaks less, or allow more",
+                row.above_floor,
+                limit,
+            )
+
+
+def _number(value: object) -> float:
+    """A number as it is; NaN for anything else."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -1,0 +1,118 @@
+"""`privdfs-export leakage`: from a result file into the manifest, and nothing else changes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from privdfs import Bundle, BundleSignatureError, Client, LeakageError
+from privdfs_export.cli import main
+from privdfs_export.sign import sign
+from tests.sdk.tiny_release import build_release
+
+MADE_BY = {"command": "privacy.py", "commit": "feed", "date": "2026-02-02"}
+FLAGS = [{"check": "few images", "message": "16 images"}]
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    return build_release(tmp_path / "tiny")
+
+
+def results(release: str = "tiny-1", **changes: Any) -> dict[str, Any]:
+    """As bench/privacy.py writes them."""
+    worst = {
+        str(size): {
+            "attack": "dense",
+            "members": members,
+            "psnr": 10.0 + size,
+            "ssim": 0.3,
+            "floor": 9.5,
+            "images": 200,
+        }
+        for size, members in ((1, [2]), (2, [0, 2]), (3, [0, 1, 2]))
+    }
+    entry = {"made_by": MADE_BY, "release": release, "effort": "quick", "worst": worst, "flags": FLAGS} | changes
+    return {"made_by": MADE_BY, "releases": {"other": {"release": "other-1"}, "tiny": entry}}
+
+
+def record(release: Path, what: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    path = release.parent / "privacy.json"
+    path.write_text(what if isinstance(what, str) else json.dumps(what))
+    code = main(["leakage", str(release), str(path)])
+    captured = capsys.readouterr()
+    assert code == (2 if captured.err else 0)
+    return captured.err or captured.out
+
+
+def test_the_manifest_has_the_worst_of_every_size(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Bundle.open(release / "client", allow_unsigned=True).manifest
+    told = record(release, results(), capsys)
+    assert "servers 0, 2 by dense: 12.00 dB, +2.50 dB above the class mean" in told
+    assert "sign" not in told
+    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    assert [(row.coalition, row.psnr) for row in bundle.manifest.leakage] == [
+        ((2,), 11.0),
+        ((0, 2), 12.0),
+        ((0, 1, 2), 13.0),
+    ]
+    first = bundle.manifest.leakage[0]
+    assert (first.attack, first.ssim, first.floor, first.images) == ("dense", 0.3, 9.5, 200)
+    assert (first.effort, first.date, first.commit) == ("quick", "2026-02-02", "feed")
+    assert (bundle.release, bundle.manifest.files) == (before.release, before.files)
+    assert "effort quick" in bundle.describe()
+    assert bundle.selftest().images == 6
+    with pytest.raises(LeakageError):
+        Client.local(release, max_leakage_db=1.4)
+    assert Client.local(release, max_leakage_db=1.5)
+
+
+def test_a_signed_release_has_to_be_signed_again(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = Ed25519PrivateKey.generate()
+    trust = key.public_key().public_bytes_raw()
+    sign(release, key)
+    assert "sign it again" in record(release, results(), capsys)
+    with pytest.raises(BundleSignatureError):
+        Bundle.open(release / "client", trust=trust)
+    assert (release / "server-0" / "manifest.sig").exists()
+    sign(release / "client", key)
+    assert len(Bundle.open(release / "client", trust=trust).manifest.leakage) == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (results("tiny-2"), "is of other-1, tiny-2, not of tiny-1"),
+        (
+            results(flags=[{"check": "undefended", "message": "dense reaches 12.0 dB"}]),
+            "too weak to stand in a manifest",
+        ),
+        (results(worst={"1": {"attack": "decoder", "psnr": 11.0, "ssim": 0.2}}), "Measure it again"),
+        (results(worst={"1": results()["releases"]["tiny"]["worst"]["1"] | {"images": 0}}), "Measure it again"),
+        (results(worst={"1": results()["releases"]["tiny"]["worst"]["1"] | {"members": [7]}}), "contradicts itself"),
+        ("{", "does not hold results"),
+        ("[]", "does not hold results"),
+        ('{"releases": {}}', "is of no release"),
+    ],
+)
+def test_what_is_not_of_this_release_is_refused(
+    release: Path, what: Any, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (release / "client" / "manifest.json").read_bytes()
+    assert told in record(release, what, capsys)
+    assert (release / "client" / "manifest.json").read_bytes() == before
+    assert {path.name for path in (release / "client").iterdir()} >= {"manifest.json", "encoder.onnx"}
+
+
+def test_no_results_and_no_release(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leakage", str(release), str(release / "none.json")]) == 2
+    assert "python bench/privacy.py" in capsys.readouterr().err
+    assert main(["leakage", str(release / "client")]) == 2
+    assert "whole release" in capsys.readouterr().err
+
+
+def test_a_damaged_release_is_not_given_a_new_manifest(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (release / "client" / "fusion.onnx").write_bytes(b"")
+    assert "fusion.onnx" in record(release, results(), capsys)
