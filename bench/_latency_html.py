@@ -1,19 +1,13 @@
 """The page that bench/latency.py writes: every table and picture of a run, in one file that needs no other."""
 
-import base64
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from _html import document, picture, table
 from _latency_check import bars
 from _systems import PERCENTILES
-
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.6em 0}th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}small{color:#777}.missed{color:#b30000}.met{color:#006d2c}
-img{max-width:100%}pre{background:#f6f6f6;padding:.8em;overflow:auto}"""
 
 
 def page(results: Mapping[str, Any], pictures: Sequence[Path]) -> str:
@@ -29,12 +23,9 @@ def page(results: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     Raises:
         OSError: a picture cannot be read.
     """
-    title = f"Latency of {escape(results['release'])}"
-    return "\n".join(
+    return document(
+        f"Latency of {results['release']}",
         [
-            "<!doctype html>",
-            f'<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>',
-            f"<h1>{title}</h1>",
             "<h2>Bars</h2>",
             _bars(results),
             "<h2>One call on loopback</h2>",
@@ -46,18 +37,10 @@ def page(results: Mapping[str, Any], pictures: Sequence[Path]) -> str:
             _open_loop(results["open_loop"]),
             "<h2>Cold start</h2>",
             _cold(results["cold"]),
-            *(_picture(path) for path in pictures),
-            "<h2>Made by</h2>",
-            f"<pre>{escape(json.dumps(results['made_by'], indent=2, ensure_ascii=False))}</pre></html>",
-        ]
+            *(picture(path) for path in pictures),
+        ],
+        results["made_by"],
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    lines = ["<table>", "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</table>"])
 
 
 def _bars(results: Mapping[str, Any]) -> str:
@@ -67,7 +50,7 @@ def _bars(results: Mapping[str, Any]) -> str:
         verdict = {None: "", True: '<span class="met">met</span>', False: '<span class="missed">missed</span>'}
         limit = f"{'≥' if bar.at_least else '≤'} {bar.limit:g}"
         rows.append((escape(bar.what), limit, shown, verdict[bar.is_met]))
-    return _table(("", "bar", "measured", ""), rows)
+    return table(("", "bar", "measured", ""), rows)
 
 
 def _systems(systems: Mapping[str, Any], confidence: float) -> str:
@@ -77,7 +60,7 @@ def _systems(systems: Mapping[str, Any], confidence: float) -> str:
         cells = (f"{values['cpu_ms']:.2f}", f"{values['bytes_up']:,}", f"{values['samples']:,}")
         rows.append((f"{escape(name)}<br><small>{escape(values['what'])}</small>", *times, *cells))
     note = f"<p><small>Milliseconds of one call, with {confidence:.0%} intervals; ? needs more samples.</small></p>"
-    return _table(("system", *PERCENTILES, "cpu ms", "bytes up", "calls"), rows) + note
+    return table(("system", *PERCENTILES, "cpu ms", "bytes up", "calls"), rows) + note
 
 
 def _interval(values: Mapping[str, Any], line: str) -> str:
@@ -88,7 +71,7 @@ def _network(name: str, network: Mapping[str, Any], confidence: float) -> str:
     measured = network["measured"]
     as_set = "" if measured["as_set"] else " <b class=missed>(not as set)</b>"
     ratio = network["ratios"]["privdfs_p50_to_baseline_triton_p50"]
-    wire = _table(
+    wire = table(
         ("bytes on the wire, gRPC's own included", "up, by server", "down, by server"),
         (
             (escape(system), *(", ".join(f"{count:.0f}" for count in bytes_[way]) for way in bytes_))
@@ -111,8 +94,8 @@ def _stages(results: Mapping[str, Any]) -> str:
     slow = stragglers["slow_calls"]
     excess = ", ".join(f"{name} {ms:+.2f} ms" for name, ms in slow["excess_ms"].items())
     return (
-        _table(device, [[f"{stages[name]:.3f}" for name in device]])
-        + _table(
+        table(device, [[f"{stages[name]:.3f}" for name in device]])
+        + table(
             ("server", *server, "last to answer", "last in slow calls"),
             (
                 (str(index), *(f"{one[name]:.3f}" for name in server), f"{last:.1%}", f"{last_slow:.1%}")
@@ -130,16 +113,11 @@ def _open_loop(opened: Mapping[str, Any]) -> str:
     rows = [
         (escape(name), *(f"{one[f'{line}_ms']:.2f}" for line in PERCENTILES)) for name, one in opened["systems"].items()
     ]
-    return f"<p>{opened['per_second']:g} arrivals a second, {opened['calls']} calls each.</p>" + _table(
+    return f"<p>{opened['per_second']:g} arrivals a second, {opened['calls']} calls each.</p>" + table(
         ("system", *PERCENTILES), rows
     )
 
 
 def _cold(cold: Mapping[str, Any]) -> str:
     head = ("import_ms", "open_ms", "first_answer_ms", "total_ms", "peak_over_bare_mb")
-    return _table(("", *head), ((name, *(f"{cold[name][one]:g}" for one in head)) for name in ("privdfs", "floor")))
-
-
-def _picture(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+    return table(("", *head), ((name, *(f"{cold[name][one]:g}" for one in head)) for name in ("privdfs", "floor")))

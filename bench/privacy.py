@@ -5,7 +5,7 @@ An attacker has what a coalition has (`ServerView`): its shares as the bundle ma
 the head. Attacks, efforts and what they cost are in `_audit.py`. Beside every figure stand the floors (the mean image;
 the mean image of the class, which every branch's answer reveals anyway; the nearest training image by the fused answer)
 and the same attack on an undefended split, the baseline cut after its first layer. Below the table stand the flags of
-an evaluation that should not be trusted.
+an evaluation that should not be trusted; all of it, with pictures of what came out, is on a page beside the results.
 
 All of it is a lower bound on what a coalition can learn, not a proof that it learns no more. A run that was stopped
 goes on with the same command; what attacks found is kept in runs/privacy.
@@ -33,11 +33,13 @@ from _common import (
     releases,
     write_results,
 )
+from _privacy_report import strips, write_report
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Error
+from privdfs_export.release import MAY_BE_PASSED_ON
 from privdfs_training.attacks import selfchecks
 
 
@@ -141,6 +143,31 @@ def table(name: str, entry: dict[str, Any]) -> Table:
     return shown
 
 
+def report(
+    victim: Victim, name: str, entry: dict[str, Any], done: dict[str, list[Done]], options: argparse.Namespace
+) -> Path:
+    """Write the page of a release beside the results, and where images are wanted that may not be passed on, another.
+
+    Args:
+        victim: The release.
+        name: Of the release.
+        entry: Of the release in the result file.
+        done: What the attacks found.
+        options: Of the command line.
+
+    Returns:
+        The page, of two the one with images.
+    """
+    frontier = read_results(options.out.with_name("frontier.json"))
+    shared = victim.data.name in MAY_BE_PASSED_ON
+    page = write_report(
+        options.out.with_suffix("") / name, name, entry, strips(victim, done) if shared else [], frontier
+    )
+    if shared or not options.show_images:
+        return page
+    return write_report(options.runs / victim.bundle.release, name, entry, strips(victim, done), frontier)
+
+
 def chosen_effort(options: argparse.Namespace) -> Effort:
     """The effort of a name, with what the command line changes.
 
@@ -178,6 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="of every decoder")
     parser.add_argument("--seconds", type=float, help="stop the training of a decoder after so long")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "privacy", help="folder of what attacks found")
+    parser.add_argument(
+        "--show-images",
+        action="store_true",
+        help="of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -189,12 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for release in releases(options.releases):
             name = release_name(release)
             victim = Victim(release, options.data, effort)
-            entry, _ = measure(victim, options.runs / victim.bundle.release, console)
+            kept = options.runs / victim.bundle.release
+            entry, done = measure(victim, kept, console)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"
             write_results(options.out, merge_release(read_results(options.out), name, entry))
             console.print(table(name, entry))
+            page = report(victim, name, entry, done, options)
             for flag in entry["flags"]:
                 console.print(f"flag ({flag['check']}): {flag['message']}", highlight=False, soft_wrap=True)
+            console.print(f"page with pictures: {page}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         print("privacy: stopped; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED

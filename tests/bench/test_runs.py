@@ -215,6 +215,11 @@ def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> No
     assert found["undefended"]["optimisation-tv"] > found["worst"]["3"]["psnr"] + 5
     assert {"few images"} <= {flag["check"] for flag in found["flags"]}  # 16 images for the optimisation
     assert f"{found['worst']['1']['psnr']:.2f}" in done.stdout
+    assert found["effort"] == "quick, changed"
+    page = tmp_path / "privacy" / trained_release.name / "report.html"
+    assert str(page) in done.stdout
+    assert page.read_text().count("data:image/png;base64,") == 3
+    assert f"{found['worst']['1']['psnr']:.2f}" in page.read_text()
 
     # What was found is kept: the second run attacks nothing, and says the same.
     files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
