@@ -1,4 +1,4 @@
-"""`python bench/figures.py`: write the figures of README.md and docs/SCALING.md from the committed result files.
+"""`python bench/figures.py`: write the figures of README.md, docs/PRIVACY.md and docs/SCALING.md from result files.
 
     python bench/figures.py           rewrite what stands between the marks
     python bench/figures.py --check   exit 1 when a file does not show what the result files say
@@ -15,7 +15,7 @@ from typing import Any
 
 from _common import RESULTS, ROOT, UNDEFENDED_IMAGES, read_results
 
-README, SCALING = ROOT / "README.md", ROOT / "docs" / "SCALING.md"
+README, PRIVACY, SCALING = ROOT / "README.md", ROOT / "docs" / "PRIVACY.md", ROOT / "docs" / "SCALING.md"
 #: What the queueing estimate is made for.
 LOADS, SERVERS, DEVICES, EVERY_S = (0.3, 0.5, 0.7, 0.9), 3, 10**6, 60
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
@@ -126,6 +126,41 @@ def figures(folder: Path) -> str:
     return "\n\n".join((BEGIN, *tables, END))
 
 
+def privacy_figures(folder: Path) -> str:
+    """Everything between the marks of docs/PRIVACY.md: the strongest attack of every size of a coalition.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    entries = read_results(folder / "privacy.json").get("releases", {})
+    if not entries:
+        return f"{BEGIN}\n\nNot measured yet: `python bench/privacy.py`.\n\n{END}"
+    rows = ["| release | servers together | strongest attack | PSNR | above class mean | SSIM | undefended split |"]
+    rows.append("| --- " * 7 + "|")
+    about = []
+    for name, entry in entries.items():
+        servers, broken = len(entry["worst"]), max(entry["undefended"].values())
+        for size, one in entry["worst"].items():
+            who = f"{size} of {servers}" + ("" if int(size) <= max(1, (servers - 1) // 2) else ", no minority")
+            above = one["psnr"] - one.get("floor", entry["floor"]["class_mean"])
+            rows.append(
+                f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
+                f"| {broken:.2f} dB |"
+            )
+        made_by = entry["made_by"]
+        flags = (
+            ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
+        )
+        about.append(
+            f"{entry['release']}: `{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}; flags: "
+            f"{flags or 'not checked'}."
+        )
+    return "\n\n".join((BEGIN, "\n".join(rows), "\n".join(about), END))
+
+
 def scaling_figures(folder: Path) -> str:
     """Everything between the marks of docs/SCALING.md: the fitted curves, and the queueing estimate made of them.
 
@@ -206,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     options = parser.parse_args(arguments)
     stale = 0
-    for path, shown in ((README, figures(RESULTS)), (SCALING, scaling_figures(RESULTS))):
+    documents = {README: figures(RESULTS), PRIVACY: privacy_figures(RESULTS), SCALING: scaling_figures(RESULTS)}
+    for path, shown in documents.items():
         text = path.read_text(encoding="utf-8")
         wanted = updated(text, shown)
         if not options.check:

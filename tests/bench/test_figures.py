@@ -62,6 +62,22 @@ def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
     assert figures.updated(new, figures.figures(results)) == new
 
 
+def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> None:
+    path = results / "privacy.json"
+    found = json.loads(path.read_text())
+    entry = found["releases"]["small"]
+    entry |= {"made_by": found["made_by"], "release": "small-1", "flags": [{"check": "few images", "message": ""}] * 2}
+    entry["worst"]["1"] |= {"attack": "dense"}
+    entry["worst"]["2"] |= {"attack": "decoder", "floor": 13.25}
+    path.write_text(json.dumps(found))
+    text = figures.privacy_figures(results)
+    assert "| small | 1 of 2 | dense | 14.00 dB | +1.00 dB | 0.400 | 33.00 dB |" in text
+    assert "| small | 2 of 2, no minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
+    assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags: few images." in text
+    path.unlink()
+    assert "Not measured yet" in figures.privacy_figures(results)
+
+
 def test_the_readme_shows_what_the_committed_results_say() -> None:
     assert figures.main(["--check"]) == 0
 
