@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from privdfs._manifest import (
 )
 from privdfs._onnx import PARTITION, Array, Graph, TensorSpec, partition_feed, partition_inputs
 from privdfs._signature import Trust, check_signature
+
+_INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Bundle:
             )
         shares = self._encoder.run({"image": images, **partition_feed(partition, len(images))})
         for share, server in zip(shares, self._manifest.servers, strict=True):
-            _require_output(ENCODER_NAME, share, "int8", (len(images), server.share_length))
+            _require_output(ENCODER_NAME, share, _INT8, (len(images), server.share_length))
         return shares
 
     def fuse(self, logits: npt.NDArray[np.float32], answered: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -197,7 +200,7 @@ class Bundle:
                 f"not {logits.dtype} {list(logits.shape)} and {answered.dtype} {list(answered.shape)}"
             )
         (probabilities,) = self._fusion.run({"logits": logits, "answered": answered})
-        _require_output(FUSION_NAME, probabilities, "float32", (len(logits), shape[1]))
+        _require_output(FUSION_NAME, probabilities, _FLOAT32, (len(logits), shape[1]))
         if not np.isfinite(probabilities).all():
             raise BundleFormatError(
                 f"{FUSION_NAME} gives probabilities that are no numbers: run the bundle's self-test"
@@ -272,8 +275,8 @@ class Bundle:
             )
 
 
-def _require_output(name: str, array: Array, dtype: str, shape: tuple[int, ...]) -> None:
-    if str(array.dtype) != dtype or array.shape != shape:
+def _require_output(name: str, array: Array, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
         raise BundleFormatError(
             f"{name} gives {array.dtype} {list(array.shape)} where {dtype} {list(shape)} is promised: "
             "get the release again"

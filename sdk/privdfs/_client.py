@@ -2,6 +2,7 @@
 
 import queue
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
+from privdfs._threads import Ended, Threads
 from privdfs._wire import Ask, Link, Reply, branches
 
 if TYPE_CHECKING:
@@ -152,64 +154,76 @@ class Client(BaseClient[Transport]):
 
 
 class _GrpcServers:
-    """All servers at once over gRPC, with futures."""
+    """All servers at once over gRPC."""
 
     def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
         self._links = [
             Link(branch, server, asynchronous=False) for branch, server in zip(branches(manifest), servers, strict=True)
         ]
+        self._threads = Threads()
+        weakref.finalize(self, self._threads.close)  # for who forgets to close
 
     def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
         trip = Trip(self._links, call, chunk)
         try:
-            _carry_out(trip)
+            _carry_out(trip, self._threads)
             return trip.outcomes()
         finally:
             trip.close()
 
     def health(self, call: Call) -> list[Health]:
         checkup = Checkup(self._links, call)
-        _carry_out(checkup)
+        _carry_out(checkup, self._threads)
         return checkup.health()
 
     def close(self) -> None:
         for link in self._links:
             for channel in link.channels:
                 channel.close()
+        self._threads.close()
 
 
-def _carry_out(talk: Talk) -> None:
+def _carry_out(talk: Talk, threads: Threads) -> None:
     """Start what a talk asks, and give it the replies in the order in which they come, until it is done."""
-    ended: queue.SimpleQueue[tuple[Ask, float]] = queue.SimpleQueue()
-    running: dict[Ask, tuple[Any, float]] = {}
-
-    def note_end(ask: Ask) -> Callable[[object], None]:
-        return lambda _: ended.put((ask, time.perf_counter()))
+    ended: Ended = queue.SimpleQueue()
+    running: dict[Ask, Callable[[], object]] = {}  # with what cancels it
+    begin = threads.start if talk.whole else _start_future
 
     def start(asks: Iterable[Ask]) -> None:
         for ask in asks:
-            started = time.perf_counter()
-            future = ask.method.future(ask.request, timeout=ask.timeout, metadata=ask.metadata)
-            running[ask] = future, started
-            future.add_done_callback(note_end(ask))
+            running[ask] = begin(ask, ended)
         for ask in [ask for ask in running if not ask.wanted]:
-            running.pop(ask)[0].cancel()
+            running.pop(ask)()
 
     try:
         start(talk.begin())
         while not talk.done:
             try:
-                ask, at = ended.get(timeout=max(0.0, talk.wake - time.monotonic()))
+                ask, reply = ended.get(timeout=max(0.0, talk.wake - time.monotonic()))
             except queue.Empty:
                 start(talk.tick())
                 continue
+            if isinstance(reply, Exception):
+                raise reply
             if ask in running:
-                future, started = running.pop(ask)
-                status = future.code().name
-                message = future.result() if status == "OK" else None
-                start(talk.take(ask, Reply(message, status, (at - started) * 1e3)))
+                del running[ask]
+                start(talk.take(ask, reply))
     except ValueError as error:  # grpc's way to say that the channel was closed, by another thread
         raise ConfigError(CLOSED) from error
     finally:
-        for future, _ in running.values():
-            future.cancel()
+        for cancel in running.values():
+            cancel()
+
+
+def _start_future(ask: Ask, ended: Ended) -> Callable[[], object]:
+    """Begin a call that can be cancelled, by what is returned."""
+    started = time.perf_counter()
+
+    def note(future: Any) -> None:  # noqa: ANN401 - grpc has no types
+        status = future.code().name
+        message = future.result() if status == "OK" else None
+        ended.put((ask, Reply(message, status, (time.perf_counter() - started) * 1e3)))
+
+    future: Any = ask.method.future(ask.request, timeout=ask.timeout, metadata=ask.metadata)
+    future.add_done_callback(note)
+    return future.cancel

@@ -235,7 +235,7 @@ class Call:
         garbled = [outcome.server for outcome in outcomes if isinstance(outcome.error, AnswerError)]
         suspects = self._suspects.note(logits, present, garbled)
         started = time.perf_counter()
-        probabilities = self._bundle.fuse(logits, np.tile(np.array(answered, dtype=np.bool_), (chunk.size, 1)))
+        probabilities = self._bundle.fuse(logits, np.array([answered] * chunk.size, dtype=np.bool_))
         timings = Timings(
             decode_ms=chunk.decode_ms,
             encode_ms=chunk.encode_ms,

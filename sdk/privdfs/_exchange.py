@@ -40,6 +40,11 @@ class Talk(Protocol):
         ...
 
     @property
+    def whole(self) -> bool:
+        """Whether every ask is expected to run to its end: none is a hedge, or one too many for a quorum."""
+        ...
+
+    @property
     def wake(self) -> float:
         """When to call `tick`, on the monotonic clock."""
         ...
@@ -103,6 +108,11 @@ class Trip:
         self._open = False  # shares may be sent
         self._doomed_until: float | None = None
         self._asks: list[Ask] = []
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut short so long as all goes well."""
+        return self._call.wait == "all" and self._call.retries.hedge_after is None
 
     @property
     def wake(self) -> float:
@@ -301,6 +311,11 @@ class Checkup:
     def done(self) -> bool:
         """Whether every replica has been judged."""
         return not self._running
+
+    @property
+    def whole(self) -> bool:
+        """Everybody's answer is of interest."""
+        return True
 
     @property
     def wake(self) -> float:

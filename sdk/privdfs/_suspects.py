@@ -18,7 +18,7 @@ import math
 import statistics
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +34,16 @@ class Suspects:
     """The record of a client and its copies; may be used from several threads at once."""
 
     def __init__(self, manifest: ClientManifest) -> None:
-        errors = 1 - np.array(manifest.accuracy.branches)
+        errors = [1 - accuracy for accuracy in manifest.accuracy.branches]
         n = len(errors)
+        self._others = [[other for other in range(n) if other != server] for server in range(n)]
+        self._place = math.ceil((n - 1) / 2) - 1  # of the score among a server's rates, the lowest first
         # Between 2 % and 90 %, so that a release measured on a few images neither accuses nor excuses everybody.
-        self._expected = np.minimum(np.maximum(errors[:, None] + errors[None, :], 0.02), 0.9)
-        self._together = np.zeros((n, n), np.int64)  # images that both of two servers answered
-        self._differed = np.zeros((n, n), np.int64)  # of these, those to which they gave different classes
-        self._window: deque[npt.NDArray[np.int64]] = deque()
+        self._expected = [[min(max(one + other, 0.02), 0.9) for other in errors] for one in errors]
+        # Plain integers: for a handful of servers numpy takes ten times as long.
+        self._together = [[0] * n for _ in range(n)]  # images that both of two servers answered
+        self._differed = [[0] * n for _ in range(n)]  # of these, those to which they gave different classes
+        self._window: deque[list[int]] = deque()
         self._found: tuple[int, ...] = ()
         self._lock = threading.Lock()
 
@@ -57,41 +60,49 @@ class Suspects:
         Returns:
             The suspected servers.
         """
-        n = logits.shape[1]
-        votes = np.full((len(logits), n), _MISSING, np.int64)
-        votes[:, list(answered)] = logits[:, list(answered)].argmax(axis=2)
-        for server in garbled:
-            votes[:, server] = -2 - server  # a class of its own
+        rows: list[list[int]] = logits.argmax(axis=2).tolist()
+        silent = [server for server in range(logits.shape[1]) if server not in answered]
+        for row in rows:
+            for server in silent:
+                row[server] = _MISSING
+            for server in garbled:
+                row[server] = -2 - server  # a class of its own
         with self._lock:
-            for row in votes:
+            for row in rows:
                 self._count(row, 1)
                 self._window.append(row)
                 if len(self._window) > SUSPECT_WINDOW:
                     self._count(self._window.popleft(), -1)
             return self._judge()
 
-    def _count(self, row: npt.NDArray[np.int64], sign: int) -> None:
-        there = row != _MISSING
-        both = there[:, None] & there[None, :]
-        self._together += sign * both
-        self._differed += sign * (both & (row[:, None] != row[None, :]))
+    def _count(self, row: Sequence[int], sign: int) -> None:
+        for server, vote in enumerate(row):
+            if vote != _MISSING:
+                together, differed = self._together[server], self._differed[server]
+                for other in self._others[server]:
+                    if row[other] != _MISSING:
+                        together[other] += sign
+                        if row[other] != vote:
+                            differed[other] += sign
 
     def _judge(self) -> tuple[int, ...]:
         n = len(self._expected)
         if n < 3:
             return ()
-        # Drawn towards what the manifest says while there is little to go by.
-        weights = self._together + SUSPECT_PRIOR
-        rates = (self._differed + SUSPECT_PRIOR * self._expected) / weights
-        place = math.ceil((n - 1) / 2) - 1
         scores: list[float] = []
         seen: list[int] = []
         expected: list[float] = []
-        for server in range(n):
-            others = sorted((other for other in range(n) if other != server), key=lambda o: rates[server, o])
-            scores.append(float(rates[server, others[place]]))
-            seen.append(int(self._together[server, others[place]]))
-            expected.append(float(np.sort(np.delete(self._expected[server], server))[place]))
+        for server, others in enumerate(self._others):
+            errors, together, differed = self._expected[server], self._together[server], self._differed[server]
+            # Drawn towards what the manifest says while there is little to go by.
+            rates = [
+                ((differed[other] + SUSPECT_PRIOR * errors[other]) / (together[other] + SUSPECT_PRIOR), together[other])
+                for other in others
+            ]
+            score, images = sorted(rates)[self._place]
+            scores.append(score)
+            seen.append(images)
+            expected.append(sorted(errors[other] for other in others)[self._place])
         usual, usually_seen = statistics.median(scores), statistics.median(seen)
         found: list[int] = []
         for server in range(n):
