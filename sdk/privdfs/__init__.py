@@ -23,6 +23,7 @@ from privdfs._errors import (
     BundleFormatError,
     BundleIntegrityError,
     BundleSignatureError,
+    BundleStoreError,
     BundleVersionError,
     ConfigError,
     DeadlineExceededError,
@@ -38,6 +39,7 @@ from privdfs._errors import (
 )
 from privdfs._keys import UserKey
 from privdfs._result import Health, Result, Timings
+from privdfs._store import BundleStore
 from privdfs._tls import TLS, Token
 
 __version__ = "0.1.0"
@@ -51,6 +53,8 @@ __all__ = [
     "BundleFormatError",
     "BundleIntegrityError",
     "BundleSignatureError",
+    "BundleStore",
+    "BundleStoreError",
     "BundleVersionError",
     "Client",
     "ConfigError",

@@ -5,9 +5,12 @@
     privdfs describe BUNDLE
     privdfs selftest BUNDLE
     privdfs verify DIR
+    privdfs install STORE SOURCE --trust KEY
+    privdfs rollback STORE --trust KEY
 
-`--trust` names the public key of the releases' signer. Only `predict` insists on it (or on --allow-unsigned); the
-others say whether the signature was checked. Results go to standard output (`--json` for programs). What goes wrong is
+`--trust` names the public key of the releases' signer. `predict`, `install` and `rollback` insist on it (or on
+--allow-unsigned); the others say whether the signature was checked. A BUNDLE is a folder, or a store's, of which the
+bundle in use is taken. Results go to standard output (`--json` for programs). What goes wrong is
 one line on standard error and exit code 2.
 """
 
@@ -27,6 +30,7 @@ from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
 from privdfs._keys import UserKey
 from privdfs._result import Result
+from privdfs._store import BundleStore, is_store
 from privdfs._tls import TLS
 from privdfs._verify import verify
 
@@ -91,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
     predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
     predict.add_argument("--key", metavar="PEM", help="the private key of --cert")
-    predict.add_argument("--allow-unsigned", action="store_true", help="do not ask who made the bundle")
     predict.add_argument("--insecure", action="store_true", help="allow plaintext beyond this machine")
 
     for name, run, metavar, help_text in (
@@ -103,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("folder", metavar=metavar, type=Path)
 
+    install = commands.add_parser("install", help="verify a bundle and put it into use; the one before is kept")
+    install.set_defaults(run=_install)
+    install.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
+    install.add_argument("source", metavar="SOURCE", help="client folder of a release, or its https address")
+    rollback = commands.add_parser("rollback", help="put the bundle before the present one back into use")
+    rollback.set_defaults(run=_rollback)
+    rollback.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
+
+    for command in (predict, install, rollback):
+        command.add_argument("--allow-unsigned", action="store_true", help="do not ask who made the bundle")
     for command in commands.choices.values():
         command.add_argument("--trust", action="append", metavar="PEM", help="public key of the releases' signer")
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -147,7 +160,10 @@ def _client(options: argparse.Namespace) -> Client:
     wants_tls = options.tls or any((options.ca, options.cert, options.key))
     tls = TLS(ca=options.ca, cert=options.cert, key=options.key) if wants_tls else None
     servers = [Server(endpoints.split(","), tls, insecure=options.insecure) for endpoints in options.server]
-    return Client(options.bundle, servers, trust=options.trust, allow_unsigned=options.allow_unsigned, **limits)
+    signed: dict[str, Any] = {"trust": options.trust, "allow_unsigned": options.allow_unsigned}
+    if is_store(Path(options.bundle)):
+        return Client(BundleStore(options.bundle, **signed).open(), servers, **limits)
+    return Client(options.bundle, servers, **signed, **limits)
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -165,7 +181,10 @@ def _plain(result: Result) -> dict[str, Any]:
 
 
 def _open(options: argparse.Namespace) -> Bundle:
-    return Bundle.open(options.folder, trust=options.trust, allow_unsigned=options.trust is None)
+    signed: dict[str, Any] = {"trust": options.trust, "allow_unsigned": options.trust is None}
+    if is_store(options.folder):
+        return BundleStore(options.folder, **signed).open()
+    return Bundle.open(options.folder, **signed)
 
 
 def _signed(options: argparse.Namespace) -> str:
@@ -200,6 +219,23 @@ def _verify(options: argparse.Namespace) -> None:
         return
     for folder in found:
         print(f"ok: {folder.name}, {folder.files} files of release {folder.release}, {_signed(options)}")
+
+
+def _install(options: argparse.Namespace) -> None:
+    store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
+    _in_use(options, store.install(options.source))
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
+    _in_use(options, store.rollback())
+
+
+def _in_use(options: argparse.Namespace, bundle: Bundle) -> None:
+    if options.json:
+        _print_json({"release": bundle.release})
+        return
+    print(f"ok: release {bundle.release} is in use, {_signed(options)}")
 
 
 def _print_json(value: object) -> None:

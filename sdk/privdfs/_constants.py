@@ -29,6 +29,14 @@ BREAKER_MAX_S = 30.0
 #: When a call cannot succeed any more, what is on its way gets this long to say why, so that every cause is named.
 FAIL_GRACE_S = 0.1
 
+#: A file of a bundle beyond this is refused while it is fetched.
+MAX_BUNDLE_FILE_BYTES = 1024 * 1024 * 1024
+#: A download is given up after so long without a byte, and after so long in all.
+DOWNLOAD_STALL_S = 30.0
+DOWNLOAD_LIMIT_S = 1800.0
+#: Longest that an installation waits for another one of the same store.
+STORE_LOCK_LIMIT_S = 120.0
+
 #: Images with more pixels are refused before they are decoded (a 64-megapixel photo takes 192 MB as RGB).
 MAX_PIXELS = 64_000_000
 #: Images with a shorter side are refused: nothing can be recognised in them.

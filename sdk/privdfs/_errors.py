@@ -8,6 +8,7 @@
     │   ├── BundleFormatError        the manifest or a graph does not have the promised shape
     │   ├── BundleIntegrityError     a file is missing, changed, or must not be there
     │   ├── BundleSignatureError     nobody who is trusted has signed it
+    │   ├── BundleStoreError         a store of bundles is empty, full or damaged, or a download failed
     │   ├── LeakageError             it leaks more than `max_leakage_db`, or nobody measured how much
     │   └── SelfTestError            the golden examples do not come out as recorded
     ├── DeadlineExceededError        the time was used up on the device, before anything was sent
@@ -93,6 +94,10 @@ class BundleSignatureError(BundleError):
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message, key)
         self.key = key
+
+
+class BundleStoreError(BundleError):
+    """A bundle cannot be fetched, or a store of bundles cannot be read or written; what was in use stays in use."""
 
 
 class LeakageError(BundleError):

@@ -29,7 +29,7 @@ GOLDEN_NAME = "golden.safetensors"
 #: Files that describe a folder and therefore cannot be listed in its manifest.
 _UNLISTABLE = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
 #: A manifest is a few kilobytes; a file beyond this is not one, and is refused before it is parsed.
-_MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 #: The most partitions of a keyed release; the encoder holds a table of them all.
 MAX_PARTITIONS = 65536
@@ -306,9 +306,9 @@ def read_manifest_bytes(folder: Path) -> bytes:
         raise BundleIntegrityError(
             f"there is no {MANIFEST_NAME} in {folder}: give the folder that the exporter wrote, whole", MANIFEST_NAME
         )
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleFormatError(
-            f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
+            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
         )
     return path.read_bytes()
 
@@ -345,9 +345,18 @@ def read_verified(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name, expected in files.items():
         data = _locate(folder, name, expected).read_bytes()
-        _compare(name, expected, hashlib.sha256(data).hexdigest())
+        check_digest(name, expected, data)
         contents[name] = data
     return contents
+
+
+def check_digest(name: str, expected: str, data: bytes) -> None:
+    """Check the bytes of a listed file.
+
+    Raises:
+        BundleIntegrityError: they are not those that the manifest lists.
+    """
+    _compare(name, expected, hashlib.sha256(data).hexdigest())
 
 
 def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:

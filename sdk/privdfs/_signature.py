@@ -29,6 +29,8 @@ Trust: TypeAlias = PublicKey | Sequence[PublicKey]
 
 CONTEXT = b"privdfs manifest, signature 1\n"
 KEY_BYTES = 32
+#: More than a line has, so that a longer file is not taken for one.
+MAX_SIGNATURE_BYTES = 4096
 _LINE = re.compile(rb"ed25519 (?P<key>[0-9a-f]{16}) (?P<signature>[0-9a-f]{128})\n")
 
 
@@ -77,7 +79,7 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
             f"{folder} is not signed: get the signed release, or sign it (privdfs-export sign)", None
         )
     with path.open("rb") as file:
-        match = _LINE.fullmatch(file.read(4096))
+        match = _LINE.fullmatch(file.read(MAX_SIGNATURE_BYTES))
     if match is None:
         raise BundleSignatureError(f"{path} is not a signature of this format: get the release again", None)
     named = match["key"].decode()

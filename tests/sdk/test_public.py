@@ -11,10 +11,10 @@ SDK = Path(privdfs.__file__).parent
 
 PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
-    "BundleSignatureError", "BundleVersionError", "Client", "ConfigError", "DeadlineExceededError", "Error", "Health",
-    "ImageError", "LeakageError", "NotEnoughAnswersError", "Result", "Retries", "SelfTest", "SelfTestError", "Server",
-    "ServerError", "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey",
-    "__version__",
+    "BundleSignatureError", "BundleStore", "BundleStoreError", "BundleVersionError", "Client", "ConfigError",
+    "DeadlineExceededError", "Error", "Health", "ImageError", "LeakageError", "NotEnoughAnswersError", "Result",
+    "Retries", "SelfTest", "SelfTestError", "Server", "ServerError", "ServerMismatchError", "ServerTimeoutError",
+    "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 
 ALLOWED = {

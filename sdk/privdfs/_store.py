@@ -1,0 +1,291 @@
+"""Bundles on the device's disk: installed, verified, switched and rolled back, one of them in use.
+
+    STORE/state.json     which folder is in use, and which was before: one file, replaced in one step
+    STORE/bundle-…/      one bundle each, never changed once it is named in state.json
+    STORE/lock           held while a process installs or rolls back
+
+Guarantees:
+
+- A bundle is in use only after its signature, the digest of every file and its golden examples have been checked, from
+  the copy in the store. The signature is checked before the manifest is parsed.
+- What is in use changes with the replacement of state.json, in one step. Whatever fails before that (a full disk, a cut
+  download, a crash, a loss of power) leaves the bundle in use as it was; what was left half done is removed by the next
+  process that installs.
+- The bundle that was in use before stays on the disk, for `rollback`.
+- Processes that install at once do so one after the other; those that open see the old bundle or the new one, whole.
+
+Not guaranteed: that a bundle is the latest. A server can send an older signed one.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import msgspec
+
+from privdfs._bundle import Bundle
+from privdfs._constants import MAX_BUNDLE_FILE_BYTES, STORE_LOCK_LIMIT_S
+from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError, ConfigError
+from privdfs._manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, check_digest, decode_client_manifest
+from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
+from privdfs._source import Fetch, open_source
+
+_STATE, _NEXT_STATE, _LOCK = "state.json", "state.json.next", "lock"
+_FOLDER = re.compile(r"^bundle-[0-9a-f]{16}$")
+_LOOK_S = 0.05
+#: How often opening starts again because another process has replaced the bundle meanwhile.
+_TRIES = 5
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Folders by what they are: in use, and in use before."""
+
+    current: str
+    previous: str | None = None
+
+
+class BundleStore:
+    """A folder that holds the bundle in use and the one before it; see `install`, `open` and `rollback`.
+
+    May be used by several processes and threads at once. It is for local disks: locks of network file systems differ.
+
+    Args:
+        folder: of the store; made by the first `install`.
+        trust: public key of the releases' signer, as for `Bundle.open`.
+        allow_unsigned: take bundles without asking who made them, for development.
+
+    Raises:
+        ConfigError: neither `trust` nor `allow_unsigned` was given, or both.
+    """
+
+    def __init__(
+        self, folder: str | PathLike[str], *, trust: Trust | None = None, allow_unsigned: bool = False
+    ) -> None:
+        if (trust is not None) == allow_unsigned:
+            raise ConfigError(
+                "a bundle store needs either trust=<public key of the releases' signer> or, to develop, "
+                "allow_unsigned=True"
+            )
+        self._folder = Path(folder)
+        self._trust = trust
+        self._allow_unsigned = allow_unsigned
+
+    def __repr__(self) -> str:
+        return f"BundleStore({str(self._folder)!r})"
+
+    def install(self, source: str | PathLike[str]) -> Bundle:
+        """Fetch a bundle, verify it, and put it into use; the one in use so far is kept for `rollback`.
+
+        A bundle that is in use already is left as it is. After any error, what was in use is in use.
+
+        Args:
+            source: the client folder of a release, or its address: https://host/path/client, or file:///….
+
+        Returns:
+            The bundle, open.
+
+        Raises:
+            BundleError: it is not signed by a trusted key, changed, incomplete, or does not work on this device.
+            BundleStoreError: it cannot be fetched or written (a full disk, the network), or another process installs.
+            ConfigError: an address that bundles are not fetched from.
+        """
+        fetch = open_source(source)
+        with _disk(self._folder), self._locked():
+            try:
+                state = self._read_state()
+            except BundleStoreError:  # damaged: this install mends it
+                state = None
+            self._remove_all_but(state)
+            target = self._folder / f"bundle-{secrets.token_hex(8)}"
+            try:
+                self._fetch(fetch, target)
+                current = None if state is None else self._try_open(self._folder / state.current)
+                if current is not None and state is not None and _same(target, self._folder / state.current):
+                    shutil.rmtree(target)
+                    return current
+                bundle = self._open(target)
+                bundle.selftest()
+                # A damaged bundle is nothing to roll back to; then the one before it stays.
+                kept = None if state is None else state.previous if current is None else state.current
+                self._write_state(_State(target.name, kept))
+            except Exception:
+                shutil.rmtree(target, ignore_errors=True)  # after a crash, the next install does it
+                raise
+            self._remove_all_but(_State(target.name, kept))
+            return bundle
+
+    def open(self) -> Bundle:
+        """Open the bundle in use, with every check of `Bundle.open`.
+
+        Raises:
+            BundleStoreError: nothing has been installed yet, or the store is damaged.
+            BundleError: the bundle was changed on the disk; `rollback` and `install` mend that.
+        """
+        with _disk(self._folder):
+            for _ in range(_TRIES):
+                state = self._state()
+                try:
+                    return self._open(self._folder / state.current)
+                except (BundleError, OSError):  # it may just have been replaced and removed
+                    if self._state() == state:
+                        raise
+            raise BundleStoreError(f"the bundle in {self._folder} is replaced all the time: look at who installs there")
+
+    def rollback(self) -> Bundle:
+        """Put the bundle that was in use before back into use, and remove the present one.
+
+        Returns:
+            The bundle, open.
+
+        Raises:
+            BundleStoreError: there is none, or the state cannot be written.
+            BundleError: it was changed on the disk; the present one stays in use.
+        """
+        with _disk(self._folder), self._locked():
+            state = self._state()
+            if state.previous is None:
+                raise BundleStoreError(f"{self._folder} holds no earlier bundle: install one")
+            bundle = self._open(self._folder / state.previous)
+            after = _State(state.previous)
+            self._write_state(after)
+            self._remove_all_but(after)
+            return bundle
+
+    # -------------------------------------------------------------------------------------------------------- bundles
+
+    def _open(self, folder: Path) -> Bundle:
+        return Bundle.open(folder, trust=self._trust, allow_unsigned=self._allow_unsigned)
+
+    def _try_open(self, folder: Path) -> Bundle | None:
+        try:
+            return self._open(folder)
+        except BundleError:
+            return None
+
+    def _fetch(self, fetch: Fetch, target: Path) -> None:
+        """Write a bundle into a new folder, signature first, and every file only after its digest was compared."""
+        manifest = fetch(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        if manifest is None:
+            raise BundleIntegrityError(
+                f"the source has no {MANIFEST_NAME}: give the client folder of a release, or its address", MANIFEST_NAME
+            )
+        target.mkdir()
+        signature = fetch(SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+        if signature is not None:
+            _write(target / SIGNATURE_NAME, signature)
+        if self._trust is not None:
+            check_signature(target, manifest, self._trust)
+        for name, expected in decode_client_manifest(manifest).files.items():
+            data = fetch(name, MAX_BUNDLE_FILE_BYTES)
+            if data is None:
+                raise BundleIntegrityError(
+                    f"{name} is missing from the source: get the release again, whole", name, expected
+                )
+            check_digest(name, expected, data)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            _write(target / name, data)
+        _write(target / MANIFEST_NAME, manifest)
+        for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+            _sync_folder(folder)
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    def _state(self) -> _State:
+        state = self._read_state()
+        if state is None:
+            raise BundleStoreError(f"{self._folder} holds no bundle yet: install one (privdfs install)")
+        return state
+
+    def _read_state(self) -> _State | None:
+        try:
+            data = (self._folder / _STATE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            state = msgspec.json.decode(data, type=_State, strict=True)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            state = _State("")
+        if not all(_FOLDER.match(name) for name in (state.current, state.previous) if name is not None):
+            raise BundleStoreError(f"{self._folder / _STATE} is damaged: install a bundle again, which mends it")
+        return state
+
+    def _write_state(self, state: _State) -> None:
+        _sync_folder(self._folder)  # the bundle's folder is there before it is named
+        _write(self._folder / _NEXT_STATE, msgspec.json.encode(state) + b"\n")
+        (self._folder / _NEXT_STATE).replace(self._folder / _STATE)
+        _sync_folder(self._folder)
+
+    def _remove_all_but(self, state: _State | None) -> None:
+        kept: set[str | None] = set() if state is None else {state.current, state.previous}
+        for path in self._folder.iterdir():
+            if _FOLDER.match(path.name) and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Generator[None, None, None]:
+        """Alone in the store; the lock goes with its process, however that ends."""
+        import fcntl
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + STORE_LOCK_LIMIT_S
+        with (self._folder / _LOCK).open("wb") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise BundleStoreError(
+                            f"another process has been installing into {self._folder} for {STORE_LOCK_LIMIT_S:g} s: "
+                            "wait for it, or end it"
+                        ) from None
+                    time.sleep(_LOOK_S)
+            yield
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store that something has been installed into."""
+    return (folder / _STATE).is_file()
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two bundles are one: the same manifest, and the same signature if any."""
+    return all(_content(one / name) == _content(other / name) for name in (MANIFEST_NAME, SIGNATURE_NAME))
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file down to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk(folder: Path) -> Generator[None, None, None]:
+    """Errors of the disk as one of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleStoreError(
+            f"the bundle store {folder} cannot be used ({error.strerror or type(error).__name__}): make room, and "
+            "check its permissions; what was in use is in use"
+        ) from error

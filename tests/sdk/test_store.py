@@ -1,0 +1,361 @@
+"""The store of bundles: what is in use is whole and signed, whatever happened on the way."""
+
+import os
+import resource
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trustme
+
+from privdfs import (
+    Bundle,
+    BundleError,
+    BundleIntegrityError,
+    BundleSignatureError,
+    BundleStore,
+    BundleStoreError,
+    Client,
+    ConfigError,
+    SelfTestError,
+)
+from privdfs._cli import main
+from privdfs._store import is_store
+from tests.sdk.test_signature import KEY, OTHER, TRUST, pem, sign
+from tests.sdk.tiny_release import build_release
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Signed client folders of the releases tiny-0, tiny-1 and tiny-2."""
+    folder = tmp_path_factory.mktemp("sources")
+    for i in range(3):
+        sign(build_release(folder / str(i), release=f"tiny-{i}", seed=i) / "client")
+    return [folder / str(i) / "client" for i in range(3)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BundleStore:
+    return BundleStore(tmp_path / "store", trust=TRUST)
+
+
+def bundles(store: BundleStore) -> int:
+    return len(list(store._folder.glob("bundle-*")))
+
+
+def test_installing_switching_and_rolling_back(store: BundleStore, sources: list[Path]) -> None:
+    with pytest.raises(BundleStoreError, match="holds no bundle yet"):
+        store.open()
+    assert not is_store(store._folder)
+    for i in range(3):
+        assert store.install(sources[i]).release == store.open().release == f"tiny-{i}"
+        assert bundles(store) == min(i + 1, 2)
+    assert is_store(store._folder)
+    assert store.rollback().release == store.open().release == "tiny-1"
+    assert bundles(store) == 1
+    with pytest.raises(BundleStoreError, match="no earlier bundle"):
+        store.rollback()
+    bundle = store.open()
+    bundle.selftest()
+    with Client(bundle, [f"127.0.0.1:{i + 1}" for i in range(3)]) as client:
+        assert client.bundle.release == "tiny-1"
+
+
+def test_installing_what_is_in_use_keeps_the_one_before(store: BundleStore, sources: list[Path]) -> None:
+    for source in (sources[0], sources[1], sources[1], sources[1]):
+        store.install(source)
+    assert bundles(store) == 2
+    assert store.rollback().release == "tiny-0"
+
+
+def test_only_what_a_trusted_key_signed_gets_in(store: BundleStore, sources: list[Path], tmp_path: Path) -> None:
+    store.install(sources[0])
+    unsigned = build_release(tmp_path / "unsigned", release="unsigned") / "client"
+    with pytest.raises(BundleSignatureError, match="not signed"):
+        store.install(unsigned)
+    sign(unsigned, OTHER)
+    with pytest.raises(BundleSignatureError, match="not trusted"):
+        store.install(unsigned)
+    BundleStore(tmp_path / "development", allow_unsigned=True).install(unsigned)
+    for both in ({}, {"trust": TRUST, "allow_unsigned": True}):
+        with pytest.raises(ConfigError, match="either"):
+            BundleStore(tmp_path, **both)
+    assert (store.open().release, bundles(store)) == ("tiny-0", 1)
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "no manifest", "symbolic link", "does not work here"])
+def test_a_source_that_is_not_whole_changes_nothing(
+    store: BundleStore, sources: list[Path], tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(sources[0])
+    source = Path(shutil.copytree(sources[1], tmp_path / "source"))
+    if fault == "changed":
+        (source / "fusion.onnx").write_bytes(b"x")
+    elif fault == "missing":
+        (source / "encoder.onnx").unlink()
+    elif fault == "no manifest":
+        (source / "manifest.json").unlink()
+    elif fault == "symbolic link":
+        (source / "encoder.onnx").unlink()
+        (source / "encoder.onnx").symlink_to(sources[1] / "encoder.onnx")
+    else:
+
+        def fail(bundle: Bundle) -> None:
+            raise SelfTestError("comes out differently")
+
+        monkeypatch.setattr(Bundle, "selftest", fail)
+    with pytest.raises(BundleError):
+        store.install(source)
+    assert (store.open().release, bundles(store)) == ("tiny-0", 1)
+
+
+def test_a_bundle_damaged_in_the_store_is_refused_and_mended(store: BundleStore, sources: list[Path]) -> None:
+    for source in sources[:2]:
+        store.install(source)
+    state = msgspec.json.decode((store._folder / "state.json").read_bytes())
+    (store._folder / state["current"] / "encoder.onnx").write_bytes(b"damaged")
+    with pytest.raises(BundleIntegrityError):
+        store.open()
+    store.install(sources[1])  # the damaged one is nothing to go back to
+    assert store.open().release == "tiny-1"
+    assert store.rollback().release == "tiny-0"
+
+
+@pytest.mark.parametrize("state", [b"", b"{}", b'{"current": "../elsewhere"}', b'{"current": 1}', b"\xff"])
+def test_a_damaged_state_is_an_error_that_installing_mends(
+    store: BundleStore, sources: list[Path], state: bytes
+) -> None:
+    store.install(sources[0])
+    (store._folder / "state.json").write_bytes(state)
+    for call in (store.open, store.rollback):
+        with pytest.raises(BundleStoreError, match="damaged"):
+            call()
+    assert store.install(sources[1]).release == store.open().release == "tiny-1"
+    assert bundles(store) == 1
+
+
+class PowerLoss(BaseException):
+    """Nothing runs after it, so nothing may count on cleaning up."""
+
+
+def test_a_crash_at_any_write_leaves_the_old_bundle_or_the_new_one(
+    sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+    finished = False
+    crashes = 0
+    while not finished:
+        store = BundleStore(tmp_path / str(crashes), trust=TRUST)
+        store.install(sources[0])
+        left = crashes
+
+        def counted(descriptor: int) -> None:
+            nonlocal left
+            if left == 0:
+                raise PowerLoss
+            left -= 1
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", counted)
+        try:
+            store.install(sources[1])
+            finished = True
+        except PowerLoss:
+            crashes += 1
+        monkeypatch.setattr(os, "fsync", sync)
+        assert store.open().release in {"tiny-0", "tiny-1"}
+        assert store.install(sources[2]).release == "tiny-2"
+        assert bundles(store) == 2
+    assert crashes >= 7  # five files, the folder, the store, the state: at every one of them
+
+
+def test_a_full_disk_is_a_typed_error_and_what_was_in_use_stays(store: BundleStore, sources: list[Path]) -> None:
+    store.install(sources[0])
+    size = max(path.stat().st_size for path in sources[1].iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # what is written beyond it fails as on a full disk
+    for limit in (size - 1, 100, 1, 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(BundleStoreError, match="make room"):
+                store.install(sources[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (store.open().release, bundles(store)) == ("tiny-0", 1)
+
+
+def test_a_store_that_cannot_be_written(sources: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(BundleStoreError):
+        BundleStore(tmp_path / "file", trust=TRUST).install(sources[0])
+
+
+WORKER = """
+import sys
+from privdfs import BundleStore
+store = BundleStore(sys.argv[1], trust=bytes.fromhex(sys.argv[2]))
+for i in range(int(sys.argv[3])):
+    store.install(sys.argv[4 + i % (len(sys.argv) - 4)])
+    assert store.open().release.startswith("tiny-")
+"""
+
+
+def test_processes_that_install_at_once_while_others_open(store: BundleStore, sources: list[Path]) -> None:
+    store.install(sources[0])
+    line = [sys.executable, "-c", WORKER, str(store._folder), TRUST.hex()]
+    workers = [subprocess.Popen([*line, "3", *map(str, order)]) for order in (sources, sources[::-1])]
+    killed = subprocess.Popen([*line, "1000", *map(str, sources)])
+    opened = 0
+    while any(worker.poll() is None for worker in workers):
+        assert store.open().release.startswith("tiny-")
+        opened += 1
+        if opened == 10:
+            killed.kill()
+    killed.kill()
+    killed.wait()
+    assert [worker.returncode for worker in workers] == [0, 0]
+    store.install(sources[0])
+    assert bundles(store) <= 2
+
+
+def test_a_store_that_somebody_else_is_using(
+    store: BundleStore, sources: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privdfs._store.STORE_LOCK_LIMIT_S", 0.1)
+    store.install(sources[0])
+    with store._locked(), pytest.raises(BundleStoreError, match="another process"):
+        BundleStore(store._folder, trust=TRUST).install(sources[1])
+    assert store.open().release == "tiny-0"
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder; some paths do something else."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+        pass
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", "http://example.com" + self.path)
+            self.end_headers()
+        elif self.path.startswith("/forbidden/"):
+            self.send_error(403)
+        elif self.path.startswith("/cut/") and self.path.endswith("encoder.onnx"):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"only this")
+        else:
+            self.path = self.path.removeprefix("/cut")
+            super().do_GET()
+
+
+@pytest.fixture(params=["http", "https"])
+def address(
+    request: pytest.FixtureRequest, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(sources[0].parents[1]))) as server:
+        if request.param == "https":
+            authority = trustme.CA()
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert("127.0.0.1").configure_cert(context)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"{request.param}://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_downloads(store: BundleStore, address: str) -> None:
+    assert store.install(f"{address}/0/client").release == "tiny-0"
+    assert store.install(f"{address}/1/client/").release == store.open().release == "tiny-1"
+    with pytest.raises(BundleIntegrityError, match=r"no manifest\.json"):
+        store.install(f"{address}/0")
+    with pytest.raises(BundleStoreError, match="HTTP 403"):
+        store.install(f"{address}/forbidden/0/client")
+    with pytest.raises(BundleStoreError, match="redirected away"):
+        store.install(f"{address}/moved/0/client")
+    with pytest.raises(BundleError):
+        store.install(f"{address}/cut/2/client")
+    assert (store.open().release, bundles(store)) == ("tiny-1", 2)
+
+
+def test_a_server_that_is_not_trusted_or_not_there(
+    store: BundleStore, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "other.pem"))
+    if address.startswith("https"):
+        with pytest.raises(BundleStoreError, match="certificate"):
+            store.install(f"{address}/0/client")
+    with pytest.raises(BundleStoreError, match="cannot be downloaded"):
+        store.install("http://127.0.0.1:1/client")
+
+
+def test_a_file_without_an_end_is_cut_off(
+    store: BundleStore, address: str, monkeypatch: pytest.MonkeyPatch, sources: list[Path]
+) -> None:
+    monkeypatch.setattr("privdfs._store.MAX_BUNDLE_FILE_BYTES", 10)
+    for source in (f"{address}/0/client", sources[0]):
+        with pytest.raises(BundleStoreError, match="larger than 10 bytes"):
+            store.install(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "http://example.com/client",
+        "ftp://example.com/client",
+        "https:///client",
+        "https://user:secret@[/client",
+        "https://user:secret@example.com/client?token=secret",
+        "file://example.com/client",
+    ],
+)
+def test_addresses_that_bundles_are_not_fetched_from(store: BundleStore, source: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        store.install(source)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_address_and_what_is_no_folder(store: BundleStore, sources: list[Path], tmp_path: Path) -> None:
+    assert store.install(sources[0].as_uri()).release == "tiny-0"
+    with pytest.raises(BundleStoreError, match="is no folder"):
+        store.install(tmp_path / "none")
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_command(sources: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, key = str(tmp_path / "store"), tmp_path / "key.pem"
+    key.write_bytes(pem(KEY))
+    trust = ["--trust", str(key)]
+    for i in range(2):
+        assert main(["install", store, str(sources[i]), *trust]) == 0
+        assert capsys.readouterr().out == f"ok: release tiny-{i} is in use, signed by a trusted key\n"
+    assert main(["describe", store, *trust]) == 0
+    assert "tiny-1" in capsys.readouterr().out
+    assert main(["rollback", store, *trust, "--json"]) == 0
+    assert '"tiny-0"' in capsys.readouterr().out
+    assert main(["selftest", store]) == 0
+    assert main(["install", store, str(sources[0])]) == 2
+    assert "either" in capsys.readouterr().err
+    picture = str(Path(__file__).parents[2] / "examples" / "images" / "bag-1.png")
+    servers = [word for i in range(3) for word in ("--server", f"127.0.0.1:{i + 1}")]
+    capsys.readouterr()
+    assert main(["predict", store, picture, *servers, *trust, "--timeout", "1"]) == 2
+    assert "0 of 3 servers" in capsys.readouterr().err
