@@ -99,7 +99,7 @@ def privacy_table(results: Mapping[str, Any]) -> str:
         found = [entry["worst"].get(size) for entry in entries]
         shown = [f"{one['psnr']:.2f} dB, SSIM {one['ssim']:.3f}" if one else "" for one in found]
         row(f"{size} server{'s' * (size != '1')}, worst coalition", shown)
-    row("undefended split, same attack", [f"{max(entry['undefended'].values()):.2f} dB" for entry in entries])
+    row("undefended split, the attack that does best on it", [_undefended(entry) for entry in entries])
     images = max(one["images"] for entry in entries for one in entry["coalitions"])
     made_by = results["made_by"]
     several = any(one.get("attack", "decoder") != "decoder" for entry in entries for one in entry["coalitions"])
@@ -107,9 +107,14 @@ def privacy_table(results: Mapping[str, Any]) -> str:
     return (
         "\n".join(rows) + f"\n\nMean PSNR per image over {images:,} test images; {attack} each "
         "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature "
-        f"after its first convolution, the first {min(images, UNDEFENDED_IMAGES):,} images). "
+        f"after its first convolution, at most {min(images, UNDEFENDED_IMAGES):,} images). "
         f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
     )
+
+
+def _undefended(entry: Mapping[str, Any]) -> str:
+    attack, psnr = max(entry["undefended"].items(), key=lambda item: item[1])
+    return f"{psnr:.2f} dB ({attack})"
 
 
 def figures(folder: Path) -> str:

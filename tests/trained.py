@@ -53,6 +53,18 @@ def write_data(folder: Path, *, train_copies: int = 26, test_copies: int = 50) -
     return folder
 
 
+#: A last stage, for `tiny_values()["train"]["fusion"]`.
+FUSION_STAGE: dict[str, Any] = {
+    "epochs": 1,
+    "batch": 64,
+    "optimizer": "adamw",
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+    "crop_padding": 0,
+    "malicious": 1.0,
+}
+
+
 def tiny_values(servers: int = 3) -> dict[str, Any]:
     """A config that trains in seconds."""
     stage = {

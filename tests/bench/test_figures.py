@@ -41,7 +41,7 @@ def test_figures_are_those_of_the_result_files(results: Path) -> None:
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
     assert "| floor: knows the class (class mean) | 13.00 dB |" in text
-    assert "| undefended split, same attack | 33.00 dB |" in text
+    assert "| undefended split, the attack that does best on it | 33.00 dB (decoder) |" in text
     assert "commit 0123456789" in text
 
 

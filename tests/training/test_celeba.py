@@ -172,7 +172,6 @@ def test_training_learns_attributes_and_export_refuses_them(folder: Path, tmp_pa
     ("section", "keys", "name"),
     [
         ("loss", {"rate": 0.1}, r"loss\.rate"),
-        ("fusion", {"malicious": 0.1}, r"fusion\.malicious"),
         ("adversary", {"weight": 0.1}, r"\[adversary\]"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict, load_config
 from privdfs_training.errors import TrainingConfigError
-from tests.trained import tiny_values
+from tests.trained import FUSION_STAGE, tiny_values
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -44,7 +44,8 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("masks", "settled", 0.0, "share of the stage"),
         ("head", "stages", [], "at least one"),
         ("fusion", "branch_dropout", 1.0, "probability"),
-        ("fusion", "malicious", 1.5, "probability"),
+        ("train", "fusion", FUSION_STAGE | {"malicious": -1.0}, "weight of a loss"),
+        ("train", "fusion", FUSION_STAGE | {"epochs": 0}, "at least 1 epoch"),
         ("backbone", "name", "resnet21", "Invalid enum value"),
         ("backbone", "width", "wide", "Expected `int`"),
     ],
@@ -58,15 +59,15 @@ def test_values_that_cannot_work_are_refused(section: str, key: str, value: Any,
 
 def test_liars_among_two_servers_are_refused() -> None:
     values = tiny_values(servers=2)
-    values["fusion"]["malicious"] = 0.3
+    values["train"]["fusion"] = FUSION_STAGE
     with pytest.raises(TrainingConfigError, match="no minority can lie"):
         config_from_dict(values, "tests")
 
 
 def test_liars_about_attributes_are_refused() -> None:
     values = tiny_values()
-    values["fusion"]["malicious"], values["data"]["name"] = 0.3, "celeba-attributes"
-    with pytest.raises(TrainingConfigError, match=r"fusion\.malicious goes by the class"):
+    values["train"]["fusion"], values["data"]["name"] = FUSION_STAGE, "celeba-attributes"
+    with pytest.raises(TrainingConfigError, match=r"train\.fusion\.malicious goes by the class"):
         config_from_dict(values, "tests")
 
 

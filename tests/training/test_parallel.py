@@ -16,7 +16,7 @@ from privdfs_training.checkpoint import read_checkpoint
 from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
-from tests.trained import QUIET, tiny_values, write_data, write_toml
+from tests.trained import FUSION_STAGE, QUIET, tiny_values, write_data, write_toml
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).parent / "stopping_worker.py")
@@ -26,6 +26,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
 }
 STEPS = {"baseline": 4, "masks": 6, "finetune": 3}
+FUSION_STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def values_of_every_step() -> dict[str, Any]:
     values["train"]["precision"] = "float32"
     values["masks"] |= {"learned_levels": True}
     values["loss"] |= {"rate": 0.01, "bits": 0.01, "decorrelation": 0.1}
-    values["fusion"] |= {"malicious": 0.5}
+    values["train"]["fusion"] = FUSION_STAGE | {"batch": 60, "epochs": FUSION_STEPS, "learning_rate": 1e-3}
     values["adversary"] = {"weight": 0.5, "kind": "decoder", "width": 4, "start": 0.0, "warm_up": 2}
     values["data"]["flip"] = True
     return values

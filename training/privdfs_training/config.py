@@ -121,7 +121,6 @@ class FusionConfig(_Section, frozen=True):
 
     hidden: int
     branch_dropout: float  # probability that an answer is withheld during training
-    malicious: float = 0.0  # probability that a minority lies, in the term that teaches the fusion; 0: no such term
 
 
 class LossConfig(_Section, frozen=True):
@@ -161,12 +160,19 @@ class StageConfig(_Section, frozen=True):
     crop_padding: int  # pixels added on each side before a random crop of the original size; 0 crops nothing
 
 
+class FusionStageConfig(StageConfig, frozen=True):
+    """The stage that trains the fusion alone, on the answers of branches that no longer change."""
+
+    malicious: float = 0.0  # weight of the loss while a minority lies, beside the honest one's weight of one
+
+
 class TrainConfig(_Section, frozen=True):
-    """The three stages, in the order in which they run."""
+    """The stages, in the order in which they run; without `fusion`, the fusion stays as the two before left it."""
 
     baseline: StageConfig
     masks: StageConfig
     finetune: StageConfig
+    fusion: FusionStageConfig | None = None
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products; weights are always float32
     compile: bool = False  # whether torch.compile fuses all networks but the head, at the cost of a slow start
 
@@ -377,7 +383,7 @@ def _attribute_problems(config: Config) -> list[str]:
     by_class = {
         "loss.rate": config.loss.rate > 0,
         "[adversary]": config.adversary is not None,
-        "fusion.malicious": config.fusion.malicious > 0,
+        "train.fusion.malicious": _malicious(config) > 0,
     }
     message = "goes by the class of an image, and images with attributes have none: remove it"
     return [f"{name} {message}" for name, given in by_class.items() if given]
@@ -461,26 +467,24 @@ def _adversary_problems(config: Config) -> list[str]:
 
 
 def _fusion_problems(config: Config) -> list[str]:
-    fusion, servers = config.fusion, config.masks.servers
+    dropout, malicious, servers = config.fusion.branch_dropout, _malicious(config), config.masks.servers
     checks = (
+        (not 0 <= dropout < 1, f"fusion.branch_dropout is {dropout}; it is a probability below 1"),
+        (malicious < 0, f"train.fusion.malicious is {malicious}; it is the weight of a loss, 0 or more"),
         (
-            not 0 <= fusion.branch_dropout < 1,
-            f"fusion.branch_dropout is {fusion.branch_dropout}; it is a probability below 1",
-        ),
-        (
-            not 0 <= fusion.malicious <= 1,
-            f"fusion.malicious is {fusion.malicious}; it is a probability, from 0 to 1",
-        ),
-        (
-            fusion.malicious > 0 and servers < 3,
-            f"fusion.malicious is {fusion.malicious}, but of {servers} servers no minority can lie: use 0.0",
+            malicious > 0 and servers < 3,
+            f"train.fusion.malicious is {malicious}, but of {servers} servers no minority can lie: use 0.0",
         ),
     )
     return [problem for wrong, problem in checks if wrong]
 
 
+def _malicious(config: Config) -> float:
+    return 0.0 if config.train.fusion is None else config.train.fusion.malicious
+
+
 def _other_problems(config: Config) -> list[str]:
-    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune")}
+    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune", "fusion")}
     checks = (
         (
             config.branch.together and config.branch.kind != "residual",
@@ -492,6 +496,7 @@ def _other_problems(config: Config) -> list[str]:
                 f"train.{name} needs at least 1 epoch and a batch of at least 2",
             )
             for name, stage in stages.items()
+            if stage is not None
         ),
         (
             config.train.baseline.epochs == 0 and config.backbone.checkpoint is None,

@@ -167,40 +167,37 @@ def searched_lies(
     return lies
 
 
-def random_minority(answered: Tensor, probability: float) -> Tensor:
-    """Who lies in training: with a probability per image, a minority of those who answer, of any size.
+def random_minority(answered: Tensor) -> Tensor:
+    """Who lies in training: of every image, a minority of those who answer, of any size.
 
     Args:
         answered: bool [batch, servers].
-        probability: That an image has liars at all; where one or two servers answer, nobody lies.
 
     Returns:
-        bool [batch, servers]: fewer than half of the answering servers of each image.
+        bool [batch, servers]: at least one and fewer than half of the answering servers of each image; where one or two
+        answer, nobody.
     """
     batch, device = len(answered), answered.device
     most = (answered.sum(dim=1) - 1) // 2
     liars = (torch.rand(batch, device=device) * most).floor() + 1
-    liars = torch.where((torch.rand(batch, device=device) < probability) & (most > 0), liars, 0)
+    liars = torch.where(most > 0, liars, 0)
     order = torch.where(answered, torch.rand(answered.shape, device=device), 2.0).argsort(dim=1).argsort(dim=1)
     return order < liars[:, None]
 
 
-def mixed_lies(fuse: Fuse, answers: Tensor, answered: Tensor, labels: Tensor, probability: float) -> Tensor:
-    """Answers as the fusion hears them in training: some images have a lying minority, of one kind each.
+def mixed_lies(fuse: Fuse, answers: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
+    """Answers as the fusion hears them in training while a minority lies, of every image in one way.
 
     Args:
         fuse: The fusion that is trained; its parameters get no gradient here.
         answers: Honest logits, float [batch, servers, classes].
         answered: bool [batch, servers].
         labels: int64 [batch].
-        probability: That an image has liars; with zero, nothing is drawn and the answers are given back.
 
     Returns:
-        float [batch, servers, classes]. No gradient flows through a lie, so branches do not learn to lie well.
+        float [batch, servers, classes]. No gradient flows through a lie.
     """
-    if probability == 0:
-        return answers
-    lying, honest = random_minority(answered, probability), answers.detach()
+    lying, honest = random_minority(answered), answers.detach()
     batch, device = len(answers), answers.device
     classes = torch.randint(0, answers.shape[2], (batch,), device=device)
     kinds = torch.stack(

@@ -93,9 +93,10 @@ def train(config: Config, data: ImageData, folder: Path, console: Console, *, de
     if config.train.compile:
         _compile(system, device)
     compute = Compute(device, config.train.precision)
-    result = run_stages(stages(config, system, data), config, system, data, folder, console, compute)
+    todo = stages(config, system, data)
+    result = run_stages(todo, config, system, data, folder, console, compute)
     path = folder / "system.safetensors"
-    measured = {"baseline": result["baseline"], "fused": result["finetune"]}
+    measured = {"baseline": result["baseline"], "fused": result[todo[-1].name]}
     parallel.first_only(lambda: save_system(path, system, config, data, measured))
     return path
 

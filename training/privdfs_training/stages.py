@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
-from privdfs_training.config import Config, MaskConfig, RunConfig, StageConfig
+from privdfs_training.config import Config, FusionStageConfig, MaskConfig, RunConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
 from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
@@ -56,7 +56,10 @@ class Stage:
 
 
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
-    """The stages of a run, in order: baseline, masks and branches, fine-tuning with frozen masks and an int8 head.
+    """The stages of a run, in order.
+
+    Baseline, masks and branches, fine-tuning with frozen masks and an int8 head, and, where the config has it, the fusion
+    alone.
 
     Args:
         config: The run.
@@ -64,7 +67,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         data: Its images.
 
     Returns:
-        Baseline, masks, finetune.
+        Named baseline, masks, finetune, and fusion.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
@@ -78,14 +81,12 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             system.baseline.eval()  # the teacher; its statistics are no longer its own business
             teacher = system.baseline(images).float()
         temperature, noise = _temperature_and_noise(config.masks, progress)
-        partitions = None if system.family is None else parallel.per_image(system.family.draw, len(images))
-        encoded = system.encode(images, temperature=temperature, noise=noise, partitions=partitions)
+        encoded = system.encode(
+            images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
+        )
         answers = system.answer(encoded.inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
         total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
-        if config.fusion.malicious > 0:
-            lied_to = _loss_under_lies(config, system, answers.detach(), answered, labels)
-            total, terms = total + lied_to, terms | {"malicious": float(lied_to.detach())}
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
             total, terms = total + config.loss.rate * bits, terms | {"rate": float(bits.detach())}
@@ -109,7 +110,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         system.head.calibrate(on=False)
         system.head.quantise()
 
-    return (
+    todo = [
         baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
         Stage(
             name="masks",
@@ -131,19 +132,46 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             classify=system,
             adversary=finetune_adversary,
         ),
+    ]
+    if config.train.fusion is not None:
+        todo.append(_fusion_stage(config, config.train.fusion, system, split_sections))
+    return tuple(todo)
+
+
+def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sections: tuple[str, ...]) -> Stage:
+    """The fusion alone: honest servers, some of them silent, and a lying minority, both of all images.
+
+    Apart from the branches, because those would learn to make up for liars and tell an honest fusion less, and because
+    a fusion that still follows moving branches learns neither well.
+    """
+
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            answers = system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float()
+        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
+        honest = F.cross_entropy(*choices(system.fusion(answers, answered), labels))
+        terms = {"fused": float(honest.detach())}
+        if budget.malicious == 0:
+            return honest, terms
+        # Lies are drawn for the whole batch, so that several processes draw what one does.
+        heard = mixed_lies(system.fusion, *map(parallel.gather, (answers, answered, labels)))
+        lied_to = F.cross_entropy(system.fusion(parallel.part(heard), answered), labels)
+        return honest + budget.malicious * lied_to, terms | {"malicious": float(lied_to.detach())}
+
+    return Stage(
+        name="fusion",
+        config=budget,
+        parts=("fusion",),
+        sections=sections,
+        prepare=lambda: None,
+        loss=loss,
+        classify=system,
     )
 
 
-def _loss_under_lies(config: Config, system: System, answers: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the fused answer while a minority lies.
-
-    For the fusion alone: `answers` are detached, since a branch that is also to make up for liars tells the honest
-    fusion less.
-    """
-    all_answers, all_answered, all_labels = map(parallel.gather, (answers, answered, labels))
-    heard = mixed_lies(system.fusion, all_answers, all_answered, all_labels, config.fusion.malicious)
-    heard = parallel.part(heard)
-    return F.cross_entropy(system.fusion(heard, answered), labels)
+def _partitions(system: System, images: int) -> Tensor | None:
+    """Of a keyed system, a random partition for every image."""
+    return None if system.family is None else parallel.per_image(system.family.draw, images)
 
 
 def _price_of_telling(
