@@ -58,7 +58,7 @@ class Stage:
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
     """The stages of a run, in order.
 
-    Baseline, masks and branches, fine-tuning with frozen masks and an int8 head; if the config has it, the fusion alone.
+    Baseline, masks and branches, fine-tuning with frozen masks and an int8 head; then the fusion alone.
 
     Args:
         config: The run.
