@@ -10,7 +10,8 @@
 `AsyncClient` is the same for asyncio. `Client.local(release_dir)` runs a whole release in this process, for development
 and tests. All errors derive from `Error`; the module `privdfs.testing` has a programmable server for your tests.
 
-The names in `__all__`, and those of `privdfs.testing`, are the public interface; everything else may change.
+The names in `__all__`, and those of `privdfs.testing` and `privdfs.otel`, are the public interface; everything
+else may change.
 """
 
 from privdfs._async_client import AsyncClient
@@ -31,6 +32,7 @@ from privdfs._errors import (
     ImageError,
     LeakageError,
     NotEnoughAnswersError,
+    QueryBudgetError,
     SelfTestError,
     ServerError,
     ServerMismatchError,
@@ -38,6 +40,7 @@ from privdfs._errors import (
     ServerUnavailableError,
 )
 from privdfs._keys import UserKey
+from privdfs._queries import Queries
 from privdfs._result import Health, Result, Timings
 from privdfs._store import BundleStore
 from privdfs._tls import TLS, Token
@@ -64,6 +67,8 @@ __all__ = [
     "ImageError",
     "LeakageError",
     "NotEnoughAnswersError",
+    "Queries",
+    "QueryBudgetError",
     "Result",
     "Retries",
     "SelfTest",

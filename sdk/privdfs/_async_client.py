@@ -53,6 +53,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
         wait: "all" or "quorum"; see `Client`.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        queries: a budget of images for each key, and a record of repeats; several clients may share one.
+        telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
             than so many dB better than the class mean, or does not say how well; None takes any.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
@@ -114,7 +116,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         return _LocalInThread(servers)
 
     async def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        return call.finish(chunk, await self._transport.exchange(call, chunk))
+        return call.finish(chunk, await self._transport.exchange(call, chunk) if chunk.size else [])
 
 
 class _LocalInThread:

@@ -1,5 +1,6 @@
 """What the two clients have in common: arguments, settings, and who owns the connections."""
 
+import os
 from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -7,18 +8,24 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from privdfs._bundle import Bundle
 from privdfs._config import Retries, Server, Wait, check_servers
 from privdfs._constants import DEFAULT_TIMEOUT_S
-from privdfs._core import Call, Settings
+from privdfs._core import Call, Observer, Settings
 from privdfs._errors import ConfigError
 from privdfs._keys import UserKey
 from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import ClientManifest
+from privdfs._queries import Queries
 from privdfs._signature import Trust
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 CLOSED = "the client is closed: make a new one, and close it when the last call has ended"
+
+FORKED = (
+    "the client was made before this process was forked, and its connections and threads did not come along: open the "
+    "bundle and make the client in the child process"
+)
 
 T = TypeVar("T")
 
@@ -29,6 +36,7 @@ class Shared(Generic[T]):
     def __init__(self, transport: T) -> None:
         self.transport = transport
         self.closed = False
+        self.pid = os.getpid()
 
 
 class BaseClient(Generic[T]):
@@ -44,6 +52,8 @@ class BaseClient(Generic[T]):
         wait: Wait = "all",
         retries: Retries | None = None,
         key: UserKey | bytes | None = None,
+        queries: Queries | None = None,
+        telemetry: Observer | None = None,
         max_leakage_db: float | None = None,
         allow_shared_hosts: bool = False,
         trust: Trust | None = None,
@@ -57,7 +67,16 @@ class BaseClient(Generic[T]):
             opened = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
         refuse_leakage(opened.manifest, max_leakage_db)
         checked = check_servers(servers, opened.n_servers, allow_shared_hosts=allow_shared_hosts)
-        settings = Settings.check(opened, timeout=timeout, min_answers=min_answers, wait=wait, retries=retries, key=key)
+        settings = Settings.check(
+            opened,
+            timeout=timeout,
+            min_answers=min_answers,
+            wait=wait,
+            retries=retries,
+            key=key,
+            queries=queries,
+            telemetry=telemetry,
+        )
         self._begin(settings, Shared(self._connect(opened.manifest, checked)), owner=True)
 
     @classmethod
@@ -144,4 +163,6 @@ class BaseClient(Generic[T]):
     def _call(self, timeout: float | None) -> Call:
         if self._closed or self._shared.closed:
             raise ConfigError(CLOSED)
+        if os.getpid() != self._shared.pid:
+            raise ConfigError(FORKED)
         return self._settings.begin(timeout)

@@ -45,7 +45,8 @@ class Client(BaseClient[Transport]):
     """Classifies images with the help of servers none of which sees the image.
 
     A client may be used from several threads at once. It holds one connection to each replica, opened at the first
-    call (or by `warmup`); close it, or use it as a context manager. After a fork, make a new one in the child.
+    call (or by `warmup`); close it, or use it as a context manager. In a forked child
+    it refuses every call: make a new one there.
 
     Args:
         bundle: the client folder of a release, or an opened `Bundle`.
@@ -56,6 +57,8 @@ class Client(BaseClient[Transport]):
             answered, and cancels the rest.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        queries: a budget of images for each key, and a record of repeats; several clients may share one.
+        telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
             than so many dB better than the class mean, or does not say how well; None takes any.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
@@ -83,6 +86,7 @@ class Client(BaseClient[Transport]):
         Raises:
             ImageError: the image cannot be used; nothing was sent.
             ConfigError: the timeout makes no sense, or the client is closed.
+            QueryBudgetError: `queries` does not let the image be sent.
             DeadlineExceededError: the time was over before anything was sent.
             NotEnoughAnswersError: fewer than `min_answers` servers gave a usable answer in time.
         """
@@ -150,7 +154,7 @@ class Client(BaseClient[Transport]):
         return servers
 
     def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        return call.finish(chunk, self._transport.exchange(call, chunk))
+        return call.finish(chunk, self._transport.exchange(call, chunk) if chunk.size else [])
 
 
 class _GrpcServers:

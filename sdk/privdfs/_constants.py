@@ -37,6 +37,10 @@ DOWNLOAD_LIMIT_S = 1800.0
 #: Longest that an installation waits for another one of the same store.
 STORE_LOCK_LIMIT_S = 120.0
 
+#: Images that `Queries` remembers, unless it is told otherwise, and at most (about a kilobyte each).
+DEFAULT_REPEATS = 256
+MAX_REPEATS = 100_000
+
 #: Images with more pixels are refused before they are decoded (a 64-megapixel photo takes 192 MB as RGB).
 MAX_PIXELS = 64_000_000
 #: Images with a shorter side are refused: nothing can be recognised in them.

@@ -7,7 +7,7 @@ the answers back (`_exchange.py`) -> fuse. One `Deadline`, set at the start, cov
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from privdfs._errors import AnswerError, DeadlineExceededError, NotEnoughAnswers
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
 from privdfs._manifest import PARTITION_BYTES, accuracy_of
+from privdfs._queries import Asked, Queries
 from privdfs._result import Result, Timings
 from privdfs._suspects import Suspects
 
@@ -84,12 +85,23 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that travel together, and their shares by server."""
+    """Images that travel together, and their shares by server; none of either where `Queries` knows all of them."""
 
     size: int
     shares: tuple[Share, ...]
     decode_ms: float
     encode_ms: float
+    asked: Asked | None = None
+
+
+class Observer(Protocol):
+    """Is told of every part of a call that ends; `privdfs.otel.Telemetry` is one."""
+
+    def note(
+        self, release: str, images: int, outcomes: Sequence[Outcome], seconds: float, error: BaseException | None
+    ) -> None:
+        """Record a part that ends now, `seconds` after its call began, with an error or with results."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,8 @@ class Settings:
     retries: Retries
     partition: int | None
     suspects: Suspects = field(repr=False)
+    queries: Queries | None = None
+    telemetry: Observer | None = None
 
     @classmethod
     def check(
@@ -114,6 +128,8 @@ class Settings:
         wait: str,
         retries: Retries | None,
         key: UserKey | bytes | None,
+        queries: Queries | None = None,
+        telemetry: Observer | None = None,
     ) -> "Settings":
         """Settings from a client's arguments.
 
@@ -128,6 +144,8 @@ class Settings:
             check_retries(retries),
             bundle.partition(key),
             Suspects(bundle.manifest),
+            queries,
+            telemetry,
         )
 
     def change(
@@ -162,6 +180,8 @@ class Call:
         self.wait = settings.wait
         self.retries = settings.retries
         self._suspects = settings.suspects
+        self._queries = settings.queries
+        self._telemetry = settings.telemetry
         self._partition = settings.partition
         self._bundle = settings.bundle
 
@@ -195,11 +215,18 @@ class Call:
         return self._bundle.encode(decoded.pixels, partition=self._partition)
 
     def encode(self, decoded: Decoded) -> Chunk:
-        """Make the shares of a chunk.
+        """Make the shares of a chunk, of those images that have to be sent.
 
         Raises:
             DeadlineExceededError: no time is left to send them.
+            QueryBudgetError: `Queries` does not let them be sent.
         """
+        asked = None
+        if self._queries is not None:
+            asked = self._queries.ask(self._bundle.release, self._partition, decoded.pixels, self.min_answers)
+            if not asked.fresh:
+                return Chunk(0, (), decoded.ms, 0.0, asked)
+            decoded = Decoded(decoded.pixels[list(asked.fresh)], decoded.ms)
         started = time.perf_counter()
         shares = self.shares(decoded)
         encode_ms = (time.perf_counter() - started) * 1e3
@@ -213,14 +240,39 @@ class Call:
             shares=tuple(Share(i, values, self._partition) for i, values in enumerate(shares)),
             decode_ms=decoded.ms,
             encode_ms=encode_ms,
+            asked=asked,
         )
 
     def finish(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
-        """Fuse the answers of a chunk: one outcome for every server.
+        """Fuse the answers of a chunk: one outcome for every server, none where nothing was sent.
 
         Raises:
             NotEnoughAnswersError: fewer than `min_answers` servers answered.
         """
+        error: BaseException | None = None
+        try:
+            results = self._fuse(chunk, outcomes) if chunk.size else []
+        except Exception as caught:
+            error = caught
+            raise
+        finally:
+            if self._telemetry is not None and chunk.size:
+                seconds = self.deadline.elapsed_ms / 1e3
+                self._telemetry.note(self._bundle.release, chunk.size, outcomes, seconds, error)
+        if self._queries is None or chunk.asked is None:
+            return results
+        found = self._queries.answer(chunk.asked, self._partition, results)
+        return [
+            found[digest] if position in chunk.asked.fresh else self._repeated(chunk, found[digest])
+            for position, digest in enumerate(chunk.asked.digests)
+        ]
+
+    def _repeated(self, chunk: Chunk, result: Result) -> Result:
+        n_servers = self._bundle.n_servers
+        timings = Timings(chunk.decode_ms, 0.0, (None,) * n_servers, 0.0, self.deadline.elapsed_ms)
+        return replace(result, timings=timings, bytes_up=(0,) * n_servers, repeated=True)
+
+    def _fuse(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
         n_servers, classes = self._bundle.n_servers, self._bundle.classes
         logits = np.zeros((chunk.size, n_servers, len(classes)), dtype=np.float32)
         servers_ms: list[float | None] = [None] * n_servers

@@ -11,6 +11,7 @@
     │   ├── BundleStoreError         a store of bundles is empty, full or damaged, or a download failed
     │   ├── LeakageError             it leaks more than `max_leakage_db`, or nobody measured how much
     │   └── SelfTestError            the golden examples do not come out as recorded
+    ├── QueryBudgetError             the key has asked for too much already (nothing was sent)
     ├── DeadlineExceededError        the time was used up on the device, before anything was sent
     ├── ServerError                  one server gave no usable answer (`.server` says which)
     │   ├── ServerTimeoutError       it did not answer before the deadline
@@ -116,6 +117,20 @@ class LeakageError(BundleError):
 
 class SelfTestError(BundleError):
     """The golden examples of the bundle do not come out on this device as they were recorded."""
+
+
+class QueryBudgetError(Error):
+    """`Queries` does not let this image be sent: the budget of its key is spent, or it was sent under another key.
+
+    Attributes:
+        spent: images that the key has asked for; None where the budget is not the reason.
+        budget: how many it may.
+    """
+
+    def __init__(self, message: str, spent: int | None = None, budget: int | None = None) -> None:
+        super().__init__(message, spent, budget)
+        self.spent = spent
+        self.budget = budget
 
 
 class DeadlineExceededError(Error):

@@ -64,6 +64,7 @@ class Result:
         bytes_up: bytes of the share (and in a keyed release the index of its partition) sent to each server.
         suspects: servers that have kept disagreeing with the others (`_suspects.py` says how often is too often); they
             are faulty or lie, and their operators should hear of it.
+        repeated: whether `Queries` knew the image, and nothing was sent; all but the timings is then of the first time.
         expected_accuracy: of an answer of exactly these servers, as the manifest states it; None where it does not.
         probabilities: float32 [classes].
         classes: names of all classes, in the order of `probabilities`.
@@ -79,6 +80,7 @@ class Result:
     expected_accuracy: float | None
     probabilities: npt.NDArray[np.float32] = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
+    repeated: bool = False
 
     def top(self, k: int) -> list[tuple[str, float]]:
         """The `k` most probable classes (all of them, if there are fewer) with their probabilities, best first.

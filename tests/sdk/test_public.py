@@ -12,9 +12,9 @@ SDK = Path(privdfs.__file__).parent
 PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
     "BundleSignatureError", "BundleStore", "BundleStoreError", "BundleVersionError", "Client", "ConfigError",
-    "DeadlineExceededError", "Error", "Health", "ImageError", "LeakageError", "NotEnoughAnswersError", "Result",
-    "Retries", "SelfTest", "SelfTestError", "Server", "ServerError", "ServerMismatchError", "ServerTimeoutError",
-    "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
+    "DeadlineExceededError", "Error", "Health", "ImageError", "LeakageError", "NotEnoughAnswersError", "Queries",
+    "QueryBudgetError", "Result", "Retries", "SelfTest", "SelfTestError", "Server", "ServerError",
+    "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 
 ALLOWED = {
@@ -23,6 +23,7 @@ ALLOWED = {
     "msgspec",
     "numpy",
     "onnxruntime",
+    "opentelemetry",  # optional, and imported by privdfs.otel alone, when it is asked for
     "PIL",
     "privdfs",
     "safetensors",
