@@ -39,12 +39,18 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
             f"| {_linear(entry)} | {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
     images = {entry["images"] for entry in results["releases"].values()}
-    made_by = results["made_by"]
     counted = " and ".join(f"{count:,}" for count in sorted(images))
     return (
         "\n".join(rows) + f"\n\n{counted} test images; exported int8 files, one real tritonserver per server. "
-        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
+        f"{_commands(results)}"
     )
+
+
+def _commands(results: Mapping[str, Any]) -> str:
+    """How each release was measured, in the order of the table."""
+    made_by = [entry.get("made_by", results["made_by"]) for entry in results["releases"].values()]
+    told = [f"`{one['command']}`, commit {one['commit'][:10]}, {one['date']}" for one in made_by]
+    return "; ".join(dict.fromkeys(told)) + "."
 
 
 def _lying(entry: Mapping[str, Any]) -> str:
@@ -101,14 +107,12 @@ def privacy_table(results: Mapping[str, Any]) -> str:
         row(f"{size} server{'s' * (size != '1')}, worst coalition", shown)
     row("undefended split, the attack that does best on it", [_undefended(entry) for entry in entries])
     images = max(one["images"] for entry in entries for one in entry["coalitions"])
-    made_by = results["made_by"]
     several = any(one.get("attack", "decoder") != "decoder" for entry in entries for one in entry["coalitions"])
     attack = "the strongest of several attacks on" if several else "a decoder trained from scratch for"
     return (
         "\n".join(rows) + f"\n\nMean PSNR per image over {images:,} test images; {attack} each "
         "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature "
-        f"after its first convolution, at most {min(images, UNDEFENDED_IMAGES):,} images). "
-        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
+        f"after its first convolution, at most {min(images, UNDEFENDED_IMAGES):,} images). {_commands(results)}"
     )
 
 
