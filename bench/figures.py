@@ -167,7 +167,30 @@ def privacy_figures(folder: Path) -> str:
             f"{entry['release']}: `{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}; flags: "
             f"{flags or 'not checked'}."
         )
-    return "\n\n".join((BEGIN, "\n".join(rows), "\n".join(about), END))
+    return "\n\n".join(
+        (BEGIN, "\n".join(rows), "\n".join(about), rivals_table(read_results(folder / "rivals.json")), END)
+    )
+
+
+def rivals_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of rivals.json, the least leaking first, and who wins at equal accuracy."""
+    if not results:
+        return "Other defences are not measured yet: `python bench/rivals.py`."
+    rows = ["| system | defence | a coalition receives | client / baseline MACs | accuracy | points lost "]
+    rows[0] += "| strongest attack | PSNR | above class mean |"
+    rows.append("| --- " * 9 + "|")
+    for name, entry in sorted(results["systems"].items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
+        worst, less = entry["worst"], f"{entry['lost_points']:.2f}{'' if entry['matched'] else ', not matched'}"
+        cost = entry["baseline_macs"] / entry["client_macs"]
+        rows.append(
+            f"| {name} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
+            f"| {entry['accuracy']:.2%} | {less} | {worst['attack']} "
+            f"| {worst['psnr']:.2f} dB | {worst['above']:+.2f} dB |"
+        )
+    made_by = results["made_by"]
+    said = ". ".join(results["verdicts"])
+    source = f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
+    return "\n".join(rows) + f"\n\n{said}. {source}"
 
 
 def scaling_figures(folder: Path) -> str:

@@ -78,6 +78,23 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     assert "Not measured yet" in figures.privacy_figures(results)
 
 
+def test_rivals_are_ranked_by_what_they_leak() -> None:
+    assert "not measured yet" in figures.rivals_table({})
+    about = {"data": "fashion-mnist", "bits": 64, "client_macs": 10, "baseline_macs": 205, "accuracy": 0.925}
+    mine = about | {"defence": "shares, learned masks", "lost_points": 0.5, "matched": True}
+    mine |= {"worst": {"attack": "dense", "psnr": 14.5, "above": 1.0}}
+    other = about | {"defence": "cem", "lost_points": 2.0, "matched": False}
+    other |= {"worst": {"attack": "decoder", "psnr": 14.0, "above": 0.5}}
+    made_by = {"command": "rivals.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+    found = {"made_by": made_by, "systems": {"mine": mine, "other": other}, "verdicts": ["nothing is compared"]}
+    lines = figures.rivals_table(found).splitlines()
+    assert lines[2].startswith(
+        "| other | cem | 64 bits | 1/20.5 | 92.50% | 2.00, not matched | decoder | 14.00 dB | +0.50 dB |"
+    )
+    assert lines[3].startswith("| mine | shares, learned masks | 64 bits | 1/20.5 | 92.50% | 0.50 | dense | 14.50 dB |")
+    assert lines[-1] == "nothing is compared. `rivals.py`, commit 0123456789, 2026-01-01."
+
+
 def test_the_readme_shows_what_the_committed_results_say() -> None:
     assert figures.main(["--check"]) == 0
 

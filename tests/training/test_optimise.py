@@ -54,6 +54,8 @@ def test_an_attacker_who_knows_the_mask_sees_what_one_who_does_not_cannot() -> N
     ignorant = score(optimise(unaware, budget, seed=0, progress=quiet).images, images).psnr
     assert knows >= ignorant + 10
     assert knows > 25
+    told = Measured("optimisation", (0,), ignorant, (ignorant, ignorant), 200, 5.0, 20, "", aware=False)
+    assert [flag.check for flag in check_each([told])] == ["unaware"]
 
 
 def test_a_value_explains_everything_that_rounds_to_it() -> None:

@@ -1,0 +1,173 @@
+"""The same attacks on a release and on rivals: all tiny, all really trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import rivals
+from bench._audit import Effort
+from privdfs_training.attacks.decoder import DecoderBudget
+from privdfs_training.attacks.optimise import OptimiseBudget
+from privdfs_training.data import DataSet, in_memory, load_data
+from privdfs_training.rivals.config import rival_config
+from privdfs_training.rivals.system import load_rival
+from privdfs_training.rivals.train import train_rival
+from tests.trained import QUIET, tiny_values
+
+TINY = Effort(
+    pairs=500,
+    targets=40,
+    optimised=12,
+    dense=DecoderBudget(epochs=6, width=8),
+    strong=DecoderBudget(epochs=2, width=8, blocks=1),
+    sizes=False,
+    every=False,
+    forms=(),
+    optimise=OptimiseBudget(steps=60, restarts=1),
+    undefended=100,
+)
+
+
+@pytest.fixture(scope="module")
+def data(data_folder: Path) -> DataSet:
+    return in_memory(load_data("fashion-mnist", data_folder))
+
+
+def rival_values(kind: str, **defence: Any) -> dict[str, Any]:
+    """A shallow cut, trained for one epoch."""
+    values = tiny_values()
+    stage = values["train"]["baseline"] | {"epochs": 1}
+    return {
+        "name": f"tiny-{kind}",
+        "seed": 0,
+        "data": values["data"],
+        "backbone": {"name": "resnet8", "width": 4},
+        "head": {"stem": 16, "stages": [[16, 1]], "channels": 8},
+        "branch": {"width": 8, "blocks": 1},
+        "defence": {"kind": kind, **defence},
+        "loss": {"distillation": 0.1, "distillation_temperature": 4.0, "label_smoothing": 0.0},
+        "train": {"baseline": stage, "split": stage},
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, data: DataSet) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("rivals")
+    noise = {"weight": 0.5, "noise": 0.3, "components": 2, "momentum": 0.9}
+    kinds: dict[str, dict[str, Any]] = {"none": {}, "cem": noise}
+    return {
+        kind: train_rival(rival_config(rival_values(kind, **defence), folder), data, folder / kind, QUIET)
+        for kind, defence in kinds.items()
+    }
+
+
+@pytest.fixture
+def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rivals.EFFORTS, "quick", TINY)
+
+
+def attacked(out: Path, data_folder: Path, *systems: Path) -> int:
+    options = ["--effort", "quick", "--data", str(data_folder), "--out", str(out)]
+    return rivals.main([*map(str, systems), *options])
+
+
+@pytest.mark.usefixtures("tiny_effort")
+def test_all_systems_meet_the_same_attacks(
+    checkpoints: dict[str, Path],
+    trained_release: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "rivals.json"
+    assert attacked(out, data_folder, trained_release, checkpoints["none"]) == 0
+    assert attacked(out, data_folder, checkpoints["cem"]) == 0
+    systems = json.loads(out.read_text())["systems"]
+    assert set(systems) == {trained_release.name, "tiny-none", "tiny-cem"}
+    for entry in systems.values():
+        assert {name: one["images"] for name, one in entry["attacks"].items()} == {
+            "dense": 40,
+            "decoder": 40,
+            "optimisation": 12,
+            "optimisation-tv": 12,
+        }
+        assert entry["matched"] is (entry["lost_points"] <= 1)
+        assert entry["worst"]["above"] == max(one["above"] for one in entry["attacks"].values())
+    ours, plain, noisy = systems[trained_release.name], systems["tiny-none"], systems["tiny-cem"]
+    assert (ours["servers"], len(ours["members"]), ours["bits"]) == (3, 1, 96)
+    assert (plain["defence"], plain["bits"], noisy["bits"]) == ("none", 8 * 14 * 14 * 8, 8 * 14 * 14 * 32)
+    # The attacks break what nothing defends, or what they say of the others would mean nothing.
+    assert plain["worst"]["above"] > 6
+    assert plain["worst"]["psnr"] > ours["worst"]["psnr"] + 3
+    told = capsys.readouterr().out
+    assert "tiny-cem" in told
+    assert "fashion-mnist, effort quick" in told
+
+    # What was measured is not measured again.
+    before = out.read_text()
+    assert attacked(out, data_folder, checkpoints["none"]) == 0
+    assert "already" in " ".join(capsys.readouterr().out.split())
+    assert out.read_text() == before
+
+
+def test_the_view_of_a_rivals_server_is_what_travels(checkpoints: dict[str, Path], data: DataSet) -> None:
+    rival = load_rival(checkpoints["none"])
+    view = rivals.rival_view(rival, data, TINY)
+    assert view.shares.dtype == torch.int8
+    assert torch.equal(view.received, rival.feature(data.test_images[:40], seed=9))
+    assert view.steps is not None
+    with torch.no_grad():
+        again = view.steps(data.test_images[:40].float() / 255)
+    assert (again.round().clamp(-127, 127) - view.received.float()).abs().max() <= 1
+    row = rivals.flat(view)
+    assert row.steps is not None
+    assert row.received.shape == row.steps(data.test_images[:40].float() / 255).shape == (40, 8 * 14 * 14)
+    assert row.limits.shape == (8 * 14 * 14,)
+
+
+def test_noise_of_a_view_is_never_drawn_twice(checkpoints: dict[str, Path], data: DataSet) -> None:
+    view = rivals.rival_view(load_rival(checkpoints["cem"]), data, TINY)
+    images = data.test_images[:4].float() / 255
+    assert view.steps is not None
+    with torch.no_grad():
+        one, other = view.steps(images), view.steps(images)
+    assert 0.2 < float((one - other).std() / 2**0.5) < 0.4  # 0.3 in the config
+    assert not torch.equal(view.received[:4], one)
+
+
+def entry(defence: str, above: float, accuracy: float = 0.925) -> dict[str, Any]:
+    worst = {"above": above}
+    about = {"data": "fashion-mnist", "effort": "quick", "accuracy": accuracy, "matched": accuracy >= 0.92}
+    return about | {"defence": defence, "worst": worst}
+
+
+def test_the_verdict_is_the_rivals_when_the_rival_wins() -> None:
+    systems = {"mine": entry(rivals.OURS, 1.5), "cem": entry("cem", 1.25), "none": entry("none", 14.0)}
+    (said,) = rivals.verdicts(systems)
+    assert "cem leaks least, +1.25 dB above the class mean; mine +1.50 dB" in said
+    (said,) = rivals.verdicts(systems | {"cem": entry("cem", 2.5)})
+    assert "mine leaks least, +1.50 dB above the class mean; cem +2.50 dB" in said
+
+
+def test_who_loses_more_than_a_point_is_not_ranked() -> None:
+    systems = {"mine": entry(rivals.OURS, 1.5), "cem": entry("cem", 0.25, accuracy=0.91)}
+    assert "no other system within 1 point" in rivals.verdicts(systems)[0]
+    random = systems | {"cut": entry("shares, random masks", 4.0)}
+    assert "mine leaks least, +1.50 dB above the class mean; cut +4.00 dB" in rivals.verdicts(random)[0]
+    assert "no release within" in rivals.verdicts({"cem": entry("cem", 0.25)})[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("none.safetensors", "none.safetensors"), ("empty", "manifest.json"), ("text", "text")]
+)
+def test_what_is_no_system_is_refused(
+    tmp_path: Path, data_folder: Path, path: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("no weights")
+    assert attacked(tmp_path / "rivals.json", data_folder, tmp_path / path) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "rivals.json").exists()
