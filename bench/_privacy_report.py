@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from _audit import SHOWN, Done, Victim
+from _common import read_results
 from _html import document, picture, table
 from _privacy_pictures import (
     Strip,
@@ -50,9 +51,7 @@ _NO_IMAGES = (
 )
 
 
-def write_report(
-    folder: Path, name: str, entry: Mapping[str, Any], strips: Sequence[Strip], frontier: Mapping[str, Any]
-) -> Path:
+def write_report(folder: Path, name: str, entry: Mapping[str, Any], strips: Sequence[Strip], frontier: Path) -> Path:
     """Write the page of a release, and its pictures beside it.
 
     Args:
@@ -60,12 +59,13 @@ def write_report(
         name: Of the release.
         entry: Of the release in the result file.
         strips: What came out of the attacks; none draws no images.
-        frontier: Results of bench/frontier.py; {} for none.
+        frontier: Results of bench/frontier.py, with their picture beside; the file need not exist.
 
     Returns:
         The page's path.
 
     Raises:
+        BenchError: The frontier's results are damaged.
         OSError: A file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,9 +175,9 @@ def _attacks(entry: Mapping[str, Any]) -> str:
     )
 
 
-def _frontier(frontier: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+def _frontier(path: Path, entry: Mapping[str, Any]) -> list[str]:
     """Accuracy against leakage of other systems on the same data set, if any were measured."""
-    data = entry["data"].partition(",")[0]
+    frontier, data = read_results(path), entry["data"].partition(",")[0]
     runs = [run for run in frontier.get("runs", []) if run["data"] == data]
     if not runs:
         return []
@@ -200,4 +200,5 @@ def _frontier(frontier: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str
         "<h2>Accuracy and leakage</h2>",
         f"<p>Other systems on {escape(data)}, attacked by one decoder alone (bench/frontier.py).</p>",
         table(head, rows),
+        *(picture(drawn) for drawn in [path.with_suffix(".png")] if drawn.exists()),
     ]

@@ -158,7 +158,7 @@ def report(
     Returns:
         The page, of two the one with images.
     """
-    frontier = read_results(options.out.with_name("frontier.json"))
+    frontier = options.out.with_name("frontier.json")
     shared = victim.data.name in MAY_BE_PASSED_ON
     page = write_report(
         options.out.with_suffix("") / name, name, entry, strips(victim, done) if shared else [], frontier

@@ -1,6 +1,7 @@
 """The page of an audit: flags first, every figure, nothing loaded from elsewhere, no image that may not be shown."""
 
 import argparse
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,9 @@ def drawn(label: str, channels: int = 1) -> Strip:
 
 
 def test_the_page_has_flags_first_and_every_figure(entry: dict[str, Any], tmp_path: Path) -> None:
-    page = write_report(tmp_path / "new", "small", entry, [drawn("original"), drawn("dense")], {})
+    page = write_report(
+        tmp_path / "new", "small", entry, [drawn("original"), drawn("dense")], tmp_path / "frontier.json"
+    )
     html = page.read_text()
     for figure in ("12.75", "13.25", "14.38", "15.62", "+1.38", "9.88", "10.50", "27.12"):
         assert figure in html
@@ -71,14 +74,14 @@ def test_the_page_has_flags_first_and_every_figure(entry: dict[str, Any], tmp_pa
 
 
 def test_without_flags_it_does_not_say_that_all_is_well(entry: dict[str, Any], tmp_path: Path) -> None:
-    html = write_report(tmp_path, "small", entry | {"flags": []}, [], {}).read_text()
+    html = write_report(tmp_path, "small", entry | {"flags": []}, [], tmp_path / "frontier.json").read_text()
     assert "does not prove" in html
 
 
 def test_pixels_are_drawn_as_they_are(entry: dict[str, Any], tmp_path: Path) -> None:
     images = np.zeros((2, 3, 8, 8), np.uint8)
     images[1, 0] = 200
-    write_report(tmp_path, "small", entry, [Strip("x", images)], {})
+    write_report(tmp_path, "small", entry, [Strip("x", images)], tmp_path / "frontier.json")
     with Image.open(tmp_path / "reconstructions.png") as picture:
         colours = {colour for count, colour in picture.convert("RGB").getcolors(1 << 20) or [] if count > 1000}
     assert {(0, 0, 0), (200, 0, 0), (255, 255, 255)} <= colours
@@ -103,9 +106,11 @@ def test_the_frontier_of_the_same_data_set(entry: dict[str, Any], tmp_path: Path
         run | {"name": "fashion-k8", "worst": {"1": {"psnr": 14.5}}},
         run | {"name": "cifar-k8", "data": "cifar10", "worst": {}},
     ]
-    html = write_report(
-        tmp_path, "small", entry, [], {"runs": runs, "floors": {"fashion-mnist": {"class_mean": 13.0}}}
-    ).read_text()
+    found = {"runs": runs, "floors": {"fashion-mnist": {"class_mean": 13.0}}}
+    (tmp_path / "frontier.json").write_text(json.dumps(found))
+    Image.new("RGB", (4, 4)).save(tmp_path / "frontier.png")
+    html = write_report(tmp_path / "small", "small", entry, [], tmp_path / "frontier.json").read_text()
+    assert 'alt="frontier"' in html
     assert "fashion-k8" in html
     assert "+1.50" in html
     assert "cifar-k8" not in html
