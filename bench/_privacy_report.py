@@ -138,6 +138,8 @@ def _flags(flags: Sequence[Mapping[str, str]]) -> str:
 
 def _attacks(entry: Mapping[str, Any]) -> str:
     rows = [("no share", floor.replace("_", " "), f"{psnr:.2f}", *[""] * 6) for floor, psnr in entry["floor"].items()]
+    # Releases that are not keyed, and audits from before keys were attacked, have no such rows.
+    together = sorted(entry["coalitions"], key=lambda one: (one["size"], one["psnr"] - one["floor"]))
     rows += [
         (
             _who(one),
@@ -150,7 +152,7 @@ def _attacks(entry: Mapping[str, Any]) -> str:
             f"{one['label_accuracy']:.0%}",
             f"{one['images']:,}",
         )
-        for one in sorted(entry["coalitions"], key=lambda one: (one["size"], one["psnr"] - one["floor"]))
+        for one in [*together, *entry.get("keys", [])]
     ]
     rows += [
         (

@@ -73,6 +73,13 @@ def test_the_page_has_flags_first_and_every_figure(entry: dict[str, Any], tmp_pa
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
+def test_attacks_on_keys_stand_behind_the_others(entry: dict[str, Any], tmp_path: Path) -> None:
+    keyed = entry | {"keys": [row("dense, 4 keys", [0], 17.875)]}
+    html = write_report(tmp_path, "small", keyed, [], tmp_path / "frontier.json").read_text()
+    assert html.index("dense, 4 keys") > html.index("servers 0, 1")
+    assert "+4.88" in html
+
+
 def test_without_flags_it_does_not_say_that_all_is_well(entry: dict[str, Any], tmp_path: Path) -> None:
     html = write_report(tmp_path, "small", entry | {"flags": []}, [], tmp_path / "frontier.json").read_text()
     assert "does not prove" in html
