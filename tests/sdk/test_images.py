@@ -1,6 +1,8 @@
 import io
+import random
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from privdfs import ImageError
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS
 from privdfs._images import FORMATS, load_image, load_images
 from privdfs._manifest import ImageSpec
+from tests.thorough import count
 
 RGB = ImageSpec(height=12, width=10, channels=3)
 GREY = ImageSpec(height=12, width=10, channels=1)
@@ -265,3 +268,48 @@ def test_what_is_no_batch(batch: Any) -> None:
 def test_one_bad_image_is_named_by_its_position() -> None:
     with pytest.raises(ImageError, match="image 1 of the batch"):
         load_images([picture(), b"no image", picture()], RGB)
+
+
+def malformed(number: int) -> Iterator[bytes]:
+    """Damaged files of every format that pillow writes, those that the SDK does not read among them."""
+    chance = random.Random(5)  # noqa: S311 - not for secrets
+    Image.init()
+    whole: list[bytes] = []
+    for form in sorted(Image.SAVE):
+        for mode in ("RGB", "L", "P", "1"):
+            try:
+                whole.append(encoded(picture(mode, (24, 20)), form))
+            except Exception:  # noqa: BLE001, S112 - many formats do not have every mode
+                continue
+            break
+    assert len(whole) >= 15
+    for i in range(number):
+        data = bytearray(whole[i % len(whole)])
+        for _ in range(chance.choice((1, 1, 2, 8, 64))):
+            start = chance.randrange(len(data))
+            kind = chance.randrange(5)
+            if kind == 0:
+                data[start] = chance.randrange(256)
+            elif kind == 1:
+                del data[start : start + chance.randrange(1, 40)]
+            elif kind == 2:
+                data[start:start] = chance.randbytes(chance.randrange(1, 40))
+            elif kind == 3:
+                data[start : start + 4] = chance.choice((b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff"))
+            else:
+                data = data[: max(1, start)]
+            data = data or bytearray(b"x")
+        yield bytes(data)
+
+
+def test_damaged_images_are_typed_errors_or_pictures() -> None:
+    seen = {"refused": 0, "read": 0}
+    for data in malformed(count(300, 5_000)):
+        try:
+            pixels = load_image(data, RGB)
+        except ImageError:
+            seen["refused"] += 1
+        else:
+            assert (pixels.shape, pixels.dtype) == ((RGB.height, RGB.width, 3), np.uint8)
+            seen["read"] += 1
+    assert min(seen.values()) > 10

@@ -13,6 +13,7 @@ from privdfs import Bundle, BundleIntegrityError, BundleSignatureError, Client, 
 from privdfs._cli import main
 from privdfs._signature import check_signature, signature_line
 from privdfs._verify import verify
+from tests.thorough import count
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([i] * 32)) for i in (1, 2))
 TRUST = KEY.public_key().public_bytes_raw()
@@ -107,7 +108,7 @@ def test_every_changed_byte_of_manifest_and_signature_is_refused(signed: Path) -
 def test_random_changes_of_all_files_are_refused(signed: Path) -> None:
     chance = random.Random(1)  # noqa: S311
     files = {path: path.read_bytes() for path in sorted((signed / "client").iterdir())}
-    for _ in range(300):
+    for _ in range(count(300, 10_000)):
         path = chance.choice(list(files))
         data = bytearray(files[path])
         start = chance.randrange(len(data))

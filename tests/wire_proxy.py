@@ -1,0 +1,151 @@
+"""A TCP proxy that fails on demand, and keeps what the client sent through it."""
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Trouble = Literal["none", "late", "reset", "truncated", "garbage", "slow close", "dribble", "refused", "silent"]
+
+TROUBLES: tuple[Trouble, ...] = (
+    "late", "reset", "truncated", "garbage", "slow close", "dribble", "refused", "silent",
+)  # fmt: skip
+_CHUNK = 64 * 1024
+_HANG_S = 30.0
+
+
+@dataclass
+class Door:
+    """One endpoint before a server.
+
+    Attributes:
+        target: host and port of the server.
+        trouble: what happens to its answers, or to new connections ("refused"), from now on.
+        seconds: how long "late" and "slow close" take.
+        sent: what the client sent, by connection.
+        endpoint: where it listens.
+    """
+
+    target: tuple[str, int]
+    trouble: Trouble
+    seconds: float
+    sent: list[bytearray]
+    endpoint: str = ""
+
+
+class Proxies:
+    """One door for each target, on an event loop of their own; a context manager."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self.doors = [Door((host, int(port)), "none", 0.1, []) for host, port in (t.split(":") for t in targets)]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._writers: dict[int, set[asyncio.StreamWriter]] = {i: set() for i in range(len(self.doors))}
+        self._random = random.Random(0)  # noqa: S311 - not for secrets
+
+    def __enter__(self) -> "Self":
+        self._thread.start()
+        self._run(self._listen())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_HANG_S)
+        self._loop.close()
+
+    def drop(self, index: int) -> None:
+        """Reset all connections through a door, as a server does that is killed."""
+        self._run(self._drop(index))
+
+    def _run(self, coroutine: object) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_HANG_S)  # pyright: ignore[reportArgumentType]
+
+    async def _listen(self) -> None:
+        self._servers = []
+        for index, door in enumerate(self.doors):
+
+            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int = index) -> None:
+                await self._serve(index, reader, writer)
+
+            server = await asyncio.start_server(accept, "127.0.0.1", 0)
+            door.endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            self._servers.append(server)
+
+    async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
+        for index in self._writers:
+            await self._drop(index)
+        me = asyncio.current_task()
+        rest = [task for task in asyncio.all_tasks() if task is not me]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _drop(self, index: int) -> None:
+        for writer in list(self._writers[index]):
+            writer.transport.abort()
+
+    async def _serve(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        door = self.doors[index]
+        if door.trouble == "refused":
+            writer.transport.abort()
+            return
+        try:
+            back, forth = await asyncio.open_connection(*door.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers[index] |= {writer, forth}
+        record = bytearray()
+        door.sent.append(record)
+        try:
+            await asyncio.gather(self._up(reader, forth, record), self._down(door, back, writer))
+        finally:
+            self._writers[index] -= {writer, forth}
+            for end in (writer, forth):
+                end.close()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                record += data
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _down(self, door: Door, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                trouble = door.trouble
+                if trouble == "late":
+                    await asyncio.sleep(door.seconds)
+                elif trouble == "reset":
+                    writer.transport.abort()
+                    return
+                elif trouble == "truncated":
+                    writer.write(data[: len(data) // 2])
+                    break
+                elif trouble == "slow close":
+                    await asyncio.sleep(door.seconds)
+                    break
+                elif trouble == "garbage":
+                    data = self._random.randbytes(len(data))
+                elif trouble == "silent":
+                    continue
+                elif trouble == "dribble":
+                    for position in range(len(data)):
+                        writer.write(data[position : position + 1])
+                        await writer.drain()
+                        await asyncio.sleep(0.0005)
+                    continue
+                writer.write(data)
+                await writer.drain()
+        writer.close()
