@@ -2,6 +2,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,11 @@ def test_the_docstring_draws_every_error() -> None:
 def test_all_derive_from_the_base() -> None:
     assert all(issubclass(kind, Error) for kind in TREE)
     assert issubclass(ConfigError, Error)
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "ERRORS.md").read_text()
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    told = {row[0].strip(" `"): row[1].strip(" `") for row in cells}
+    assert told == {kind.__name__: "" if kind is Error else kind.__bases__[0].__name__ for kind in TREE}
+    assert all(cell.strip() for row in cells for cell in [row[2], row[4]])
