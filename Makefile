@@ -16,7 +16,7 @@ TENSORRT_ENV := $(VENV)/.ready-tensorrt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough lint format env triton tensorrt clean
+.PHONY: help demo test thorough soak lint format env triton tensorrt clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,9 @@ test: env triton tensorrt lint  ## environments, lint, types, import contract, e
 
 thorough: env triton  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
 	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py
+
+soak: env triton  ## 100,000 predictions while servers are killed and started again (an hour)
+	$(BIN)/python bench/soak.py
 
 lint: env  ## style, format, types, import contract
 	$(BIN)/ruff check
