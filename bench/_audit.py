@@ -10,28 +10,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from _common import ENCODED_AT_ONCE, BenchError, release_data, shares_of, user_key, verified_graph
+from _common import ENCODED_AT_ONCE, ROOT, BenchError, release_data, shares_of, user_key, verified_graph
 from _head import before_rounding, through_graph
+from _keyed import Keys, keyed_settings, keyed_view
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privdfs import Bundle
+from privdfs._manifest import key_spec
 from privdfs_export import evaluate
 from privdfs_training.attacks import decoder
 from privdfs_training.attacks.decoder import DecoderBudget, Form, reconstruct, train_decoder
+from privdfs_training.attacks.diffusion import TUNED_ON, DiffuseBudget, diffuse, tune
 from privdfs_training.attacks.floors import class_means, mean_image, nearest_by_answer
 from privdfs_training.attacks.linear import linear_reconstruct, linear_sums, rank_by_linear_score
 from privdfs_training.attacks.metrics import compare, mean_interval, psnr
 from privdfs_training.attacks.optimise import OptimiseBudget, optimise
+from privdfs_training.attacks.prior import Prior, load_prior
 from privdfs_training.attacks.selfchecks import Measured
 from privdfs_training.attacks.view import Relation, ServerView, side_by_side
 from privdfs_training.errors import AttackError
@@ -47,6 +51,9 @@ HIGHEST = 100.0
 UNDEFENDED_TARGETS = 1000
 #: Up to so many servers every coalition is attacked by the stronger attacks of effort `full`.
 EVERY_COALITION = 5
+#: Of which "diffusion-mean" is the mean.
+SAMPLES = 8
+THROUGH_HEAD = (OptimiseBudget, DiffuseBudget)
 QUERIES = (64, 256, 1000, 4000, 16_000, 50_000)
 Progress = Callable[[float, float], None]
 
@@ -58,6 +65,9 @@ SOURCES = {
     "decoder-ssim": "inverse network, residual, squared error and SSIM",
     "dense+answers": "inverse network, fully connected, told the branches' logits too",
     "optimisation": "maximum a posteriori through the head (He et al., ACSAC 2019), Gaussian prior",
+    "diffusion": "sampled, guided by a diffusion prior through the head (DRAG, arXiv 2509.11724)",
+    "diffusion-mean": "the mean of several such samples",
+    "diffusion+dense": "one sample, started from the fully connected decoder's images (DRAG++)",
     "optimisation-tv": "maximum likelihood and total variation through the head (He et al., ACSAC 2019)",
 }
 
@@ -78,6 +88,8 @@ class Effort:
         forms: Attacks that are made once, by the worst minority.
         optimise: Of attacks through the head.
         undefended: Pairs for the undefended split.
+        diffuse: Of attacks guided by a diffusion prior; None makes none.
+        diffused: Test images that they attack.
         seconds: Stop training a decoder after so long; None never does.
     """
 
@@ -91,6 +103,8 @@ class Effort:
     forms: tuple[str, ...]
     optimise: OptimiseBudget
     undefended: int
+    diffuse: DiffuseBudget | None = None
+    diffused: int = 64
     seconds: float | None = None
 
 
@@ -120,6 +134,7 @@ EFFORTS = {
         forms=("dense+answers", "decoder-ssim", "unet"),
         optimise=OptimiseBudget(steps=400, restarts=4),
         undefended=20_000,
+        diffuse=DiffuseBudget(steps=50, recurrence=2),
     ),
     "full": Effort(
         pairs=60_000,
@@ -132,6 +147,7 @@ EFFORTS = {
         forms=("dense+answers", "decoder-ssim", "unet"),
         optimise=OptimiseBudget(steps=4000, restarts=8),
         undefended=60_000,
+        diffuse=DiffuseBudget(),
     ),
 }
 
@@ -147,6 +163,8 @@ class Job:
         targets: Test images.
         relation: Of those to the pairs.
         budget: Of the attack.
+        start: Of the decoder whose images it starts from.
+        keys: Of a keyed release, whose partitions it is about; None is the benchmark's own user's alone.
     """
 
     attack: str
@@ -154,7 +172,9 @@ class Job:
     pairs: int
     targets: int
     relation: Relation
-    budget: DecoderBudget | OptimiseBudget | None
+    budget: DecoderBudget | OptimiseBudget | DiffuseBudget | None
+    start: DecoderBudget | None = None
+    keys: Keys | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,7 @@ class Done:
             pairs=row["pairs"],
             relation=row["relation"],
             gradient=row.get("gradient"),
+            aware=self.job.keys is None or self.job.keys.knows != "nothing",
             finished=row["finished"],
         )
 
@@ -200,13 +221,14 @@ class Done:
 class Victim:
     """A release, its data set, and what its device and servers make of it."""
 
-    def __init__(self, release: Path, data_folder: Path | None, effort: Effort) -> None:
+    def __init__(self, release: Path, data_folder: Path | None, effort: Effort, prior: Path | None = None) -> None:
         """Open the release; nothing is computed yet.
 
         Args:
             release: Its folder.
             data_folder: Of the data set.
             effort: Its limits on images.
+            prior: The diffusion prior's file; None takes the data set's in checkpoints/.
 
         Raises:
             Error: The release or the data set cannot be used.
@@ -218,6 +240,7 @@ class Victim:
         self.targets = min(effort.targets, len(self.data.test_images))
         if self.targets < SHOWN:
             raise BenchError(f"{self.targets} test images are too few to measure on: give at least {SHOWN}")
+        self.prior_path = prior or ROOT / "checkpoints" / f"{self.data.name}-prior.safetensors"
         self.servers = self.bundle.n_servers
         self.minority = max(1, (self.servers - 1) // 2)
 
@@ -254,12 +277,27 @@ class Victim:
         return torch.from_numpy(fused[0]), torch.from_numpy(fused[1])
 
     @cached_property
+    def prior(self) -> tuple[Prior, str]:
+        """The data set's diffusion prior and the SHA-256 of its file.
+
+        Raises:
+            TrainingError: It is missing, damaged or of other images; the message says how to train one.
+        """
+        try:
+            prior = load_prior(self.prior_path, self.data.image_shape, self.data.name)
+        except AttackError as error:
+            raise AttackError(f"{error}; or leave its attack out with --prior none") from error
+        return prior, hashlib.sha256(self.prior_path.read_bytes()).hexdigest()
+
+    @cached_property
     def baseline(self) -> bytes:
         """The unprotected model, as ONNX."""
         return verified_graph(self.release / "baseline", "baseline")
 
     def view(self, job: Job) -> ServerView:
         """What the coalition of a job has."""
+        if job.keys is not None:
+            return keyed_view(self, job, job.keys)
         pairs, targets = self.pair_indices(job), self.target_indices(job)
         (shares, received), (answers, heard) = self.shares, self.answers
         limits = [torch.full((one.share_length,), (one.levels - 1) / 2) for one in self.bundle.manifest.servers]
@@ -272,7 +310,7 @@ class Victim:
             answers=side_by_side(answers, job.members)[pairs],
             received=side_by_side(received, job.members)[targets],
             received_answers=side_by_side(heard, job.members)[targets],
-            steps=self._through_head(job.members) if isinstance(job.budget, OptimiseBudget) else None,
+            steps=self._through_head(job.members) if isinstance(job.budget, THROUGH_HEAD) else None,
             limits=torch.cat([limits[one] for one in job.members]),
         )
 
@@ -290,7 +328,7 @@ class Victim:
             answers=nothing[0],
             received=_features(self.baseline, first, targets).float(),
             received_answers=nothing[1],
-            steps=through_graph(self.baseline, [first], {}) if isinstance(job.budget, OptimiseBudget) else None,
+            steps=through_graph(self.baseline, [first], {}) if isinstance(job.budget, THROUGH_HEAD) else None,
             limits=torch.zeros(0),
         )
 
@@ -365,13 +403,15 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
         AttackError: It cannot be run.
     """
     settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
+    if isinstance(job.budget, DiffuseBudget):
+        settled.append(victim.prior[1])
     name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
     path = folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
     if path.exists():
         return _read(job, path)
     view = victim.view(job) if job.members else victim.undefended_view(job)
     began = time.monotonic()
-    guess, notes = _attack(view, job, victim.effort.seconds, progress)
+    guess, notes = _attack(victim, view, job, progress)
     notes["seconds"] = round(time.monotonic() - began, 1)
     row = _scores(victim, job, guess) | {"pairs": len(view.images), "finished": True} | notes
     shown = (guess[:SHOWN].clamp(0, 1) * 255).round().to(torch.uint8)
@@ -382,8 +422,11 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     return Done(job, row, shown)
 
 
-def _attack(view: ServerView, job: Job, seconds: float | None, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
+def _attack(victim: Victim, view: ServerView, job: Job, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
     """Reconstructions, float [targets, channels, height, width], and what else there is to say."""
+    seconds = math.inf if victim.effort.seconds is None else victim.effort.seconds
+    if isinstance(job.budget, DiffuseBudget):
+        return _diffuse(victim.prior, view, job, job.budget, seconds, progress)
     if isinstance(job.budget, OptimiseBudget):
         found = optimise(view, job.budget, seed=SEED, progress=progress)
         return found.images, {"gradient": found.gradient}
@@ -392,6 +435,7 @@ def _attack(view: ServerView, job: Job, seconds: float | None, progress: Progres
         return linear_reconstruct(sums, (0,), [view.received]), {}
     told = view.with_answers_as_shares() if job.attack.endswith("+answers") else view
     forms: dict[str, Form] = {"dense": "dense", "dense+answers": "dense", "unet": "unet"}
+    form = "dense" if job.keys is not None else forms.get(job.attack, "residual")
     similar, last = job.attack == "decoder-ssim", 0.0
 
     def step(done: float, loss: float) -> None:
@@ -405,11 +449,29 @@ def _attack(view: ServerView, job: Job, seconds: float | None, progress: Progres
         job.budget,
         seed=SEED,
         progress=step,
-        form=forms.get(job.attack, "residual"),
+        form=form,
         loss_of=decoder.squared_error_and_similarity if similar else decoder.squared_error,
-        seconds=math.inf if seconds is None else seconds,
+        seconds=seconds,
     )
     return reconstruct(network, told.received), {"finished": last >= 1}
+
+
+def _diffuse(
+    prior: tuple[Prior, str], view: ServerView, job: Job, budget: DiffuseBudget, seconds: float, progress: Progress
+) -> tuple[Tensor, dict[str, Any]]:
+    """As `_attack`, by the diffusion prior."""
+    begin = None
+    if job.start is not None:
+        decoding = train_decoder(
+            view.shares, view.images, job.start, seed=SEED, progress=progress, form="dense", seconds=seconds
+        )
+        begin = partial(reconstruct, decoding)
+    network, digest = prior
+    budget = tune(view, network, budget, seed=SEED, progress=progress, start=begin)
+    start = None if begin is None else begin(view.received)
+    found = diffuse(view, network, budget, seed=SEED, progress=progress, start=start, seconds=seconds)
+    notes = {"gradient": found.gradient, "finished": found.finished, "guidance": budget.guidance}
+    return found.images, notes | {"prior_sha256": digest}
 
 
 def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
@@ -439,6 +501,7 @@ def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
         "blind_floor": float(victim.floor_psnr["mean_image"][wanted].mean()),
         "images": len(images),
         "relation": job.relation.value,
+        **({} if job.keys is None else asdict(job.keys)),
     }
 
 
@@ -449,7 +512,7 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
         victim: With its effort.
 
     Returns:
-        `coalitions`, `queries`, `shifted` and `undefended`, each with its jobs.
+        `coalitions`, `queries`, `shifted`, `keys` and `undefended`, each with its jobs.
     """
     effort, size = victim.effort, victim.minority
 
@@ -478,6 +541,18 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
     once = [job(attack, minority) for attack in effort.forms]
     optimised = min(effort.optimised, victim.targets)
     once.append(replace(job("optimisation", minority), targets=optimised))
+    broken = []
+    if effort.diffuse is not None:
+        guided = replace(
+            job("diffusion", minority), targets=min(effort.diffused, victim.targets), budget=effort.diffuse
+        )
+        several = replace(effort.diffuse, samples=SAMPLES)
+        once += [
+            guided,
+            replace(guided, attack="diffusion-mean", budget=several),
+            replace(guided, attack="diffusion+dense", start=effort.dense),
+        ]
+        broken.append(replace(guided, members=(), pairs=TUNED_ON))
     fully = job("dense", minority)
     queries = [
         replace(fully, pairs=count, budget=_for_fewer(effort.dense, count, victim))
@@ -485,16 +560,20 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
         if count < victim.pairs
     ]
     shifted = [replace(fully, relation=Relation.SHIFTED)]
+    spec = key_spec(victim.bundle.manifest)
+    keyed = [replace(fully, attack=one.attack, keys=one) for one in (keyed_settings(spec.partitions) if spec else ())]
     tv = OptimiseBudget(3 * effort.optimise.steps, 1, prior="variation", weight=1e-3)
     pairs = min(effort.undefended, victim.pairs)
     undefended = [
         replace(job("decoder", ()), pairs=pairs, targets=min(UNDEFENDED_TARGETS, victim.targets)),
         replace(job("optimisation-tv", ()), pairs=1, targets=optimised, budget=tv),
+        *broken,
     ]
     return {
         "coalitions": linear + dense + strong + once,
         "queries": queries,
         "shifted": shifted,
+        "keys": keyed,
         "undefended": undefended,
     }
 

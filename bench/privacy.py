@@ -57,6 +57,8 @@ def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, A
     Raises:
         Error: An attack cannot be run.
     """
+    if victim.effort.diffuse is not None:
+        _ = victim.prior  # one that is missing is an error now, not after an hour
     floor = floors(victim)
     console.print("floors: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f} dB" for name, value in floor.items()))
     with Progress(console=console, transient=True) as progress:
@@ -70,12 +72,15 @@ def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, A
         for size in range(1, victim.servers + 1)
     }
     undefended = {one.job.attack: one.row["psnr"] for one in done["undefended"]}
-    measured = [one.measured() for group in ("coalitions", "queries", "shifted") for one in done[group]]
+    measured = [one.measured() for group in ("coalitions", "queries", "shifted", "keys") for one in done[group]]
     used = {one.attack for one in measured}
     flags = [
         *selfchecks.check_undefended(undefended, used, floor["class_mean"]),
         *selfchecks.check_views([one.measured() for one in coalitions]),
         *selfchecks.check_more(measured),
+        *selfchecks.check_keys(
+            {one.row["requests"]: one.row["psnr"] for one in done["keys"] if one.row["knows"] == "partition"}
+        ),
         *selfchecks.check_each(measured),
     ]
     entry = {
@@ -88,6 +93,7 @@ def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, A
         "worst": {size: _short(one) for size, one in worst.items()},
         "queries": [one.row for one in done["queries"]],
         "shifted": [one.row for one in done["shifted"]],
+        "keys": [one.row for one in done["keys"]],
         "flags": [asdict(flag) for flag in flags],
         "sources": SOURCES,
     }
@@ -128,7 +134,7 @@ def table(name: str, entry: dict[str, Any]) -> Table:
     for floor, psnr in entry["floor"].items():
         shown.add_row("without a share", floor.replace("_", " "), f"{psnr:.2f}", "", "", "", "")
     order = sorted(entry["coalitions"], key=lambda one: (one["size"], one["psnr"] - one["floor"]))
-    for one in order:
+    for one in [*order, *entry["keys"]]:
         shown.add_row(
             f"servers {', '.join(map(str, one['members']))}",
             one["attack"],
@@ -182,10 +188,13 @@ def chosen_effort(options: argparse.Namespace) -> Effort:
     if options.pairs:
         effort = replace(effort, pairs=options.pairs, undefended=min(effort.undefended, options.pairs))
     if options.images:
-        effort = replace(effort, targets=options.images, optimised=min(effort.optimised, options.images))
+        few = {name: min(getattr(effort, name), options.images) for name in ("optimised", "diffused")}
+        effort = replace(effort, targets=options.images, **few)
     if options.epochs:
         changed = (replace(budget, epochs=options.epochs) for budget in (effort.dense, effort.strong))
         effort = replace(effort, **dict(zip(("dense", "strong"), changed, strict=True)))
+    if options.prior == Path("none"):
+        effort = replace(effort, diffuse=None)
     return replace(effort, seconds=options.seconds) if options.seconds else effort
 
 
@@ -204,6 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="test images to attack, at most")
     parser.add_argument("--epochs", type=int, help="of every decoder")
     parser.add_argument("--seconds", type=float, help="stop the training of a decoder after so long")
+    parser.add_argument(
+        "--prior",
+        type=Path,
+        help="diffusion prior, or `none` to leave its attack out (default: checkpoints/DATA-prior.safetensors)",
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "privacy", help="folder of what attacks found")
     parser.add_argument(
         "--show-images",
@@ -220,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         effort = chosen_effort(options)
         for release in releases(options.releases):
             name = release_name(release)
-            victim = Victim(release, options.data, effort)
+            victim = Victim(release, options.data, effort, options.prior)
             kept = options.runs / victim.bundle.release
             entry, done = measure(victim, kept, console)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from privdfs_training import parallel
+from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
 from privdfs_training.config import load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
@@ -47,18 +48,25 @@ def _run(options: argparse.Namespace) -> int:
     console = Console(quiet=parallel.rank() > 0)
     try:
         raw = read_toml(options.config)
-        config = rival_config(raw, options.config) if "defence" in raw else load_config(options.config)
+        if "defence" in raw:
+            config = rival_config(raw, options.config)
+        elif "prior" in raw:
+            config = prior_config(raw, options.config)
+        else:
+            config = load_config(options.config)
         data = load_data(config.data, options.data)
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
         console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
-        rival = isinstance(config, RivalConfig)
-        if rival and (parallel.world() > 1 or options.device not in {None, "cpu"}):
-            message = "a rival trains in one process, on the processor; leave out torchrun and --device"
+        alone = isinstance(config, RivalConfig | PriorConfig)
+        if alone and (parallel.world() > 1 or options.device not in {None, "cpu"}):
+            message = "rivals and priors train in one process, on the processor; leave out torchrun and --device"
             raise TrainingConfigError(message)
-        if rival:
+        if isinstance(config, RivalConfig):
             path = train_rival(config, data, folder, console)
+        elif isinstance(config, PriorConfig):
+            path = train_prior(config, data, folder, console)
         else:
             path = train(config, data, folder, console, device=parallel.choose_device(options.device))
     except InterruptedTrainingError:
@@ -69,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
         process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
         print(f"privdfs-train: {process}{error}", file=sys.stderr)
         return 2
-    following = "" if rival else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
+    following = "" if alone else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
     console.print(f"finished: {path}{following}", soft_wrap=True)
     return 0
 

@@ -134,7 +134,7 @@ def run_stages(
     _check_batches(todo, data)
     _make_folder(folder)
     result = {}
-    with _stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         for stage in todo:
             run_stage(stage, config, system, data, folder, console, stop, compute)
             system.eval()
@@ -199,7 +199,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         save()
     loss_of = parallel.averaging(modules, stage.loss)
     autocast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
             epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
@@ -225,7 +225,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     )
                     raise DivergenceError(message)
                 for group in optimizer.param_groups:
-                    group["lr"] = stage.config.learning_rate * _schedule(step / steps)
+                    group["lr"] = stage.config.learning_rate * schedule(step / steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -341,7 +341,8 @@ def _make_folder(folder: Path) -> None:
         raise CheckpointError(message) from error
 
 
-def _schedule(progress: float) -> float:
+def schedule(progress: float) -> float:
+    """The learning rate at a progress in 0..1, as a share of the highest."""
     return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
@@ -381,7 +382,8 @@ def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any
     return sections | {"train": msgspec.to_builtins(stage.config) | precision}
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """The bar of a training run; its tasks have a field `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -394,7 +396,8 @@ def _progress(console: Console) -> Progress:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[StopRequest]:
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Inside it, Ctrl-C and SIGTERM do nothing but set what it gives."""
     stop = StopRequest()
 
     def request(_number: int, _frame: object) -> None:

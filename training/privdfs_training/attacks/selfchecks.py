@@ -119,6 +119,24 @@ def check_more(results: Sequence[Measured]) -> list[Flag]:
     ]
 
 
+def check_keys(requests: Mapping[int, float]) -> list[Flag]:
+    """The same image under more keys must not be harder to see.
+
+    Args:
+        requests: PSNR in dB by the number of keys.
+    """
+    return [
+        Flag(
+            "more keys",
+            f"the image under {more} keys: {requests[more]:.2f} dB, less than {requests[less]:.2f} dB under {less}: "
+            "the attack was not trained to its end",
+        )
+        for more in requests
+        for less in requests
+        if more > less and requests[more] < requests[less] - NOISE
+    ]
+
+
 def check_each(results: Sequence[Measured]) -> list[Flag]:
     """What one result alone shows: unaware of masks, no gradient, below the floor, too few images, no time."""
     flags = []

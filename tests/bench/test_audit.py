@@ -1,0 +1,97 @@
+"""Attacks of the audit that `test_runs.py` does not run, on a tiny trained release."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench._audit import EFFORTS, Victim, jobs, run
+from bench._common import ROOT
+from bench._keyed import user_partitions
+from bench.privacy import measure
+from privdfs_training.attacks.decoder import DecoderBudget
+from privdfs_training.attacks.diffusion import DiffuseBudget
+from privdfs_training.attacks.selfchecks import check_each
+from privdfs_training.errors import AttackError
+from tests.trained import QUIET
+
+SMALL = replace(
+    EFFORTS["quick"], pairs=200, targets=40, undefended=200, dense=DecoderBudget(epochs=4, batch=50, width=4)
+)
+DIFFUSE = replace(SMALL, diffuse=DiffuseBudget(steps=4, recurrence=1), diffused=12)
+
+
+def quiet(_done: float, _loss: float) -> None:
+    """No progress."""
+
+
+def test_the_diffusion_attack_runs_on_a_release_and_is_kept(
+    trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    victim = Victim(trained_release, data_folder, DIFFUSE)
+    wanted = jobs(victim)
+    guided = {one.attack: one for one in wanted["coalitions"] if one.attack.startswith("diffusion")}
+    assert set(guided) == {"diffusion", "diffusion-mean", "diffusion+dense"}
+    broken = [one for one in wanted["undefended"] if one.attack == "diffusion"]
+    assert [one.members for one in broken] == [()]
+    digest = hashlib.sha256((ROOT / "checkpoints" / "fashion-mnist-prior.safetensors").read_bytes()).hexdigest()
+    for one in (guided["diffusion"], guided["diffusion+dense"], *broken):
+        row = run(victim, one, tmp_path, quiet).row
+        assert row["images"] == 12
+        assert row["gradient"] > 0
+        assert row["prior_sha256"] == digest
+        assert row["finished"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_without_its_prior_the_diffusion_attack_says_how_to_train_one(
+    trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AttackError, match=r"no diffusion prior.*privdfs-train.*'fashion-mnist'.*--prior none"):
+        measure(Victim(trained_release, data_folder, DIFFUSE, tmp_path / "nowhere"), tmp_path, QUIET)
+    victim = Victim(trained_release, data_folder, SMALL)
+    assert not [one for group in jobs(victim).values() for one in group if one.attack.startswith("diffusion")]
+
+
+def test_a_keyed_release_is_attacked_under_its_users_keys_and_under_others(
+    keyed_trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    victim = Victim(keyed_trained_release, data_folder, SMALL)
+    keyed = {(one.keys.requests, one.keys.knows): one for one in jobs(victim)["keys"] if one.keys is not None}
+    assert set(keyed) == {
+        *((count, "partition") for count in (1, 2, 4, 8)),
+        (1, "family"),
+        (1, "nothing"),
+    }
+    (member,) = keyed[1, "partition"].members
+    images = victim.data.test_images[:40].permute(0, 2, 3, 1).contiguous().numpy()
+    partitions = user_partitions(victim, 8)
+    assert len(set(partitions)) == 8
+    sent = [torch.from_numpy(victim.bundle.encode(images, partition=one)[member]) for one in partitions]
+
+    one, eight = (victim.view(keyed[count, "partition"]) for count in (1, 8))
+    assert torch.equal(one.received, sent[0])
+    assert torch.equal(eight.received, torch.cat(sent, dim=1))
+    assert torch.equal(one.shares, victim.shares[0][member])  # of the benchmark's own user
+    unaware = victim.view(keyed[1, "nothing"])
+    assert torch.equal(unaware.received, sent[0])
+    assert not torch.equal(unaware.shares, one.shares)
+
+    # In its place a value is what it is under any other key that puts it there.
+    family = victim.view(keyed[1, "family"])
+    values, there = family.received.chunk(2, dim=1)
+    assert there.sum(dim=1).tolist() == [12] * 40
+    assert torch.equal(values[there > 0].sort().values, sent[0].float().flatten().sort().values)
+    whole = victim.shares[1][member].float()
+    assert torch.equal(values[there > 0].view(40, 12), whole)  # both ascend by place
+
+    found = [run(victim, keyed[setting], tmp_path, quiet) for setting in keyed]
+    assert [flag.check for done in found for flag in check_each([done.measured()])].count("unaware") == 1
+    assert {done.row["requests"] for done in found} == {1, 2, 4, 8}
+    assert len(list(tmp_path.iterdir())) == len(keyed)
+
+
+def test_a_release_without_keys_has_no_attackers_of_keys(trained_release: Path, data_folder: Path) -> None:
+    assert jobs(Victim(trained_release, data_folder, SMALL))["keys"] == []
