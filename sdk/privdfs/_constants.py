@@ -62,6 +62,8 @@ SUSPECT_PRIOR = 10
 
 #: The graphs on the device are small; a second thread costs more in waking up than it gains.
 ONNX_THREADS = 1
+#: Multiply-accumulates of a head that runs in less time than it takes to wake another thread for it.
+BRIEF_MACS = 2_000_000
 
 #: Rounding at ties differs between processors: this share of the golden int8 values may differ on a healthy device.
 SELFTEST_SHARE_TOLERANCE = 0.01

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from privdfs._bundle import Bundle
 from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
+from privdfs._constants import BRIEF_MACS
 from privdfs._errors import AnswerError, DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
@@ -191,6 +192,12 @@ class Call:
         self.shares(Decoded(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8), 0.0))
         logits = np.zeros((1, n_servers, len(self._bundle.classes)), np.float32)
         self._bundle.fuse(logits, np.ones((1, n_servers), np.bool_))
+
+    def is_brief(self, image: ImageLike) -> bool:
+        """Whether to decode and encode an image takes less time than to have another thread do it."""
+        spec, macs = self._bundle.manifest.image, self._bundle.manifest.macs
+        ready = isinstance(image, np.ndarray) and image.shape == (spec.height, spec.width, spec.channels)
+        return ready and macs.head <= BRIEF_MACS
 
     def decode_one(self, image: ImageLike) -> Decoded:
         """One image to a batch of one."""

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ from privdfs import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
-from privdfs._core import Share
+from privdfs._core import Call, Decoded, Share
 from privdfs._routing import Replicas
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
@@ -623,6 +624,30 @@ async def test_the_async_client_in_its_own_loop(
         assert (await client.predict(images[0])).answered == (True, True, True)
     with pytest.raises(ConfigError):
         await client.predict(images[0])
+
+
+@pytest.mark.parametrize(("form", "brief_macs", "in_thread"), [(0, 10**9, False), (0, 0, True), (1, 10**9, True)])
+async def test_the_event_loop_waits_for_no_long_encoding(
+    form: int,
+    brief_macs: int,
+    in_thread: bool,  # noqa: FBT001 - of the table
+    release: Path,
+    endpoints: list[str],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[object] = []
+    shares, loop_thread = Call.shares, threading.get_ident()
+
+    def noting(call: Call, decoded: Decoded) -> list[np.ndarray]:
+        threads.append(threading.get_ident())
+        return shares(call, decoded)
+
+    monkeypatch.setattr("privdfs._core.BRIEF_MACS", brief_macs)
+    monkeypatch.setattr(Call, "shares", noting)
+    async with AsyncClient(release / "client", endpoints, allow_unsigned=True) as client:
+        await client.predict((images[0], Image.fromarray(images[0]))[form])
+    assert [thread != loop_thread for thread in threads] == [in_thread]
 
 
 def test_the_async_client_refuses_a_second_event_loop(release: Path, endpoints: list[str], images: np.ndarray) -> None:
