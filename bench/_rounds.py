@@ -25,7 +25,7 @@ IDLE_BYTES = 40
 #: Of CrypTen's 16 bits behind the point, relative to the largest logit.
 CRYPTEN_TOLERANCE = 0.02
 #: What PrivDFS is compared with.
-OTHERS = ("floor", "floor_threads", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
+OTHERS = ("floor", "floor_futures", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
 #: What uses the network, one image a call.
 NETWORK_SYSTEMS = ("privdfs", "privdfs_async", *(name for name in OTHERS if name != "baseline_device"))
 
@@ -91,7 +91,7 @@ def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
         ("baseline_triton", "baseline_device"),
         ("single_split", "baseline_device"),
         ("floor", "privdfs"),
-        ("floor_threads", "privdfs"),
+        ("floor_futures", "privdfs"),
     ):
         differing = sum(systems[one].classify(image) != systems[other].classify(image) for image in images)
         if differing:

@@ -154,16 +154,7 @@ class Floor:
         return {name: ("INT32", values.shape) for name, values in self._partition.items()}
 
     def classify(self, image: Pixels) -> int:
-        """Encode, call all servers at once, fuse."""
-        shares = self._encoder.run(None, {"image": image[np.newaxis], **self._partition})
-        started = []
-        for call, request, share in zip(self._calls, self._requests, shares, strict=True):
-            request.raw_input_contents[:] = [share.tobytes(), *(one.tobytes() for one in self._further)]
-            started.append(call.future(request, timeout=TIMEOUT_S))
-        return self._fuse([future.result() for future in started])
-
-    def classify_in_threads(self, image: Pixels) -> int:
-        """The same with blocking calls, each in a thread, the last in this one: grpc wakes fewer threads for those."""
+        """Encode, call all servers at once, each in a thread and the last in this one, fuse."""
         shares = self._encoder.run(None, {"image": image[np.newaxis], **self._partition})
 
         def ask(server: int) -> Any:  # noqa: ANN401 - a message
@@ -175,6 +166,15 @@ class Floor:
         last = ask(len(shares) - 1)
         answers = [future.result() for future in started]
         return self._fuse([*answers, last])
+
+    def classify_by_futures(self, image: Pixels) -> int:
+        """The same with grpc's futures, which can be cancelled: grpc starts a thread for each."""
+        shares = self._encoder.run(None, {"image": image[np.newaxis], **self._partition})
+        started = []
+        for call, request, share in zip(self._calls, self._requests, shares, strict=True):
+            request.raw_input_contents[:] = [share.tobytes(), *(one.tobytes() for one in self._further)]
+            started.append(call.future(request, timeout=TIMEOUT_S))
+        return self._fuse([future.result() for future in started])
 
     def _fuse(self, answers: Sequence[Any]) -> int:
         logits = np.stack([np.frombuffer(answer.raw_output_contents[0], "<f4") for answer in answers])
@@ -326,8 +326,8 @@ def connect(
             "privdfs_batch": System(
                 f"PrivDFS, {BATCH} images a call", shares, answers, private.classify_batch, images=BATCH
             ),
-            "floor": System("the same calls by bare stubs", shares, answers, floor.classify),
-            "floor_threads": System("blocking calls in threads", shares, answers, floor.classify_in_threads),
+            "floor": System("blocking calls by bare stubs", shares, answers, floor.classify),
+            "floor_futures": System("futures of bare stubs", shares, answers, floor.classify_by_futures),
             "graphs_only": System("encoder and fusion, no network", [], [], floor.classify_offline),
             "baseline_triton": System(
                 "unprotected, pixels to 1 server", [int(np.prod(pixels))], [down], baseline.classify

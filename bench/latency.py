@@ -2,14 +2,20 @@
 
     .venv/bin/python bench/latency.py [RELEASE] [--samples N]
 
+RELEASE may also be the config of a training run: then it is a release with random weights, 224 pixels and 1,000 classes
+(`random_release.py`), whose times are as good as those of trained weights:
+
+    .venv/bin/python bench/latency.py configs/imagenet-resnet50.toml --samples 200
+
 The systems take turns, in an order drawn anew for every round, so that a slow phase of the machine meets all of them.
 All start from the same decoded images in memory and end with a label:
 
 - privdfs           `Client.predict`: encode, one call to each server in parallel, fuse
 - privdfs_async     `AsyncClient.predict`
 - privdfs_batch     `Client.predict_batch`, 16 images in one call; its times are of the whole call
-- floor             the least that the same work costs: two ONNX Runtime runs and a bare gRPC stub for each server
-- floor_threads     the same with blocking calls in threads, which cannot be cancelled but cost grpc less
+- floor             the least that the same work costs: two ONNX Runtime runs and a bare gRPC stub for each server,
+                    called in threads as the SDK does
+- floor_futures     the same with futures of grpc, which can be cancelled and cost more
 - graphs_only       the two ONNX Runtime runs alone
 - baseline_triton   the unprotected model on one tritonserver: the pixels by a bare gRPC stub
 - baseline_jpeg     the same, compressed on the device and decoded on the server
@@ -29,8 +35,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +70,14 @@ from privdfs import Bundle, Error
 from privdfs._constants import ONNX_THREADS
 from privdfs._images import load_image
 from privdfs_export.serve import serve_measured
+from privdfs_training.config import load_config
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
 COLD_STARTS, CRYPTEN_ANSWERS = 5, 5
 #: What a phone on a good mobile network has.
 DEFAULT_NETWORK = "20,10"
+#: What random weights are given: the usual size of a picture, and as many classes as ImageNet's.
+RANDOM_SHAPE, RANDOM_CLASSES = (3, 224, 224), 1000
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -139,6 +148,26 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "image_bytes": images[0].nbytes,
         **found,
     }
+
+
+@contextmanager
+def given(path: Path, console: Console) -> Iterator[Path]:
+    """The folder of the release that the command line names; that of a config lasts as long as it is measured.
+
+    Raises:
+        Error: the config does not load, or does not fit pictures of that size.
+        OSError: the release cannot be written.
+    """
+    if path.suffix != ".toml":
+        yield path
+        return
+    from random_release import write_random_release  # it imports torch
+
+    with tempfile.TemporaryDirectory(prefix="privdfs-latency-") as folder:
+        release = Path(folder) / f"{path.stem}-random"
+        with console.status("making a release with random weights"):
+            write_random_release(load_config(path), RANDOM_SHAPE, RANDOM_CLASSES, release)
+        yield release
 
 
 def _network(text: str) -> Network | None:
@@ -273,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         default=REFERENCE_RELEASE,
         metavar="RELEASE",
-        help="folder of a release (default: model_repository/fashion-resnet20)",
+        help="folder of a release, or the config of one to be made with random weights (default: "
+        "model_repository/fashion-resnet20)",
     )
     parser.add_argument(
         "--samples", type=int, default=4000, metavar="N", help="calls of each system; p99.9 needs 3688 (default: 4000)"
@@ -292,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=RESULTS,
         metavar="DIR",
-        help="folder of latency.json and the rest (default: bench/…)",
+        help="folder of latency.json and the rest (default: bench/results, and a folder in it for every release but "
+        "the reference)",
     )
     parser.add_argument(
         "--crypten",
@@ -309,20 +339,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "its margin: " + ", ".join(f"{part} {margin:.0%}".replace("%", "%%") for part, margin in MARGINS.items()),
     )
     options = parser.parse_args(arguments)
-    given = [Network.parse(DEFAULT_NETWORK)] if options.network is None else options.network
-    options.network = [network for network in given if network is not None]
+    networks = [Network.parse(DEFAULT_NETWORK)] if options.network is None else options.network
+    options.network = [network for network in networks if network is not None]
     if options.samples < 1 or options.cold < 1:
         parser.error("--samples and --cold must be at least 1")
     console, compared = Console(), None
     try:
-        record = read_results(options.out / "latency.json") if options.check else {}
-        if options.check:
-            check_record(record, release_name(options.release))
-        results = measure(options.release, options, console)
+        with given(options.release, console) as release:
+            name = release_name(release)
+            out = options.out or (RESULTS if name == REFERENCE_RELEASE.name else RESULTS / name)
+            record = read_results(out / "latency.json") if options.check else {}
+            if options.check:
+                check_record(record, name)
+            results = measure(release, options, console)
         if options.check:
             compared = compare(results, record)
         else:
-            write(options.out, results)
+            write(out, results)
     except KeyboardInterrupt:
         print("latency: stopped; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -342,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if compared is not None:
         console.print(check_table(compared))
         return int(any(one.is_worse for one in compared))
-    console.print(f"written to {options.out}/latency.json and .html, with pictures", highlight=False, soft_wrap=True)
+    console.print(f"written to {out}/latency.json and .html, with pictures", highlight=False, soft_wrap=True)
     return 0
 
 

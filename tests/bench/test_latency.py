@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from bench import latency
 from bench._latency_check import check_record, compare
@@ -16,7 +17,9 @@ from bench._rounds import check_crypten, open_loop
 from bench._serving import ServerTime, split_near
 from bench._stages import stragglers
 from bench._systems import System
-from privdfs import Error, Result, Timings
+from privdfs import Bundle, Error, Result, Timings
+
+CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
 
 
 def residual_model() -> bytes:
@@ -65,6 +68,7 @@ def test_a_model_that_no_layer_narrows_cannot_be_split() -> None:
     ("arguments", "told"),
     [
         (["nowhere"], "manifest.json"),
+        (["nowhere.toml"], "nowhere.toml"),
         (["x", "--samples", "0"], "at least"),
         (["x", "--cold", "0"], "at least"),
         (["x", "--network", "5g"], "is no network"),
@@ -81,6 +85,37 @@ def test_latency_says_what_is_wrong(
     assert code == 2
     assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_becomes_a_release_with_random_weights_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "RANDOM_SHAPE", (3, 16, 16))
+    monkeypatch.setattr(latency, "RANDOM_CLASSES", 5)
+    with latency.given(CONFIG, Console()) as release:
+        bundle = Bundle.open(release / "client", allow_unsigned=True)
+        assert release.name == f"{CONFIG.stem}-random"
+        assert (bundle.manifest.image.height, len(bundle.classes)) == (16, 5)
+    assert not release.exists()
+    with latency.given(release, Console()) as same:
+        assert same == release
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("fashion-resnet20", ""), ("mine", "mine")], ids=["the reference", "another"]
+)
+def test_only_the_reference_is_written_into_the_folder_of_the_record(
+    name: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written: list[Path] = []
+
+    def stop(out: Path, _results: object) -> None:
+        written.append(out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "RESULTS", tmp_path)
+    monkeypatch.setattr(latency, "measure", lambda *_: {})
+    monkeypatch.setattr(latency, "write", stop)
+    assert latency.main([name]) == 130
+    assert written == [tmp_path / folder]
 
 
 def checked(ratios: dict[str, float], network: float = 1.0, **about: Any) -> dict[str, Any]:

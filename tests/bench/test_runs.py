@@ -121,7 +121,7 @@ def test_latency(trained_release: Path, tmp_path: Path) -> None:
     systems = results["systems"]
     jpeg, split = systems["baseline_jpeg"]["bytes_up"], results["made_by"]["config"]["split"]["shape"]
     assert {name: values["bytes_up"] for name, values in systems.items()} == {
-        **dict.fromkeys(("privdfs", "privdfs_async", "privdfs_batch", "floor", "floor_threads"), 36),
+        **dict.fromkeys(("privdfs", "privdfs_async", "privdfs_batch", "floor", "floor_futures"), 36),
         "graphs_only": 0,
         "baseline_triton": 784,
         "baseline_jpeg": jpeg,
