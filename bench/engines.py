@@ -83,18 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        table = Table(
-            "release", "server", "precision", "seconds", "plan bytes", "weights bytes", "off by", "same class"
-        )
         entries: dict[str, Any] = {}
         for release in releases(options.releases):
-            rows = entries[release_name(release)] = []
+            name = release_name(release)
+            columns = ("server", "precision", "seconds", "plan bytes", "weights", "off by", "same class")
+            table, rows = Table(*columns, title=name), list[dict[str, Any]]()
+            entries[name] = rows
             for folder in server_folders(release):
                 for precision in PRECISIONS:
                     row = {"server": folder.name, **measure(read_repository(folder), precision)}
                     rows.append(row)
-                    table.add_row(release_name(release), *("" if cell is None else str(cell) for cell in row.values()))
-        console.print(table)
+                    table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
+            console.print(table)
         write_results(options.out, {"made_by": made_by({"tensorrt": "RTX"}, seed=0), "releases": entries})
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -1,4 +1,4 @@
-"""`python bench/figures.py`: write the figures of README.md, docs/PRIVACY.md and docs/SCALING.md from result files.
+"""`python bench/figures.py`: write the figures of README.md, the guides in docs and deploy/README.md from result files.
 
     python bench/figures.py           rewrite what stands between the marks
     python bench/figures.py --check   exit 1 when a file does not show what the result files say
@@ -16,6 +16,7 @@ from typing import Any
 from _common import RESULTS, ROOT, UNDEFENDED_IMAGES, read_results
 
 README, PRIVACY, SCALING = ROOT / "README.md", ROOT / "docs" / "PRIVACY.md", ROOT / "docs" / "SCALING.md"
+DEPLOY = ROOT / "deploy" / "README.md"
 #: What the queueing estimate is made for.
 LOADS, SERVERS, DEVICES, EVERY_S = (0.3, 0.5, 0.7, 0.9), 3, 10**6, 60
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
@@ -246,6 +247,41 @@ def queueing(service_ms: float, load: float) -> tuple[float, float, int]:
     return mean, tail, math.ceil(DEVICES * service_ms / 1e3 / (EVERY_S * load))
 
 
+def engines_figures(folder: Path) -> str:
+    """Everything between the marks of deploy/README.md: what the branches of every release come to, by precision.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    results = read_results(folder / "engines.json")
+    if not results:
+        return f"{BEGIN}\n\nNot measured yet: `python bench/engines.py`.\n\n{END}"
+    rows = ["| release | precision | engines | seconds to build one | plan | weights | off by at most | same class |"]
+    rows.append("| --- " * 8 + "|")
+    for name, engines in results["releases"].items():
+        branches = [one for one in engines if one["server"] != "baseline"]
+        for precision in dict.fromkeys(one["precision"] for one in branches):
+            found = [one for one in branches if one["precision"] == precision]
+            seconds, plans, weights, off, same = (
+                [one[key] for one in found]
+                for key in ("seconds", "plan_bytes", "weights_bytes", "difference", "agreement")
+            )
+            compared = "not computed by ONNX Runtime | " if None in off else f"{max(off):.2g} | {min(same):.0%}"
+            rows.append(
+                f"| {name} | {precision} | {len(found)} | {min(seconds):.2f} to {max(seconds):.2f} "
+                f"| {max(plans) / 1e3:,.0f} kB | {max(weights) / 1e3:,.0f} kB | {compared} |"
+            )
+    made_by = results["made_by"]
+    source = (
+        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}: built by TensorRT-RTX without a "
+        "GPU, never run; compared with FP32 on the golden examples by ONNX Runtime, relative to the largest logit."
+    )
+    return "\n\n".join((BEGIN, "\n".join(rows), source, END))
+
+
 def updated(readme: str, shown: str) -> str:
     """A document with its figures replaced.
 
@@ -273,7 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     options = parser.parse_args(arguments)
     stale = 0
-    documents = {README: figures(RESULTS), PRIVACY: privacy_figures(RESULTS), SCALING: scaling_figures(RESULTS)}
+    documents = {
+        README: figures(RESULTS),
+        PRIVACY: privacy_figures(RESULTS),
+        SCALING: scaling_figures(RESULTS),
+        DEPLOY: engines_figures(RESULTS),
+    }
     for path, shown in documents.items():
         text = path.read_text(encoding="utf-8")
         wanted = updated(text, shown)

@@ -131,5 +131,22 @@ def test_the_estimate_of_queueing() -> None:
     assert instances == math.ceil(10**6 / 60 * 0.010 / 0.8)
 
 
+def test_engines_show_the_largest_branch_of_each_precision(results: Path) -> None:
+    engine = {"precision": "int8", "seconds": 0.2, "plan_bytes": 5000, "weights_bytes": 1000}
+    branches = [
+        engine | {"server": "server-0", "difference": 0.01, "agreement": 1.0},
+        engine | {"server": "server-1", "difference": 0.04, "agreement": 0.99, "seconds": 0.5, "plan_bytes": 7000},
+        engine | {"server": "baseline", "difference": 0.9, "agreement": 0.1},
+    ]
+    bf16 = [engine | {"server": "server-0", "precision": "bf16", "difference": None, "agreement": None}]
+    about = {"command": "engines.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+    (results / "engines.json").write_text(json.dumps({"made_by": about, "releases": {"one": branches + bf16}}))
+    text = figures.engines_figures(results)
+    assert "| one | int8 | 2 | 0.20 to 0.50 | 7 kB | 1 kB | 0.04 | 99% |" in text
+    assert "| one | bf16 | 1 | 0.20 to 0.20 | 5 kB | 1 kB | not computed by ONNX Runtime |  |" in text
+    assert "never run" in text
+
+
 def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:
+    assert "Not measured yet" in figures.engines_figures(tmp_path)
     assert "Not measured yet" in figures.scaling_figures(tmp_path)
