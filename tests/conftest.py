@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trained import train_and_export, write_data
+
+# One thread, from the first test on: sums depend on the number of threads, some benches set it, and a run that was
+# interrupted is compared bit for bit with one that another test may have made.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privdfs import AnswerError, ConfigError, Error, NotEnoughAnswersError, Retries, Server, ServerUnavailableError
+from privdfs import (
+    AnswerError,
+    ConfigError,
+    Error,
+    NotEnoughAnswersError,
+    Retries,
+    Server,
+    ServerUnavailableError,
+    _routing,
+)
 from privdfs._constants import BREAKER_FAILURES
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
@@ -123,8 +132,13 @@ def test_no_replica_ever_sees_another_servers_share(
 
 
 def test_a_replica_that_keeps_failing_is_left_alone(
-    connect: Callable[..., Driver], release: Path, twins: list[list[FakeServer]], images: np.ndarray
+    connect: Callable[..., Driver],
+    release: Path,
+    twins: list[list[FakeServer]],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_routing, "BREAKER_FIRST_S", 600.0)  # longer than these calls take on the slowest machine
     client = connect(release / "client", servers_of(twins))
     twins[0][0].fault = Fault(status="UNAVAILABLE")
     for _ in range(4 * BREAKER_FAILURES):
