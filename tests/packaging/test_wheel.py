@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAX_BYTES = 100_000
+MAX_BYTES = 120_000  # README.md, whose tables grow with every release, is part of it
 MAX_DEPENDENCIES = 7
 HEAVY = ["torch", "onnx", "onnxscript", "rich", "matplotlib", "privdfs_training", "privdfs_export"]
 
