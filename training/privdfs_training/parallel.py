@@ -30,6 +30,8 @@ def process_group() -> Iterator[None]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        # Leave together: a process whose peers are gone while its own threads still run can end in an abort.
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
