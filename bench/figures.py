@@ -50,8 +50,13 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
 def _commands(results: Mapping[str, Any]) -> str:
     """How each release was measured, in the order of the table."""
     made_by = [entry.get("made_by", results["made_by"]) for entry in results["releases"].values()]
-    told = [f"`{one['command']}`, commit {one['commit'][:10]}, {one['date']}" for one in made_by]
-    return "; ".join(dict.fromkeys(told)) + "."
+    return "; ".join(dict.fromkeys(map(_source, made_by))) + "."
+
+
+def _source(made_by: Mapping[str, Any]) -> str:
+    """Command, commit and date of a result; a tree that was not the commit's alone says so."""
+    commit, changes = made_by["commit"][:10], " with changes" if made_by["commit"].endswith("+changes") else ""
+    return f"`{made_by['command']}`, commit {commit}{changes}, {made_by['date']}"
 
 
 def _lying(entry: Mapping[str, Any]) -> str:
@@ -83,8 +88,8 @@ def latency_table(results: Mapping[str, Any]) -> str:
     samples = next(iter(results["systems"].values()))["samples"]
     return (
         "\n".join(rows) + f"\n\n{samples:,} calls each, interleaved, on loopback, {made_by['machine']['cores']} cores "
-        f"({made_by['machine']['processor']}), release {results['release']}. `{made_by['command']}`, commit "
-        f"{made_by['commit'][:10]}, {made_by['date']}. Machines like this one are noisy: compare within the table."
+        f"({made_by['machine']['processor']}), release {results['release']}. {_source(made_by)}. "
+        f"Machines like this one are noisy: compare within the table."
     )
 
 
@@ -160,14 +165,10 @@ def privacy_figures(folder: Path) -> str:
                 f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
                 f"| {broken:.2f} dB |"
             )
-        made_by = entry["made_by"]
         flags = (
             ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
         )
-        about.append(
-            f"{entry['release']}: `{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}; flags: "
-            f"{flags or 'not checked'}."
-        )
+        about.append(f"{entry['release']}: {_source(entry['made_by'])}; flags: {flags or 'not checked'}.")
     return "\n\n".join(
         (BEGIN, "\n".join(rows), "\n".join(about), rivals_table(read_results(folder / "rivals.json")), END)
     )
@@ -190,8 +191,7 @@ def rivals_table(results: Mapping[str, Any]) -> str:
         )
     made_by = results["made_by"]
     said = ". ".join(results["verdicts"])
-    source = f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}."
-    return "\n".join(rows) + f"\n\n{said}. {source}"
+    return "\n".join(rows) + f"\n\n{said}. {_source(made_by)}."
 
 
 def scaling_figures(folder: Path) -> str:
@@ -227,7 +227,7 @@ def scaling_figures(folder: Path) -> str:
     )
     made_by = results["made_by"]
     cores = made_by["machine"]["cores"]
-    source = f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}, {cores} cores."
+    source = f"{_source(made_by)}, {cores} cores."
     return "\n\n".join((BEGIN, "\n".join(growth), told, "\n".join(loads), source, END))
 
 
@@ -276,7 +276,7 @@ def engines_figures(folder: Path) -> str:
             )
     made_by = results["made_by"]
     source = (
-        f"`{made_by['command']}`, commit {made_by['commit'][:10]}, {made_by['date']}: built by TensorRT-RTX without a "
+        f"{_source(made_by)}: built by TensorRT-RTX without a "
         "GPU, never run; compared with FP32 on the golden examples by ONNX Runtime, relative to the largest logit."
     )
     return "\n\n".join((BEGIN, "\n".join(rows), source, END))

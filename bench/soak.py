@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import EXIT_ERROR, RESULTS, ROOT, BenchError
+from _common import EXIT_ERROR, RESULTS, ROOT, BenchError, made_by, write_results
 from random_release import write_random_release
 
 from privdfs import Bundle, Client, Error, NotEnoughAnswersError, Result, Retries, Server
 from privdfs._local import open_branch
 from privdfs.testing import FakeServer
 from privdfs_export.serve import find_tritonserver
-from privdfs_training import provenance
 from privdfs_training.config import load_config
 
 CONFIG = ROOT / "configs" / "fashion-resnet20-n5.toml"
@@ -256,14 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         release = folder / "release"
         write_random_release(load_config(options.config), SHAPE, CLASSES, release)
         found = {
-            "made_by": {
-                "command": provenance.command_line(), "commit": provenance.git_commit(), "date": provenance.today(),
-                "versions": provenance.versions(), "cores": os.cpu_count(), "load": os.getloadavg(),
-            },
+            "made_by": made_by({"load": os.getloadavg()}, seed=0),
             "straggler": straggler(release, options.straggler_calls),
             "soak": soak(release, options.predictions, folder),
-        }  # fmt: skip
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        }
+        write_results(options.out, found)
     except (Error, OSError) as error:
         print(f"soak: {error}", file=sys.stderr)
         return EXIT_ERROR

@@ -58,7 +58,8 @@ class Stage:
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
     """The stages of a run, in order.
 
-    Baseline, masks and branches, fine-tuning with frozen masks and an int8 head; then the fusion alone.
+    Baseline, masks and branches, fine-tuning with frozen masks and an int8 head;
+    where the config has `train.fusion`, the fusion alone.
 
     Args:
         config: The run.
@@ -66,7 +67,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         data: Its images.
 
     Returns:
-        Named baseline, masks, finetune, and fusion.
+        Named baseline, masks, finetune, and perhaps fusion.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
