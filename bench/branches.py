@@ -28,6 +28,7 @@ from privdfs_training.loop import build_optimizer
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.grouped import grouped_answers
 from privdfs_training.models.system import System
+from privdfs_training.precision import autocast
 from privdfs_training.stages import Stage, stages, trained_modules
 
 CONFIGS = [ROOT / "configs" / "fashion-resnet20.toml", ROOT / "configs" / "cifar10-resnet20.toml"]
@@ -114,7 +115,7 @@ def stage_step(stage: Stage, system: System, data: DataSet) -> Callable[[], None
 
     def step() -> None:
         modules.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             loss, _ = stage.loss(data.train_images, data.train_labels, 0.01)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -35,6 +35,7 @@ from privdfs_training.config import Config, RunConfig, StageConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
+from privdfs_training.precision import autocast
 from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ class Compute:
 
     Attributes:
         device: Where the system is, and where batches go.
-        precision: Of convolutions and products in training.
+        precision: Of convolutions and products in training; where bfloat16 would be emulated, they are float32.
     """
 
     device: torch.device = CPU
@@ -198,7 +199,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     if step == steps:  # the weights are used as they came
         save()
     loss_of = parallel.averaging(modules, stage.loss)
-    autocast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
+    computing = autocast(compute.device.type, compute.precision)
     with progress_bar(console) as progress:
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
@@ -212,7 +213,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
                 pixels = images.to(compute.device)
                 pixels = crop_and_flip(pixels, padding=stage.config.crop_padding, flip=config.data.flip)
-                with autocast:
+                with computing:
                     loss, terms = loss_of(pixels, labels.to(compute.device), step / steps)
                 # One exchange tells every process the loss of the whole batch, and whether any is to stop.
                 values = parallel.mean({"loss": float(loss.detach()), **terms, "stop": float(stop.wanted)})
@@ -236,7 +237,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     save()
                     raise InterruptedTrainingError
             modules.eval()
-            with autocast:
+            with computing:
                 measured = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
             means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
             seconds = time.monotonic() - started

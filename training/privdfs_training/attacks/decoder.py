@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from privdfs_training.attacks.metrics import ssim
 from privdfs_training.errors import AttackError
+from privdfs_training.precision import autocast
 
 WARM_UP = 0.1
 STATISTICS = 5000  # pairs that give the statistics of what is seen
@@ -254,7 +255,7 @@ def train_decoder(
             break
         for group in optimizer.param_groups:
             group["lr"] = budget.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast("cpu"):
             guess = decoder(shares[chosen].float())
         loss = loss_of(guess.float(), images[chosen].float() / 255)
         optimizer.zero_grad(set_to_none=True)

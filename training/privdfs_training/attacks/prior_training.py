@@ -22,6 +22,7 @@ from privdfs_training.config import DataConfig, StageConfig, _Section, data_prob
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError, build_optimizer, progress_bar, schedule, stop_on_signal
+from privdfs_training.precision import autocast
 
 SAVED_EVERY = 500  # steps, a minute or two
 SMOOTHED = 0.99  # of the loss that is shown
@@ -160,7 +161,7 @@ def _step(config: PriorConfig, prior: Prior, optimizer: torch.optim.Optimizer, i
     torch.manual_seed(step)  # of mirroring
     generator = torch.Generator().manual_seed((config.seed << 32) + step)
     pixels = crop_and_flip(images, padding=config.train.crop_padding, flip=config.data.flip)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         loss = prior_loss(prior, pixels, generator)
     value = float(loss.detach())
     if not math.isfinite(value):
