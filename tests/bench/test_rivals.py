@@ -44,7 +44,7 @@ def rival_values(kind: str, **defence: Any) -> dict[str, Any]:
         "name": f"tiny-{kind}",
         "seed": 0,
         "data": values["data"],
-        "backbone": {"name": "resnet8", "width": 4},
+        "backbone": {"name": "resnet8", "width": 8},
         "head": {"stem": 16, "stages": [[16, 1]], "channels": 8},
         "branch": {"width": 8, "blocks": 1},
         "defence": {"kind": kind, **defence},

@@ -200,6 +200,7 @@ def test_patches_must_fit_the_image() -> None:
     [
         ("backbone", {"name": "resnet18"}, r"backbone\.stem is missing"),
         ("backbone", {"name": "resnet20"}, r"backbone\.width is missing"),
+        ("backbone", {"name": "resnet20", "width": 7}, r"backbone\.width is 7; it must be at least 8"),
         ("backbone", {"name": "vit-tiny"}, r"backbone\.patch is missing"),
         (
             "backbone",

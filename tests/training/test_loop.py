@@ -19,6 +19,7 @@ from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.models.system import System
+from privdfs_training.precision import has_bfloat16
 from privdfs_training.stages import accuracy, stages
 from tests.trained import QUIET, tiny_config, tiny_values, write_data
 
@@ -26,7 +27,7 @@ TOML = """
 name = "{name}"
 seed = 1
 data = {{name = "fashion-mnist", flip = true}}
-backbone = {{name = "resnet8", width = 4}}
+backbone = {{name = "resnet8", width = 8}}
 head = {{stem = 4, stages = [[8, 1], [8, 1]], channels = 4}}
 masks = {{servers = 3, values = 4, levels = 3, temperature = [1.0, 0.1], settled = 0.5}}
 branch = {{width = 8, blocks = 1}}
@@ -216,7 +217,7 @@ def test_precision_changes_rounding_and_nothing_else(tmp_path: Path) -> None:
     half = baseline_losses(tmp_path, values | {"name": "half"})
     values["train"]["precision"] = "float32"
     full = baseline_losses(tmp_path, values | {"name": "full"})
-    assert half != full
+    assert (half != full) == has_bfloat16("cpu")
     assert half == pytest.approx(full, rel=0.02)
 
 

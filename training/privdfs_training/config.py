@@ -19,6 +19,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+#: Of a CIFAR ResNet's first stage. Below it oneDNN's gradient of the strided shortcut writes past its memory where a
+#: processor has AVX2 alone (https://github.com/uxlfoundation/oneDNN/issues/6035).
+NARROWEST = 8
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Common behaviour of all sections: immutable, and unknown keys are errors.
@@ -332,6 +336,11 @@ def key_problems(config: RunConfig) -> list[str]:
                 problems.append(f"{name}.{key} does not belong to '{kind}'. Keys of its own: {known}.")
             elif isinstance(value, int) and value < 0:
                 problems.append(f"{name}.{key} is {value}; it must be at least 1")
+    if 0 < config.backbone.width < NARROWEST:
+        problems.append(
+            f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
+            "crashes on processors without AVX-512"
+        )
     if config.branch.kind == "backbone" and config.head.kind != "backbone":
         problems.append(
             "branch.kind = 'backbone' continues where the head left the backbone: it needs head.kind = 'backbone'"
