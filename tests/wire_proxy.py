@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Trouble = Literal["none", "late", "reset", "truncated", "garbage", "slow close", "dribble", "refused", "silent"]
+Trouble = Literal[
+    "none", "late", "reset", "truncated", "garbage", "slow close", "dribble", "narrow", "refused", "silent"
+]
 
 TROUBLES: tuple[Trouble, ...] = (
-    "late", "reset", "truncated", "garbage", "slow close", "dribble", "refused", "silent",
+    "late", "reset", "truncated", "garbage", "slow close", "dribble", "narrow", "refused", "silent",
 )  # fmt: skip
 _CHUNK = 64 * 1024
+#: Bytes at a time, and the seconds between: answers byte by byte, and a line of 2 kB a second each way.
+_PACES = {"dribble": (1, 0.0005), "narrow": (200, 0.1)}
 _HANG_S = 30.0
 
 
@@ -26,7 +30,7 @@ class Door:
 
     Attributes:
         target: host and port of the server.
-        trouble: what happens to its answers, or to new connections ("refused"), from now on.
+        trouble: what happens to its answers, to both ways ("narrow"), or to new connections ("refused"), from now on.
         seconds: how long "late" and "slow close" take.
         sent: what the client sent, by connection.
         endpoint: where it listens.
@@ -107,18 +111,19 @@ class Proxies:
         record = bytearray()
         door.sent.append(record)
         try:
-            await asyncio.gather(self._up(reader, forth, record), self._down(door, back, writer))
+            await asyncio.gather(self._up(door, reader, forth, record), self._down(door, back, writer))
         finally:
             self._writers[index] -= {writer, forth}
             for end in (writer, forth):
                 end.close()
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray) -> None:
+    async def _up(
+        self, door: Door, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
                 record += data
-                writer.write(data)
-                await writer.drain()
+                await _write(writer, data, "narrow" if door.trouble == "narrow" else "none")
         writer.close()
 
     async def _down(self, door: Door, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,12 +145,15 @@ class Proxies:
                     data = self._random.randbytes(len(data))
                 elif trouble == "silent":
                     continue
-                elif trouble == "dribble":
-                    for position in range(len(data)):
-                        writer.write(data[position : position + 1])
-                        await writer.drain()
-                        await asyncio.sleep(0.0005)
-                    continue
-                writer.write(data)
-                await writer.drain()
+                await _write(writer, data, trouble)
         writer.close()
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes, trouble: Trouble) -> None:
+    """Send at once, or at the pace of a trouble."""
+    step, pause = _PACES.get(trouble, (len(data), 0.0))
+    for position in range(0, len(data), step):
+        writer.write(data[position : position + step])
+        await writer.drain()
+        if pause:
+            await asyncio.sleep(pause)

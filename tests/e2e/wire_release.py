@@ -1,0 +1,40 @@
+"""A release that tritonserver serves and a client opens, made in milliseconds."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from privdfs._manifest import encode_manifest, sha256_file
+from privdfs._verify import read_server_manifest
+from privdfs_export.triton import ModelSpec, TensorSpec, write_model
+from tests.sdk.tiny_release import CLASSES, MAX_BATCH, build_release
+
+RELEASE = "wire-1"
+#: Long enough that no share is found anywhere by chance.
+LENGTHS = (64, 72, 80)
+
+
+def write_wire_release(folder: Path, scripts: Mapping[int, str] | None = None) -> Path:
+    """The tiny release with branches that tritonserver runs; some of them by other scripts than ours."""
+    build_release(folder, release=RELEASE, share_lengths=LENGTHS)
+    for i, length in enumerate(LENGTHS):
+        server = folder / f"server-{i}"
+        graph = (server / "branch" / "1" / "model.onnx").read_bytes()
+        shutil.rmtree(server / "branch")
+        spec = ModelSpec(
+            "branch",
+            "python",
+            (TensorSpec("share", "int8", (length,)),),
+            TensorSpec("logits", "float32", (len(CLASSES),)),
+            MAX_BATCH,
+            {"privdfs_release": RELEASE, "privdfs_server": str(i)},
+        )
+        written = write_model(server, spec, graph)
+        if scripts and i in scripts:
+            (server / "branch" / "1" / "model.py").write_text(scripts[i], encoding="utf-8")
+        files = {name: sha256_file(server / name) for name in written}
+        manifest = msgspec.structs.replace(read_server_manifest(server), files=files)
+        (server / "manifest.json").write_bytes(encode_manifest(manifest))
+    return folder
