@@ -170,7 +170,14 @@ def privacy_figures(folder: Path) -> str:
         )
         about.append(f"{entry['release']}: {_source(entry['made_by'])}; flags: {flags or 'not checked'}.")
     return "\n\n".join(
-        (BEGIN, "\n".join(rows), "\n".join(about), rivals_table(read_results(folder / "rivals.json")), END)
+        (
+            BEGIN,
+            "\n".join(rows),
+            "\n".join(about),
+            rivals_table(read_results(folder / "rivals.json")),
+            people_table(read_results(folder / "reidentify.json")),
+            END,
+        )
     )
 
 
@@ -192,6 +199,21 @@ def rivals_table(results: Mapping[str, Any]) -> str:
     made_by = results["made_by"]
     said = ". ".join(results["verdicts"])
     return "\n".join(rows) + f"\n\n{said}. {_source(made_by)}."
+
+
+def people_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of reidentify.json: how often the worst coalition of each size names the right person first."""
+    if not results:
+        return "Whether shares tell people apart is not measured yet: `python bench/reidentify.py`."
+    attacks = list(next(iter(next(iter(results["releases"].values()))["coalitions"].values())))
+    rows = ["| release | servers together | guessing | " + " | ".join(attacks) + " | the photographs themselves |"]
+    rows.append("| --- " * (4 + len(attacks)) + "|")
+    for name, entry in results["releases"].items():
+        servers, whole = len(entry["bits"]), entry["photographs"]["rank 1"]["rate"]
+        for size, found in entry["coalitions"].items():
+            rates = " | ".join(f"{found[attack]['rank 1']['rate']:.1%}" for attack in attacks)
+            rows.append(f"| {name} | {size} of {servers} | {1 / entry['people']:.1%} | {rates} | {whole:.1%} |")
+    return "\n".join(rows) + f"\n\n{_commands(results)}"
 
 
 def scaling_figures(folder: Path) -> str:

@@ -42,6 +42,11 @@ class Door:
     sent: list[bytearray]
     endpoint: str = ""
 
+    def lead_to(self, target: str) -> None:
+        """Send new connections to another server, "host:port"."""
+        host, port = target.split(":")
+        self.target = (host, int(port))
+
 
 class Proxies:
     """One door for each target, on an event loop of their own; a context manager."""
