@@ -24,14 +24,14 @@ else:
 NARROWEST = 8
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Common behaviour of all sections: immutable, and unknown keys are errors.
 
     Values left at their default are not written into checkpoints, so that a key added later changes no older config.
     """
 
 
-class DataConfig(_Section, frozen=True):
+class DataConfig(Section, frozen=True):
     """Which images, and whether training mirrors half of them."""
 
     name: Literal["fashion-mnist", "cifar10", "cifar100", "celeba-attributes", "celeba-identity", "imagenet"]
@@ -46,7 +46,7 @@ class DataConfig(_Section, frozen=True):
         return "attributes" if self.name == "celeba-attributes" else "classes"
 
 
-class BackboneConfig(_Section, frozen=True):
+class BackboneConfig(Section, frozen=True):
     """The unprotected model that the release is compared with, and the teacher of the split model.
 
     The name decides which of the other keys there are; `checkpoint` is always one.
@@ -71,7 +71,7 @@ class BackboneConfig(_Section, frozen=True):
     checkpoint: str | None = None  # safetensors file that the baseline stage starts from
 
 
-class HeadConfig(_Section, frozen=True):
+class HeadConfig(Section, frozen=True):
     """The client network.
 
     "compact": a stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution. "backbone": the
@@ -87,7 +87,7 @@ class HeadConfig(_Section, frozen=True):
     stem_stride: Literal[1, 2] = 2  # compact
 
 
-class MaskConfig(_Section, frozen=True):
+class MaskConfig(Section, frozen=True):
     """How the feature is cut into shares."""
 
     servers: int
@@ -101,13 +101,13 @@ class MaskConfig(_Section, frozen=True):
     learned_levels: bool = False  # whether each server's step and number of levels are trained; `levels` is the most
 
 
-class KeysConfig(_Section, frozen=True):
+class KeysConfig(Section, frozen=True):
     """Keyed partitions: a user's key picks one of many ways to deal the same values to the servers."""
 
     partitions: int  # ways, the learned one included; without this section there is one for everybody
 
 
-class BranchConfig(_Section, frozen=True):
+class BranchConfig(Section, frozen=True):
     """One server's network.
 
     "residual": residual blocks on the feature's grid. "backbone": the rest of the backbone, started from the baseline's
@@ -120,14 +120,14 @@ class BranchConfig(_Section, frozen=True):
     together: bool = False  # residual: whether training computes all branches as one grouped network
 
 
-class FusionConfig(_Section, frozen=True):
+class FusionConfig(Section, frozen=True):
     """The client network that combines the answers."""
 
     hidden: int
     branch_dropout: float  # probability that an answer is withheld during training
 
 
-class LossConfig(_Section, frozen=True):
+class LossConfig(Section, frozen=True):
     """Weights of the terms of the split model's loss, beside the fused cross-entropy with weight one."""
 
     auxiliary: float  # mean cross-entropy of the branches alone
@@ -139,7 +139,7 @@ class LossConfig(_Section, frozen=True):
     decorrelation: float = 0.0  # what the shares of different servers tell twice; losses.decorrelation
 
 
-class AdversaryConfig(_Section, frozen=True):
+class AdversaryConfig(Section, frozen=True):
     """Proxy attackers that reconstruct images during training, to be beaten; without this section there are none."""
 
     weight: float  # of what they reconstruct beyond the class mean, which is in 0..1
@@ -153,7 +153,7 @@ class AdversaryConfig(_Section, frozen=True):
     start: float = 0.3  # share of the masks stage without proxies; in finetune they are there from the first step
 
 
-class StageConfig(_Section, frozen=True):
+class StageConfig(Section, frozen=True):
     """Budget, optimiser and augmentation of one stage."""
 
     epochs: int
@@ -170,7 +170,7 @@ class FusionStageConfig(StageConfig, frozen=True):
     malicious: float = 0.0  # weight of the loss while a minority lies, beside the honest one's weight of one
 
 
-class TrainConfig(_Section, frozen=True):
+class TrainConfig(Section, frozen=True):
     """The stages, in the order in which they run; without `fusion`, the fusion stays as the two before left it."""
 
     baseline: StageConfig
@@ -181,7 +181,7 @@ class TrainConfig(_Section, frozen=True):
     compile: bool = False  # whether torch.compile fuses all networks but the head, at the cost of a slow start
 
 
-class RunConfig(_Section, frozen=True):
+class RunConfig(Section, frozen=True):
     """What every run has, whatever keeps its images private."""
 
     name: str

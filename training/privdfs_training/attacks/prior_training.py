@@ -18,7 +18,7 @@ from privdfs_training.checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
-from privdfs_training.config import DataConfig, StageConfig, _Section, data_problems, refuse_unknown_keys
+from privdfs_training.config import DataConfig, Section, StageConfig, data_problems, refuse_unknown_keys
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError, build_optimizer, progress_bar, schedule, stop_on_signal
@@ -28,14 +28,14 @@ SAVED_EVERY = 500  # steps, a minute or two
 SMOOTHED = 0.99  # of the loss that is shown
 
 
-class PriorNetworkConfig(_Section, frozen=True):
+class PriorNetworkConfig(Section, frozen=True):
     """The network."""
 
     width: int  # channels at half the image's height, a multiple of 8
     blocks: int  # residual blocks on every way
 
 
-class PriorConfig(_Section, frozen=True):
+class PriorConfig(Section, frozen=True):
     """A whole run."""
 
     name: str  # of the run, and of its folder

@@ -5,21 +5,21 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.config import RunConfig, StageConfig, _Section, data_problems, key_problems, refuse_unknown_keys
+from privdfs_training.config import RunConfig, Section, StageConfig, data_problems, key_problems, refuse_unknown_keys
 from privdfs_training.errors import TrainingConfigError
 
 
-class UndefendedConfig(_Section, frozen=True, tag_field="kind", tag="none"):
+class UndefendedConfig(Section, frozen=True, tag_field="kind", tag="none"):
     """No defence: a plain split."""
 
 
-class NoPeekConfig(_Section, frozen=True, tag_field="kind", tag="nopeek"):
+class NoPeekConfig(Section, frozen=True, tag_field="kind", tag="nopeek"):
     """Little distance correlation between image and feature."""
 
     weight: float  # of the distance correlation, beside the cross-entropy
 
 
-class DiscoConfig(_Section, frozen=True, tag_field="kind", tag="disco"):
+class DiscoConfig(Section, frozen=True, tag_field="kind", tag="disco"):
     """Channels pruned image by image, by a network that plays against one that reconstructs."""
 
     ratio: float  # share of the feature's channels that are zeroed, rounded down
@@ -28,7 +28,7 @@ class DiscoConfig(_Section, frozen=True, tag_field="kind", tag="disco"):
     adversary_width: int  # channels of the reconstructing network
 
 
-class ShredderConfig(_Section, frozen=True, tag_field="kind", tag="shredder"):
+class ShredderConfig(Section, frozen=True, tag_field="kind", tag="shredder"):
     """Noise tensors learned on the finished network; one of them, by chance, is added to a feature."""
 
     tensors: int  # in the collection
@@ -37,7 +37,7 @@ class ShredderConfig(_Section, frozen=True, tag_field="kind", tag="shredder"):
     limit: float  # mean square of the noise over that of the feature from which on the noise is no longer pushed up
 
 
-class ResSflConfig(_Section, frozen=True, tag_field="kind", tag="ressfl"):
+class ResSflConfig(Section, frozen=True, tag_field="kind", tag="ressfl"):
     """A bottleneck, which is `head.channels`, trained against an attacker that inverts it."""
 
     weight: float  # of the similarity that the attacker reaches, in the head's loss
@@ -46,7 +46,7 @@ class ResSflConfig(_Section, frozen=True, tag_field="kind", tag="ressfl"):
     attacker_blocks: int  # residual blocks of the attacker at each resolution
 
 
-class CemConfig(_Section, frozen=True, tag_field="kind", tag="cem"):
+class CemConfig(Section, frozen=True, tag_field="kind", tag="cem"):
     """Gaussian noise on a feature whose spread within a class is kept small."""
 
     weight: float  # of the bound on the information about the image, in nats for one value of the feature
@@ -59,7 +59,7 @@ Defence: TypeAlias = UndefendedConfig | NoPeekConfig | DiscoConfig | ShredderCon
 KINDS = ("none", "nopeek", "disco", "shredder", "ressfl", "cem")
 
 
-class RivalLossConfig(_Section, frozen=True):
+class RivalLossConfig(Section, frozen=True):
     """Weights of the terms beside the cross-entropy with weight one and the defence's own; the same as ours."""
 
     distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
@@ -67,7 +67,7 @@ class RivalLossConfig(_Section, frozen=True):
     label_smoothing: float
 
 
-class RivalTrainConfig(_Section, frozen=True):
+class RivalTrainConfig(Section, frozen=True):
     """The stages, in the order in which they run."""
 
     baseline: StageConfig
