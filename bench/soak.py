@@ -110,12 +110,12 @@ def process_figures() -> dict[str, float]:
     return {"rss_mb": int(fields["VmRSS"].split()[0]) / 1024, "threads": int(fields["Threads"]), "fds": descriptors}
 
 
-def unrest(servers: Sequence[Triton], ready: Callable[[], int], over: threading.Event, kinds: Counter[str]) -> None:
-    """Kill a server, or start one that was killed, every few seconds; enough for an answer are always ready."""
+def unrest(servers: Sequence[Triton], answer: Callable[[], int], over: threading.Event, kinds: Counter[str]) -> None:
+    """Kill a server, or start one that was killed, every few seconds; never when fewer than enough would be left."""
     chance = random.Random(0)  # noqa: S311 - not for secrets
     while not over.wait(EVERY_S):
         gone = [server for server in servers if not server.runs]
-        spare = ready() > NEEDED  # one that was started takes some seconds to be
+        spare = answer() > NEEDED  # one that was started takes some seconds to
         if gone and (not spare or chance.random() < 0.5):
             gone[0].start()
             kinds["started again"] += 1
@@ -141,16 +141,18 @@ def soak(release: Path, predictions: int, folder: Path) -> dict[str, Any]:
     servers = [Triton(release / f"server-{i}", folder / f"{i}.log") for i in range(bundle.n_servers)]
     over, kinds, counts = threading.Event(), Counter[str](), Counter[str]()
     figures: list[dict[str, float]] = []
-    slowest, late = 0.0, 0
+    slowest, late, answered = 0.0, 0, 0
 
     def one(number: int) -> tuple[str, float]:
+        nonlocal answered
         started = time.monotonic()
         try:
             result = client.predict(images[number % IMAGES])
+            answered = sum(result.answered)
             kind = "right" if truth.agrees(number % IMAGES, result) else "wrong"
             kind += "" if all(result.answered) else ", some servers missing"
-        except NotEnoughAnswersError:
-            kind = "typed error"
+        except NotEnoughAnswersError as error:
+            kind, answered = "typed error", len(error.answered)
         return kind, time.monotonic() - started
 
     with ExitStack() as stack:
@@ -160,16 +162,12 @@ def soak(release: Path, predictions: int, folder: Path) -> dict[str, Any]:
         client = stack.enter_context(
             Client(bundle, [server.endpoint for server in servers], timeout=TIMEOUT_S, min_answers=NEEDED)
         )
-
-        def ready() -> int:
-            return sum(row.ok for row in client.health(timeout=2))
-
         until = time.monotonic() + READY_S
-        while ready() < len(servers):
+        while not all(row.ok for row in client.health(timeout=2)):
             if time.monotonic() > until:
                 raise BenchError(f"the tritonservers did not get ready: see {folder}")
             time.sleep(0.3)
-        troubles = threading.Thread(target=unrest, args=(servers, ready, over, kinds))
+        troubles = threading.Thread(target=unrest, args=(servers, lambda: answered, over, kinds))
         stack.callback(troubles.join)  # before the servers are killed
         stack.callback(over.set)
         troubles.start()
