@@ -35,6 +35,7 @@ from privdfs_training.attacks.floors import class_means, mean_image, nearest_by_
 from privdfs_training.attacks.linear import linear_reconstruct, linear_sums, rank_by_linear_score
 from privdfs_training.attacks.metrics import compare, mean_interval, psnr
 from privdfs_training.attacks.optimise import OptimiseBudget, optimise
+from privdfs_training.attacks.perceptual import Lpips
 from privdfs_training.attacks.prior import Prior, load_prior
 from privdfs_training.attacks.selfchecks import Measured
 from privdfs_training.attacks.view import Relation, ServerView, side_by_side
@@ -221,7 +222,14 @@ class Done:
 class Victim:
     """A release, its data set, and what its device and servers make of it."""
 
-    def __init__(self, release: Path, data_folder: Path | None, effort: Effort, prior: Path | None = None) -> None:
+    def __init__(
+        self,
+        release: Path,
+        data_folder: Path | None,
+        effort: Effort,
+        prior: Path | None = None,
+        lpips: Lpips | None = None,
+    ) -> None:
         """Open the release; nothing is computed yet.
 
         Args:
@@ -229,11 +237,12 @@ class Victim:
             data_folder: Of the data set.
             effort: Its limits on images.
             prior: The diffusion prior's file; None takes the data set's in checkpoints/.
+            lpips: A further measure of likeness.
 
         Raises:
             Error: The release or the data set cannot be used.
         """
-        self.release, self.effort = release, effort
+        self.release, self.effort, self.lpips = release, effort, lpips
         self.bundle = Bundle.open(release / "client", allow_unsigned=True)
         self.data = release_data(self.bundle, data_folder)
         self.pairs = min(effort.pairs, len(self.data.train_images))
@@ -405,6 +414,8 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
     if isinstance(job.budget, DiffuseBudget):
         settled.append(victim.prior[1])
+    if victim.lpips is not None:
+        settled.append(victim.lpips.sha256)
     name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
     path = folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
     if path.exists():
@@ -483,8 +494,8 @@ def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
     summary = scores.summary()
     low, high = mean_interval(scores.psnr, seed=SEED)
     judged = min(JUDGED, len(images))
-    seen, answered = victim.judge(guess[:judged].clamp(0, 1))
-    true, _ = victim.judge(images[:judged].float() / 255)
+    shown, true = guess[:judged].clamp(0, 1), images[:judged].float() / 255
+    seen, answered = victim.judge(shown)
     return {
         "size": len(job.members),
         "members": list(job.members),
@@ -493,8 +504,8 @@ def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
         "psnr_worst": summary.psnr_worst,
         "ssim": summary.ssim,
         "ms_ssim": None if scores.ms_ssim is None else float(scores.ms_ssim.mean()),
-        "lpips": None,
-        "feature_similarity": float(torch.cosine_similarity(seen, true).mean()),
+        "lpips": None if victim.lpips is None else float(victim.lpips(shown, true).mean()),
+        "feature_similarity": float(torch.cosine_similarity(seen, victim.judge(true)[0]).mean()),
         "label_accuracy": float((answered.argmax(dim=1) == victim.data.test_labels[wanted][:judged]).float().mean()),
         "interval": [low, high],
         "floor": float(victim.floor_psnr["class_mean"][wanted].mean()),

@@ -37,6 +37,7 @@ so.</li>
 <li>Everything here is a <b>lower bound</b>: a better attack finds at least as much. A high PSNR is a leak for
 certain, a low one is the failure of these attacks alone. "Best twentieth" is what the most exposed images give
 away.</li>
+<li><b>MS-SSIM</b> needs images of 176 pixels a side, <b>LPIPS</b> (0 where equal) a file of weights: --lpips.</li>
 <li><b>Feature similarity</b> compares what an unprotected model sees in reconstruction and original; <b>same
 label</b> is how often it names the right class, which the class mean alone can reach: it is no sign of a
 likeness.</li>
@@ -136,8 +137,13 @@ def _flags(flags: Sequence[Mapping[str, str]]) -> str:
     )
 
 
+def _or_not(value: float | None) -> str:
+    """A score that not every image size, or every run, has."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
 def _attacks(entry: Mapping[str, Any]) -> str:
-    rows = [("no share", floor.replace("_", " "), f"{psnr:.2f}", *[""] * 6) for floor, psnr in entry["floor"].items()]
+    rows = [("no share", floor.replace("_", " "), f"{psnr:.2f}", *[""] * 8) for floor, psnr in entry["floor"].items()]
     # Releases that are not keyed, and audits from before keys were attacked, have no such rows.
     together = sorted(entry["coalitions"], key=lambda one: (one["size"], one["psnr"] - one["floor"]))
     rows += [
@@ -148,6 +154,8 @@ def _attacks(entry: Mapping[str, Any]) -> str:
             f"{one['psnr'] - one['floor']:+.2f}",
             f"{one['psnr_worst']:.2f}",
             f"{one['ssim']:.3f}",
+            _or_not(one["ms_ssim"]),
+            _or_not(one["lpips"]),
             f"{one['feature_similarity']:.2f}",
             f"{one['label_accuracy']:.0%}",
             f"{one['images']:,}",
@@ -159,15 +167,15 @@ def _attacks(entry: Mapping[str, Any]) -> str:
             f"{_who(one)}, knowing other classes only",
             escape(one["attack"]),
             f"{one['psnr']:.2f}",
-            *[""] * 5,
+            *[""] * 7,
             str(one["images"]),
         )
         for one in entry["shifted"]
     ]
-    rows += [("undefended split", escape(name), f"{psnr:.2f}", *[""] * 6) for name, psnr in entry["undefended"].items()]
+    rows += [("undefended split", escape(name), f"{psnr:.2f}", *[""] * 8) for name, psnr in entry["undefended"].items()]
     head = (
-        "attacker", "attack", "PSNR, dB", "above class mean", "best twentieth, dB", "SSIM", "feature similarity",
-        "same label", "images",
+        "attacker", "attack", "PSNR, dB", "above class mean", "best twentieth, dB", "SSIM", "MS-SSIM", "LPIPS",
+        "feature similarity", "same label", "images",
     )  # fmt: skip
     sources = "".join(f"<li>{escape(name)}: {escape(source)}</li>" for name, source in entry["sources"].items())
     return (

@@ -41,6 +41,7 @@ from rich.table import Table
 from privdfs import Error
 from privdfs_export.release import MAY_BE_PASSED_ON
 from privdfs_training.attacks import selfchecks
+from privdfs_training.attacks.perceptual import load_lpips
 
 
 def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, Any], dict[str, list[Done]]]:
@@ -218,6 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="diffusion prior, or `none` to leave its attack out (default: checkpoints/DATA-prior.safetensors)",
     )
+    parser.add_argument(
+        "--lpips",
+        type=Path,
+        help="score LPIPS too, with the weights of this file (docs/PRIVACY.md says which); attacks made without it are"
+        " made again",
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "privacy", help="folder of what attacks found")
     parser.add_argument(
         "--show-images",
@@ -232,9 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         read_results(options.out)  # a file that cannot be added to is an error now, not after an hour
         effort = chosen_effort(options)
+        lpips = load_lpips(options.lpips) if options.lpips else None
         for release in releases(options.releases):
             name = release_name(release)
-            victim = Victim(release, options.data, effort, options.prior)
+            victim = Victim(release, options.data, effort, options.prior, lpips)
             kept = options.runs / victim.bundle.release
             entry, done = measure(victim, kept, console)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bench._audit import EFFORTS, Victim, jobs, run
 from bench._common import ROOT
@@ -13,9 +14,11 @@ from bench._keyed import user_partitions
 from bench.privacy import measure
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
+from privdfs_training.attacks.perceptual import load_lpips
 from privdfs_training.attacks.selfchecks import check_each
 from privdfs_training.errors import AttackError
 from tests.trained import QUIET
+from tests.training.test_perceptual import weights
 
 SMALL = replace(
     EFFORTS["quick"], pairs=200, targets=40, undefended=200, dense=DecoderBudget(epochs=4, batch=50, width=4)
@@ -53,6 +56,20 @@ def test_without_its_prior_the_diffusion_attack_says_how_to_train_one(
         measure(Victim(trained_release, data_folder, DIFFUSE, tmp_path / "nowhere"), tmp_path, QUIET)
     victim = Victim(trained_release, data_folder, SMALL)
     assert not [one for group in jobs(victim).values() for one in group if one.attack.startswith("diffusion")]
+
+
+def test_lpips_is_scored_where_its_weights_are_given(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lpips-alex.safetensors"
+    save_file(weights(), file)
+    plain = Victim(trained_release, data_folder, SMALL)
+    job = jobs(plain)["coalitions"][0]
+    without = run(plain, job, tmp_path / "runs", quiet).row
+    scored = run(Victim(trained_release, data_folder, SMALL, lpips=load_lpips(file)), job, tmp_path / "runs", quiet).row
+    assert without["lpips"] is None
+    assert 0 < scored["lpips"] < 5
+    assert {key: value for key, value in scored.items() if key not in {"lpips", "seconds"}} == {
+        key: value for key, value in without.items() if key not in {"lpips", "seconds"}
+    }
 
 
 def test_a_keyed_release_is_attacked_under_its_users_keys_and_under_others(

@@ -22,6 +22,7 @@ MADE_BY = {"command": "privacy.py <release>", "commit": "feed", "date": "2026-02
 
 def row(attack: str, members: list[int], psnr: float, **changes: Any) -> dict[str, Any]:
     scores = {"psnr": psnr, "psnr_worst": psnr + 3, "ssim": 0.4, "interval": [psnr - 0.1, psnr + 0.1], "floor": 13.0}
+    scores |= {"ms_ssim": None, "lpips": None}
     about = {"images": 200, "pairs": 1000, "feature_similarity": 0.5, "label_accuracy": 0.9}
     return {"size": len(members), "members": members, "attack": attack, **scores, **about, **changes}
 
@@ -37,7 +38,7 @@ def entry() -> dict[str, Any]:
         "undefended": {"decoder": 27.125},
         "coalitions": [
             row("linear", [0], 12.75),
-            row("linear", [1], 13.25),
+            row("linear", [1], 13.25, lpips=0.2345),
             row("dense", [1], 14.375),
             row("dense", [0, 1], 15.625),
         ],
@@ -58,7 +59,7 @@ def test_the_page_has_flags_first_and_every_figure(entry: dict[str, Any], tmp_pa
         tmp_path / "new", "small", entry, [drawn("original"), drawn("dense")], tmp_path / "frontier.json"
     )
     html = page.read_text()
-    for figure in ("12.75", "13.25", "14.38", "15.62", "+1.38", "9.88", "10.50", "27.12"):
+    for figure in ("12.75", "13.25", "14.38", "15.62", "+1.38", "9.88", "10.50", "27.12", "<td>n/a</td>", "0.234"):
         assert figure in html
     assert html.index("few images") < html.index("14.38")
     assert "20 images &lt;b&gt;" in html

@@ -148,14 +148,6 @@ def test_scores_are_those_of_scikit_image_and_torchmetrics_on_real_images() -> N
     assert large.item() == pytest.approx(0.648116, abs=1e-4)
 
 
-def test_feature_similarity_is_a_cosine_under_its_own_name() -> None:
-    images = torch.stack([torch.full((1, 11, 11), 255), torch.zeros(1, 11, 11)]).to(torch.uint8)
-    guess = torch.stack([torch.ones(1, 11, 11), torch.ones(1, 11, 11)])
-    found = compare(guess, images, features=lambda x: torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], dim=1))
-    assert found.features is not None
-    assert found.features.tolist() == pytest.approx([1, 0], abs=1e-6)
-
-
 def test_the_interval_of_a_mean_is_about_the_normal_one_and_shrinks_with_the_number_of_images() -> None:
     torch.manual_seed(0)
     values = torch.randn(400) + 3

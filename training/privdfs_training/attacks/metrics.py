@@ -1,6 +1,5 @@
 """How close a reconstruction is, per image. Images are float in 0..1."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +41,11 @@ class PerImage:
         psnr: float [images], in dB.
         ssim: float [images].
         ms_ssim: float [images]; None for images under 176 pixels, which have no five scales.
-        features: Cosine of the features that a network gives for reconstruction and image, float [images]; None
-            without a network. No measure of who recognises what: two images of one class are close.
     """
 
     psnr: Tensor
     ssim: Tensor
     ms_ssim: Tensor | None
-    features: Tensor | None
 
     def __repr__(self) -> str:
         """Sizes, never values."""
@@ -61,27 +57,24 @@ class PerImage:
         return Scores(psnr=float(self.psnr.mean()), psnr_worst=float(best.mean()), ssim=float(self.ssim.mean()))
 
 
-def compare(reconstructed: Tensor, images: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> PerImage:
+def compare(reconstructed: Tensor, images: Tensor) -> PerImage:
     """Score every reconstruction.
 
     Args:
         reconstructed: float [images, channels, height, width] in 0..1.
         images: uint8 [images, channels, height, width].
-        features: Of images in 0..1: float [images, channels, height, width] to float [images, values].
 
     Returns:
         One score of each kind per image.
     """
     large = min(images.shape[2:]) >= MS_SSIM_SIZE
-    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    columns: tuple[list[Tensor], ...] = ([], [], [])
     for guess, image in zip(reconstructed.split(AT_ONCE), images.split(AT_ONCE), strict=True):
         wanted = image.float() / 255
         columns[0].append(psnr(guess, wanted))
         columns[1].append(ssim(guess, wanted))
         if large:
             columns[2].append(ms_ssim(guess, wanted))
-        if features is not None:
-            columns[3].append(F.cosine_similarity(features(guess), features(wanted)))
     scores = [torch.cat(column) if column else None for column in columns]
     return PerImage(*scores)  # pyright: ignore[reportArgumentType]  the first two are never empty
 
