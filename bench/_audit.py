@@ -242,6 +242,7 @@ class Victim:
         Raises:
             Error: The release or the data set cannot be used.
         """
+        self.again = partial(Victim, release, data_folder, effort, prior, lpips)  # for another process
         self.release, self.effort, self.lpips = release, effort, lpips
         self.bundle = Bundle.open(release / "client", allow_unsigned=True)
         self.data = release_data(self.bundle, data_folder)
@@ -396,6 +397,17 @@ class Victim:
         return look
 
 
+def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
+    """The file of what an attack finds, named by all that decides it."""
+    settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
+    if isinstance(job.budget, DiffuseBudget):
+        settled.append(victim.prior[1])
+    if victim.lpips is not None:
+        settled.append(victim.lpips.sha256)
+    name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
+    return folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
+
+
 def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     """Run an attack, or read what it found before.
 
@@ -411,13 +423,7 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     Raises:
         AttackError: It cannot be run.
     """
-    settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
-    if isinstance(job.budget, DiffuseBudget):
-        settled.append(victim.prior[1])
-    if victim.lpips is not None:
-        settled.append(victim.lpips.sha256)
-    name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
-    path = folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
+    path = kept_at(victim, job, folder)
     if path.exists():
         return _read(job, path)
     view = victim.view(job) if job.members else victim.undefended_view(job)

@@ -7,11 +7,13 @@ the mean image of the class, which every branch's answer reveals anyway; the nea
 and the same attack on an undefended split, the baseline cut after its first layer. Below the table stand the flags of
 an evaluation that should not be trusted; all of it, with pictures of what came out, is on a page beside the results.
 
-All of it is a lower bound on what a coalition can learn, not a proof that it learns no more. A run that was stopped
-goes on with the same command; what attacks found is kept in runs/privacy.
+All of it is a lower bound on what a coalition can learn, not a proof that it learns no more. Several attacks are made
+at once, on a thread each. A run that was stopped goes on with the same command; what attacks found is kept in
+runs/privacy.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -34,6 +36,7 @@ from _common import (
     write_results,
 )
 from _privacy_report import strips, write_report
+from _side_by_side import run_side_by_side
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -44,13 +47,16 @@ from privdfs_training.attacks import selfchecks
 from privdfs_training.attacks.perceptual import load_lpips
 
 
-def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, Any], dict[str, list[Done]]]:
+def measure(
+    victim: Victim, folder: Path, console: Console, threads: int = 1
+) -> tuple[dict[str, Any], dict[str, list[Done]]]:
     """Attack one release.
 
     Args:
         victim: The release.
         folder: Of what attacks found before, and will find.
         console: For progress.
+        threads: Of this machine's; several attacks are made at once on them.
 
     Returns:
         Its entry of the result file, and what every attack found, by the groups of `jobs`.
@@ -62,11 +68,21 @@ def measure(victim: Victim, folder: Path, console: Console) -> tuple[dict[str, A
         _ = victim.prior  # one that is missing is an error now, not after an hour
     floor = floors(victim)
     console.print("floors: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f} dB" for name, value in floor.items()))
+    groups = jobs(victim)
+    every = [job for wanted in groups.values() for job in wanted]
+    found: dict[Job, Done] = {}
     with Progress(console=console, transient=True) as progress:
-        done = {
-            group: [_one(victim, job, folder, progress, console) for job in wanted]
-            for group, wanted in jobs(victim).items()
-        }
+        task = progress.add_task("attacks", total=len(every))
+
+        def one(job: Job) -> None:
+            found[job] = _one(victim, job, folder, progress, console)
+            progress.advance(task)
+
+        run_side_by_side(victim, every, folder, threads, one)
+        for job in every:
+            if job not in found:
+                one(job)
+    done = {group: [found[job] for job in wanted] for group, wanted in groups.items()}
     coalitions = done["coalitions"]
     worst = {
         str(size): max((one for one in coalitions if len(one.job.members) == size), key=lambda one: one.margin)
@@ -231,10 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    threads = options.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
     console = Console()
     try:
         read_results(options.out)  # a file that cannot be added to is an error now, not after an hour
@@ -244,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = release_name(release)
             victim = Victim(release, options.data, effort, options.prior, lpips)
             kept = options.runs / victim.bundle.release
-            entry, done = measure(victim, kept, console)
+            entry, done = measure(victim, kept, console, threads)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"
             write_results(options.out, merge_release(read_results(options.out), name, entry))
             console.print(table(name, entry))

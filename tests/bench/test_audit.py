@@ -1,6 +1,7 @@
 """Attacks of the audit that `test_runs.py` does not run, on a tiny trained release."""
 
 import hashlib
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench._audit import EFFORTS, Victim, jobs, run
+from bench._audit import EFFORTS, Job, Victim, jobs, kept_at, run
 from bench._common import ROOT
 from bench._keyed import user_partitions
+from bench._side_by_side import run_side_by_side
 from bench.privacy import measure
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
@@ -56,6 +58,36 @@ def test_without_its_prior_the_diffusion_attack_says_how_to_train_one(
         measure(Victim(trained_release, data_folder, DIFFUSE, tmp_path / "nowhere"), tmp_path, QUIET)
     victim = Victim(trained_release, data_folder, SMALL)
     assert not [one for group in jobs(victim).values() for one in group if one.attack.startswith("diffusion")]
+
+
+def test_attacks_side_by_side_find_what_they_find_one_after_another(
+    trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    victim = Victim(trained_release, data_folder, SMALL)
+    some = [job for job in jobs(victim)["coalitions"] if job.attack in {"linear", "dense"}]
+    finished: list[Job] = []
+
+    run_side_by_side(victim, some, tmp_path / "together", 2, finished.append)
+
+    assert sorted(map(str, finished)) == sorted(map(str, some))
+    for job in some:
+        assert kept_at(victim, job, tmp_path / "together").exists()
+        together = run(victim, job, tmp_path / "together", quiet)
+        alone = run(victim, job, tmp_path / "alone", quiet)
+        assert together.row["psnr"] == pytest.approx(alone.row["psnr"], abs=0.01)
+    run_side_by_side(victim, some, tmp_path / "together", 2, finished.append)
+    assert len(finished) == len(some)  # they are kept
+
+
+def test_an_attack_that_fails_ends_those_beside_it(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    hours = replace(SMALL, dense=DecoderBudget(epochs=1_000_000, batch=50, width=4))
+    victim = Victim(trained_release, data_folder, hours)
+    dense = next(job for job in jobs(victim)["coalitions"] if job.attack == "dense")
+    finished: list[Job] = []
+    with pytest.raises(IndexError):
+        run_side_by_side(victim, [dense, replace(dense, members=(9,))], tmp_path / "runs", 2, finished.append)
+    assert not multiprocessing.active_children()
+    assert not finished
 
 
 def test_lpips_is_scored_where_its_weights_are_given(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
