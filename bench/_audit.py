@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from _common import ENCODED_AT_ONCE, ROOT, BenchError, release_data, shares_of, user_key, verified_graph
+from _common import (
+    ENCODED_AT_ONCE,
+    ROOT,
+    UNDEFENDED_IMAGES,
+    BenchError,
+    release_data,
+    shares_of,
+    user_key,
+    verified_graph,
+)
 from _head import before_rounding, through_graph
 from _keyed import Keys, keyed_settings, keyed_view
 from numpy.typing import NDArray
@@ -48,8 +57,6 @@ VERSION = 1
 SHOWN, JUDGED = 12, 500
 #: PSNR of an image that came out exactly, in dB: a result file holds no infinity.
 HIGHEST = 100.0
-#: Its dense features take much memory.
-UNDEFENDED_TARGETS = 1000
 #: Up to so many servers every coalition is attacked by the stronger attacks of effort `full`.
 EVERY_COALITION = 5
 #: Of which "diffusion-mean" is the mean.
@@ -582,7 +589,7 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
     tv = OptimiseBudget(3 * effort.optimise.steps, 1, prior="variation", weight=1e-3)
     pairs = min(effort.undefended, victim.pairs)
     undefended = [
-        replace(job("decoder", ()), pairs=pairs, targets=min(UNDEFENDED_TARGETS, victim.targets)),
+        replace(job("decoder", ()), pairs=pairs, targets=min(UNDEFENDED_IMAGES, victim.targets)),
         replace(job("optimisation-tv", ()), pairs=1, targets=optimised, budget=tv),
         *broken,
     ]

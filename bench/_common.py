@@ -25,7 +25,7 @@ RESULTS = ROOT / "bench" / "results"
 IMAGES = ROOT / "examples" / "images"
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 #: Test images that the attack on the undefended split is scored on: its dense features take much memory.
-UNDEFENDED_IMAGES = 2000
+UNDEFENDED_IMAGES = 1000
 ENCODED_AT_ONCE = 1000
 #: A list that holds numbers only, as `json` spreads it over many lines.
 _NUMBERS = re.compile(r"\[\s+(-?[0-9][-+.0-9eE,\s]*?)\s+\]")

@@ -112,14 +112,19 @@ def privacy_table(results: Mapping[str, Any]) -> str:
         shown = [f"{one['psnr']:.2f} dB, SSIM {one['ssim']:.3f}" if one else "" for one in found]
         row(f"{size} server{'s' * (size != '1')}, worst coalition", shown)
     row("undefended split, the attack that does best on it", [_undefended(entry) for entry in entries])
-    images = max(one["images"] for entry in entries for one in entry["coalitions"])
-    several = any(one.get("attack", "decoder") != "decoder" for entry in entries for one in entry["coalitions"])
-    attack = "the strongest of several attacks on" if several else "a decoder trained from scratch for"
+    row("test images; effort", [f"{_most_images(entry):,}; {entry['effort']}" for entry in entries])
+    most = min(max(map(_most_images, entries)), UNDEFENDED_IMAGES)
     return (
-        "\n".join(rows) + f"\n\nMean PSNR per image over {images:,} test images; {attack} each "
-        "coalition on the bytes that the bundle makes, knowing the masks (undefended split: the baseline's feature "
-        f"after its first convolution, at most {min(images, UNDEFENDED_IMAGES):,} images). {_commands(results)}"
+        "\n".join(rows)
+        + "\n\nMean PSNR per image; the strongest of several attacks on each coalition on the bytes that "
+        "the bundle makes, knowing the masks (undefended split: the baseline's feature after its first convolution, at "
+        f"most {most:,} images). {_commands(results)}"
     )
+
+
+def _most_images(entry: Mapping[str, Any]) -> int:
+    """Test images of the attacks that met the most."""
+    return max(one["images"] for one in entry["coalitions"])
 
 
 def _undefended(entry: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "accuracy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": entry}}))
     worst = {"1": {"psnr": 14.0, "ssim": 0.4}, "2": {"psnr": 14.5, "ssim": 0.5}}
     leak = {"floor": {"mean_image": 10.0, "class_mean": 13.0}, "undefended": {"decoder": 33.0}, "worst": worst}
-    leak |= {"coalitions": [{"images": 10000}]}
+    leak |= {"coalitions": [{"images": 10000}, {"images": 64}], "effort": "quick"}
     (tmp_path / "privacy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": leak}}))
     system = {"p50_ms": 1.234, "p90_ms": 2.0, "p99_ms": 3.0, "p99.9_ms": 4.0, "bytes_up": 32, "samples": 1000}
     about = made_by | {"machine": {"cores": "2", "processor": "a processor"}}
@@ -41,6 +41,7 @@ def test_figures_are_those_of_the_result_files(results: Path) -> None:
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
     assert "| floor: knows the class (class mean) | 13.00 dB |" in text
+    assert "| test images; effort | 10,000; quick |" in text
     assert "| undefended split, the attack that does best on it | 33.00 dB (decoder) |" in text
     assert "commit 0123456789" in text
 
