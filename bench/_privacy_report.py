@@ -168,7 +168,7 @@ def _attacks(entry: Mapping[str, Any]) -> str:
             escape(one["attack"]),
             f"{one['psnr']:.2f}",
             *[""] * 7,
-            str(one["images"]),
+            f"{one['images']:,}",
         )
         for one in entry["shifted"]
     ]
