@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny data set in the true format, and releases really trained on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,15 @@ import torch
 
 from tests.trained import train_and_export, write_data
 
-# One thread, from the first test on: sums depend on the number of threads, some benches set it, and a run that was
-# interrupted is compared bit for bit with one that another test may have made.
+# From the first test on: sums depend on the number of threads, and runs are compared bit for bit.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again() -> Iterator[None]:
+    """A command that a test runs in this process may set the number of threads; the next test starts with one."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
