@@ -43,8 +43,21 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
     counted = " and ".join(f"{count:,}" for count in sorted(images))
     return (
         "\n".join(rows) + f"\n\n{counted} test images; exported int8 files, one real tritonserver per server. "
-        f"{_commands(results)}"
+        f"{_commands(results)}{_over_keys(results)}"
     )
+
+
+def _over_keys(results: Mapping[str, Any]) -> str:
+    """How far accuracy differs between users' keys, for each keyed release."""
+    told = ""
+    for name, entry in results["releases"].items():
+        if "keys" in entry:
+            keys = entry["keys"]
+            told += (
+                f" {name} under {keys['keys']} random users' keys: {keys['mean']:.2%} on average, {keys['min']:.2%} to "
+                f"{keys['max']:.2%}."
+            )
+    return told
 
 
 def _commands(results: Mapping[str, Any]) -> str:
@@ -179,11 +192,35 @@ def privacy_figures(folder: Path) -> str:
             BEGIN,
             "\n".join(rows),
             "\n".join(about),
+            *keys_tables(entries),
             rivals_table(read_results(folder / "rivals.json")),
             people_table(read_results(folder / "reidentify.json")),
             END,
         )
     )
+
+
+def keys_tables(releases: Mapping[str, Any]) -> list[str]:
+    """Markdown tables of the keyed releases in privacy.json: what the largest minority does with a user's partition."""
+    knowledge = {
+        "partition": "the user's partition",
+        "family": "all partitions, pairs under others",
+        "nothing": "pairs under others, no partition",
+    }
+    tables = []
+    for name, entry in releases.items():
+        if not entry.get("keys"):
+            continue
+        rows = [f"| {name}: the attacker knows | the same image came under | PSNR | above class mean | SSIM |"]
+        rows.append("| --- " * 5 + "|")
+        for one in entry["keys"]:
+            count = f"{one['requests']} key{'s' * (one['requests'] > 1)}"
+            above = one["psnr"] - one["floor"]
+            rows.append(
+                f"| {knowledge[one['knows']]} | {count} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} |"
+            )
+        tables.append("\n".join(rows))
+    return tables
 
 
 def rivals_table(results: Mapping[str, Any]) -> str:

@@ -63,6 +63,8 @@ FUSION_STAGE: dict[str, Any] = {
     "crop_padding": 0,
     "malicious": 1.0,
 }
+#: The stage before it, for `tiny_values()["train"]["branches"]`.
+BRANCHES_STAGE: dict[str, Any] = {key: value for key, value in FUSION_STAGE.items() if key != "malicious"}
 
 
 def tiny_values(servers: int = 3) -> dict[str, Any]:

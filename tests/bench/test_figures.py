@@ -79,6 +79,23 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     assert "Not measured yet" in figures.privacy_figures(results)
 
 
+def test_keyed_releases_say_what_keys_change(results: Path) -> None:
+    path = results / "accuracy.json"
+    found = json.loads(path.read_text())
+    found["releases"]["small"]["keys"] = {"keys": 100, "mean": 0.925, "min": 0.92, "max": 0.9275}
+    path.write_text(json.dumps(found))
+    told = "small under 100 random users' keys: 92.50% on average, 92.00% to 92.75%."
+    assert told in figures.figures(results)
+    assert figures.keys_tables({"small": {"keys": []}}) == []
+    row = {"requests": 1, "knows": "nothing", "psnr": 10.0, "floor": 13.0, "ssim": 0.25}
+    rows = [row | {"requests": 4, "knows": "partition", "psnr": 14.5}, row]
+    (table,) = figures.keys_tables({"small": {"keys": rows}})
+    assert table.splitlines()[2:] == [
+        "| the user's partition | 4 keys | 14.50 dB | +1.50 dB | 0.250 |",
+        "| pairs under others, no partition | 1 key | 10.00 dB | -3.00 dB | 0.250 |",
+    ]
+
+
 def test_rivals_are_ranked_by_what_they_leak() -> None:
     assert "not measured yet" in figures.rivals_table({})
     about = {"data": "fashion-mnist", "bits": 64, "client_macs": 10, "baseline_macs": 205, "accuracy": 0.925}

@@ -6,7 +6,7 @@ import pytest
 from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict, load_config
 from privdfs_training.errors import TrainingConfigError
-from tests.trained import FUSION_STAGE, tiny_values
+from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -46,6 +46,8 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("fusion", "branch_dropout", 1.0, "probability"),
         ("train", "fusion", FUSION_STAGE | {"malicious": -1.0}, "weight of a loss"),
         ("train", "fusion", FUSION_STAGE | {"epochs": 0}, "at least 1 epoch"),
+        ("train", "branches", BRANCHES_STAGE | {"epochs": 0}, "at least 1 epoch"),
+        ("train", "masks", BRANCHES_STAGE | {"epochs": -1}, "at least 1 epoch"),
         ("backbone", "name", "resnet21", "Invalid enum value"),
         ("backbone", "width", "wide", "Expected `int`"),
     ],
@@ -71,11 +73,25 @@ def test_liars_about_attributes_are_refused() -> None:
         config_from_dict(values, "tests")
 
 
-def test_stage_without_epochs_is_refused() -> None:
+@pytest.mark.parametrize("stage", ["masks", "finetune"])
+def test_no_epochs_of_the_split_need_a_finished_system(stage: str) -> None:
     values = tiny_values()
-    values["train"]["masks"] = values["train"]["masks"] | {"epochs": 0}
-    with pytest.raises(TrainingConfigError, match=r"train\.masks needs at least 1 epoch"):
+    values["train"][stage] = values["train"][stage] | {"epochs": 0}
+    with pytest.raises(TrainingConfigError, match=rf"train\.{stage}\.epochs = 0 .* name them in head\.checkpoint"):
         config_from_dict(values, "tests")
+
+
+def test_a_given_head_stays_as_it_is_and_needs_branches() -> None:
+    values = tiny_values()
+    values["head"]["checkpoint"] = "runs/earlier/system.safetensors"
+    with pytest.raises(TrainingConfigError, match=r"set train\.masks\.epochs and train\.finetune\.epochs to 0"):
+        config_from_dict(values, "tests")
+    for stage in ("masks", "finetune"):
+        values["train"][stage] = values["train"][stage] | {"epochs": 0}
+    with pytest.raises(TrainingConfigError, match=r"add the stage \[train\.branches\]"):
+        config_from_dict(values, "tests")
+    values["train"]["branches"] = values["train"]["masks"] | {"epochs": 1}
+    assert config_from_dict(values, "tests").train.branches is not None
 
 
 def test_no_epochs_of_the_baseline_need_its_weights() -> None:

@@ -7,12 +7,14 @@ from safetensors.torch import save_file
 
 from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
-from privdfs_training.config import config_from_dict
+from privdfs_training.config import Config, config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError
 from privdfs_training.models.resnet import ResNet, cifar_resnet
-from privdfs_training.pretrained import load_pretrained
-from tests.trained import QUIET, tiny_values
+from privdfs_training.models.system import System
+from privdfs_training.pretrained import load_cut, load_pretrained
+from privdfs_training.stages import stages
+from tests.trained import BRANCHES_STAGE, FUSION_STAGE, QUIET, tiny_values
 
 
 def small(classes: int = 10) -> ResNet:
@@ -74,3 +76,72 @@ def test_a_finished_baseline_is_used_as_it_is(tmp_path: Path, data_folder: Path,
     assert trained.accuracy["baseline"] == theirs.accuracy["baseline"]
     before, after = read_checkpoint(earlier).tensors, read_checkpoint(tmp_path / "run" / "baseline.safetensors").tensors
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def of_a_finished_system(run: Path, **changes: dict[str, Any]) -> Config:
+    """A keyed run that takes its baseline, head and masks from an earlier one."""
+    values = tiny_values() | {"name": "later", "keys": {"partitions": 64}}
+    values["backbone"]["checkpoint"] = values["head"]["checkpoint"] = str(run / "system.safetensors")
+    for stage in ("baseline", "masks", "finetune"):
+        values["train"][stage] = values["train"][stage] | {"epochs": 0}
+    values["train"] |= {"branches": BRANCHES_STAGE | {"epochs": 4}, "fusion": FUSION_STAGE}
+    for section, change in changes.items():
+        values[section] |= change
+    return config_from_dict(values, "tests")
+
+
+def test_a_keyed_system_grows_on_the_head_and_masks_of_a_finished_one(
+    tmp_path: Path, trained_release: Path, data_folder: Path
+) -> None:
+    earlier = trained_release.parent / "run"
+    data = load_data("fashion-mnist", data_folder)
+    path = loop.train(of_a_finished_system(earlier), data, tmp_path / "run", QUIET)
+    before, after = load_system(earlier / "system.safetensors").system, load_system(path)
+    images = data.test_images[:64]
+    with torch.no_grad():
+        shares = before.encode(images).shares
+        # Partition 0 is the ownership that the masks learned; the others deal the same values to other servers.
+        assert torch.equal(after.system.encode(images, partitions=torch.zeros(64, dtype=torch.int64)).shares, shares)
+        dealt = after.system.encode(images, partitions=torch.ones(64, dtype=torch.int64)).shares
+    assert not torch.equal(dealt, shares)
+    assert torch.equal(dealt.sum(dim=1), shares.sum(dim=1))
+    assert after.accuracy["fused"] > 0.3  # of ten classes, on partitions that the head was never trained for
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("masks", {}, r"is of a stage before fine-tuning\. Pass finetune\.safetensors or system\.safetensors"),
+        ("finetune", {"masks": {"values": 8}}, r"has 12 values of 5 levels for a server, the config 8 of 5"),
+        ("finetune", {"masks": {"levels": 3}}, r"has 12 values of 5 levels for a server, the config 12 of 3"),
+        (
+            "finetune",
+            {"masks": {"servers": 5, "values": 4}},
+            r"does not fit this model: .*masks\.logits is \(4, 196\), not \(6, 196\)",
+        ),
+        ("baseline", {}, r"does not fit this model: head\.normalise\.mean is missing"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(
+    trained_release: Path, stage: str, changes: dict[str, Any], message: str
+) -> None:
+    run = trained_release.parent / "run"
+    config = of_a_finished_system(run, **changes)
+    system = System(config, image_shape=(1, 28, 28), classes=10)
+    with pytest.raises(CheckpointError, match=message):
+        load_cut(system, run / f"{stage}.safetensors")
+
+
+def test_the_branches_stage_teaches_each_branch_alone(trained_release: Path, data_folder: Path) -> None:
+    config = of_a_finished_system(trained_release.parent / "run")
+    data = load_data("fashion-mnist", data_folder)
+    torch.manual_seed(0)
+    system = System(config, image_shape=(1, 28, 28), classes=10)
+    todo = {stage.name: stage for stage in stages(config, system, data)}
+    assert list(todo) == ["baseline", "masks", "finetune", "branches", "fusion"]
+    todo["finetune"].prepare()
+    system.eval()
+    todo["branches"].loss(data.train_images[:64], data.train_labels[:64], 0.5)[0].backward()
+    taught = {name.split(".")[0] for name, value in system.named_parameters() if value.grad is not None}
+    assert taught == {"branches"}
+    assert all(value.grad is not None and value.grad.any() for value in system.branches.parameters())

@@ -85,6 +85,7 @@ class HeadConfig(Section, frozen=True):
     split: str = ""  # backbone: name of its last layer, such as "layer2.0" or "blocks.1"; a wrong one lists all
     stride: int = 0  # backbone: of the narrow convolution; not given, 1
     stem_stride: Literal[1, 2] = 2  # compact
+    checkpoint: str | None = None  # finished system whose head and masks are taken as they are
 
 
 class MaskConfig(Section, frozen=True):
@@ -171,11 +172,12 @@ class FusionStageConfig(StageConfig, frozen=True):
 
 
 class TrainConfig(Section, frozen=True):
-    """The stages, in the order in which they run; without `fusion`, the fusion stays as the two before left it."""
+    """The stages, in the order in which they run; the last two may be left out, and then nothing changes there."""
 
     baseline: StageConfig
     masks: StageConfig
     finetune: StageConfig
+    branches: StageConfig | None = None  # each branch for itself, on the shares of a head that no longer changes
     fusion: FusionStageConfig | None = None
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products; weights are always float32
     compile: bool = False  # whether torch.compile fuses all networks but the head, at the cost of a slow start
@@ -493,7 +495,13 @@ def _malicious(config: Config) -> float:
 
 
 def _other_problems(config: Config) -> list[str]:
-    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune", "fusion")}
+    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune", "branches", "fusion")}
+    given = config.head.checkpoint is not None
+    finished = (
+        ("baseline", config.backbone.checkpoint is not None, "backbone"),
+        ("masks", given, "head"),
+        ("finetune", given, "head"),
+    )
     checks = (
         (
             config.branch.together and config.branch.kind != "residual",
@@ -501,15 +509,26 @@ def _other_problems(config: Config) -> list[str]:
         ),
         *(
             (
-                stage.epochs < (name != "baseline") or stage.batch < 2,
+                stage.epochs < (name in ("branches", "fusion")) or stage.batch < 2,
                 f"train.{name} needs at least 1 epoch and a batch of at least 2",
             )
             for name, stage in stages.items()
             if stage is not None
         ),
+        *(
+            (
+                stages[name].epochs == 0 and not there,
+                f"train.{name}.epochs = 0 takes finished weights as they are: name them in {part}.checkpoint",
+            )
+            for name, there, part in finished
+        ),
         (
-            config.train.baseline.epochs == 0 and config.backbone.checkpoint is None,
-            "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint",
+            given and (config.train.masks.epochs > 0 or config.train.finetune.epochs > 0),
+            "head.checkpoint takes head and masks as they are: set train.masks.epochs and train.finetune.epochs to 0",
+        ),
+        (
+            given and config.train.branches is None,
+            "head.checkpoint brings no branches: add the stage [train.branches]",
         ),
     )
     return [problem for wrong, problem in checks if wrong]

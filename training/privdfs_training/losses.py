@@ -91,6 +91,21 @@ def random_answered(batch: int, servers: int, dropout: float) -> Tensor:
     return answered
 
 
+def branches_alone(answers: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of the branches, each for itself.
+
+    Args:
+        answers: The servers' logits, float [batch, servers, classes].
+        labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
+        label_smoothing: Of the cross-entropy.
+
+    Returns:
+        Scalar.
+    """
+    of_each = labels.repeat_interleave(answers.shape[1], dim=0)
+    return F.cross_entropy(*choices(answers.flatten(0, 1), of_each), label_smoothing=label_smoothing)
+
+
 def split_loss(
     fused: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor, config: LossConfig
 ) -> tuple[Tensor, dict[str, float]]:
@@ -106,13 +121,10 @@ def split_loss(
     Returns:
         The scalar to minimise, and the value of each term.
     """
-    servers = answers.shape[1]
     smoothing = config.label_smoothing
     terms = {
         "fused": F.cross_entropy(*choices(fused, labels), label_smoothing=smoothing),
-        "auxiliary": F.cross_entropy(
-            *choices(answers.flatten(0, 1), labels.repeat_interleave(servers, dim=0)), label_smoothing=smoothing
-        ),
+        "auxiliary": branches_alone(answers, labels, smoothing),
         "distillation": distillation(
             choices(fused, labels)[0], choices(teacher, labels)[0], config.distillation_temperature
         ),

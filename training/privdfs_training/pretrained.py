@@ -1,11 +1,12 @@
-"""Weights that somebody trained before: torchvision's or timm's names, or a finished baseline stage of this project."""
+"""Weights that somebody trained before: a backbone's, of torchvision, timm or this project, and a system's cut."""
 
 from pathlib import Path
 
 from torch import nn
 
-from privdfs_training.checkpoint import read_tensors
+from privdfs_training.checkpoint import load_weights, read_checkpoint, read_tensors
 from privdfs_training.errors import CheckpointError
+from privdfs_training.models.system import System
 
 SHOWN = 5  # names of each kind in a message
 
@@ -48,6 +49,33 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
         )
         raise CheckpointError(message)
     backbone.load_state_dict(backbone.state_dict() | tensors)
+
+
+def load_cut(system: System, path: Path) -> None:
+    """Copy from a finished system what decides the shares: head, quantiser and masks.
+
+    Args:
+        system: The receiver; its head and masks are as after fine-tuning then.
+        path: `system.safetensors` or `finetune.safetensors` of a run, keyed or not.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of a stage before fine-tuning, or of another head, other masks
+            or other levels.
+    """
+    cut = nn.ModuleDict({part: getattr(system, part) for part in ("head", "quantiser", "masks")})
+    tensors = read_checkpoint(path).tensors
+    load_weights(cut, {name: value for name, value in tensors.items() if name.split(".")[0] in cut}, path)
+    if not (system.masks.frozen and system.head.input.enabled):
+        message = f"{path} is of a stage before fine-tuning. Pass finetune.safetensors or system.safetensors."
+        raise CheckpointError(message)
+    values, limit = int(system.masks.owned.sum(dim=1).max()), int(system.quantiser.range.detach().max())
+    largest = system.quantiser.largest
+    if values != system.masks.values or not (limit == largest or (limit < largest and system.quantiser.learned)):
+        message = (
+            f"{path} has {values} values of {2 * limit + 1} levels for a server, the config {system.masks.values} of "
+            f"{2 * largest + 1}. Set masks.values and masks.levels to what made the file."
+        )
+        raise CheckpointError(message)
 
 
 def _is_count(name: str) -> bool:

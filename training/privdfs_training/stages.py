@@ -16,11 +16,11 @@ from privdfs_training.adversary import Adversary
 from privdfs_training.config import Config, FusionStageConfig, MaskConfig, RunConfig, StageConfig
 from privdfs_training.data import Batch, ImageData
 from privdfs_training.liars import mixed_lies
-from privdfs_training.losses import choices, decorrelation, random_answered, split_loss
+from privdfs_training.losses import branches_alone, choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import Encoded, System
-from privdfs_training.pretrained import load_pretrained
+from privdfs_training.pretrained import load_cut, load_pretrained
 
 CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
@@ -59,7 +59,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     """The stages of a run, in order.
 
     Baseline, masks and branches, fine-tuning with frozen masks and an int8 head;
-    where the config has `train.fusion`, the fusion alone.
+    where the config has `train.branches`, the branches alone; where it has `train.fusion`, the fusion alone.
 
     Args:
         config: The run.
@@ -67,7 +67,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         data: Its images.
 
     Returns:
-        Named baseline, masks, finetune, and perhaps fusion.
+        Named baseline, masks, finetune, and perhaps branches and fusion.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
@@ -101,6 +101,9 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         system.start_from_baseline()
 
     def prepare_finetune() -> None:
+        if config.head.checkpoint is not None:
+            load_cut(system, Path(config.head.checkpoint))
+            return
         system.masks.freeze()
         system.head.eval()
         system.head.calibrate(on=True)
@@ -133,9 +136,36 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             adversary=finetune_adversary,
         ),
     ]
+    if config.train.branches is not None:
+        todo.append(_branches_stage(config, config.train.branches, system, split_sections))
     if config.train.fusion is not None:
         todo.append(_fusion_stage(config, config.train.fusion, system, split_sections))
     return tuple(todo)
+
+
+def _branches_stage(config: Config, budget: StageConfig, system: System, sections: tuple[str, ...]) -> Stage:
+    """Every branch for itself, on the shares of a head and masks that no longer change.
+
+    Trained together with the fusion, branches divide the work, and each is worse alone; but what one of them can do
+    alone is what counts while others are silent or lie.
+    """
+
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            shares = system.encode(images, partitions=_partitions(system, len(images))).inputs
+        answers = system.answer(shares).float()
+        alone = branches_alone(answers, labels, config.loss.label_smoothing)
+        return alone, {"alone": float(alone.detach())}
+
+    return Stage(
+        name="branches",
+        config=budget,
+        parts=("branches",),
+        sections=sections,
+        prepare=lambda: None,
+        loss=loss,
+        classify=system,
+    )
 
 
 def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sections: tuple[str, ...]) -> Stage:
