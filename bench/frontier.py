@@ -302,6 +302,7 @@ def picture(results: Mapping[str, Any], path: Path) -> None:
             xlabel="worst minority, PSNR in dB (left is better)",
             ylabel="points of accuracy lost (down is better)",
         )
+        axis.margins(x=0.15)  # room for the names
         axis.legend(loc="best", fontsize=8)
     figure.savefig(path, dpi=110)
 
