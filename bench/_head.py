@@ -163,6 +163,7 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Softmax": lambda inputs, about: inputs[0].softmax(dim=about.get("axis", -1)),
     "Flatten": lambda inputs, about: inputs[0].flatten(about.get("axis", 1)),
+    "Squeeze": lambda inputs, _: inputs[0].squeeze(inputs[1].tolist()),
     "Identity": lambda inputs, _: inputs[0],
     "Conv": _conv,
     "Gemm": _gemm,
