@@ -24,11 +24,10 @@ from _common import (
     BenchError,
     release_data,
     shares_of,
-    user_key,
     verified_graph,
 )
 from _head import before_rounding, through_graph
-from _keyed import Keys, keyed_settings, keyed_view
+from _keyed import Keys, keyed_settings, keyed_view, most_telling_partition
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -262,22 +261,26 @@ class Victim:
         self.minority = max(1, (self.servers - 1) // 2)
 
     @cached_property
+    def partition(self) -> int | None:
+        """Of a keyed release, that of the user whom attackers are after: no deal is known to give a minority more."""
+        return None if key_spec(self.bundle.manifest) is None else most_telling_partition(self)
+
+    @cached_property
     def shares(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of the pairs and the targets, for every server."""
         train, test = self.data.train_images[: self.pairs], self.data.test_images[: self.targets]
-        return shares_of(self.bundle, train), shares_of(self.bundle, test)
+        return shares_of(self.bundle, train, self.partition), shares_of(self.bundle, test, self.partition)
 
     @cached_property
     def answers(self) -> tuple[list[Tensor], list[Tensor]]:
         """What the branches answer to them, float [images, classes]."""
-        partition = self.bundle.partition(user_key(self.bundle))
         branches = [
             evaluate.session(verified_graph(self.release / f"server-{server}", "branch"))
             for server in range(self.servers)
         ]
 
         def answer(server: int, share: Tensor) -> Tensor:
-            every = None if partition is None else np.full(len(share), partition, np.int32)
+            every = None if self.partition is None else np.full(len(share), self.partition, np.int32)
             inputs = {"share": share.numpy()} | evaluate.partition_input(every)
             return torch.from_numpy(evaluate.run_batched(branches[server], inputs)[0].astype(np.float32))
 
@@ -364,8 +367,7 @@ class Victim:
         return wanted
 
     def _through_head(self, members: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-        partition = self.bundle.partition(user_key(self.bundle))
-        fixed = {} if partition is None else {"partition": torch.tensor([[partition]])}
+        fixed = {} if self.partition is None else {"partition": torch.tensor([[self.partition]])}
         encoder = (self.release / "client" / "encoder.onnx").read_bytes()
         return through_graph(encoder, before_rounding(encoder, members), fixed)
 
@@ -407,6 +409,8 @@ class Victim:
 def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
     """The file of what an attack finds, named by all that decides it."""
     settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
+    if victim.partition is not None:
+        settled.append(victim.partition)
     if isinstance(job.budget, DiffuseBudget):
         settled.append(victim.prior[1])
     if victim.lpips is not None:

@@ -118,19 +118,21 @@ def verified_graph(folder: Path, model: str) -> bytes:
     return read_verified(folder, {name: manifest.files[name]})[name]
 
 
-def shares_of(bundle: Bundle, images: Tensor) -> list[Tensor]:
+def shares_of(bundle: Bundle, images: Tensor, partition: int | None = None) -> list[Tensor]:
     """The shares of many images, as the device makes them.
 
     Args:
         bundle: of the release.
         images: uint8 [images, channels, height, width].
+        partition: of a keyed release, the user's; None takes that of `user_key`.
 
     Returns:
         One int8 [images, values] per server; of a keyed release those of one user, since whoever looks at them knows
         the partition, as the servers do.
     """
     pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-    partition = bundle.partition(user_key(bundle))
+    if partition is None:
+        partition = bundle.partition(user_key(bundle))
     parts = [
         bundle.encode(pixels[at : at + ENCODED_AT_ONCE], partition=partition)
         for at in range(0, len(pixels), ENCODED_AT_ONCE)

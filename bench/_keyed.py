@@ -1,5 +1,6 @@
 """What attackers of a keyed release have: shares under a user's partitions, or under those of others."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx
 import torch
-from _common import ENCODED_AT_ONCE, BenchError
+from _common import ENCODED_AT_ONCE, BenchError, shares_of
 from onnx import numpy_helper
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from privdfs import UserKey
 from privdfs._manifest import key_spec
 from privdfs_export import evaluate
 from privdfs_training.attacks.keys import other_partitions, placed, pool_of
+from privdfs_training.attacks.linear import rank_groups
 from privdfs_training.attacks.view import ServerView, side_by_side
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Under how many keys the same image is sent.
 REQUESTS = (1, 2, 4, 8)
+#: Partitions that are looked at for the one to attack.
+SCANNED = 1000
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,41 @@ def keyed_view(victim: "Victim", job: "Job", keys: Keys) -> ServerView:
 
 
 def user_partitions(victim: "Victim", count: int) -> list[int]:
-    """Different partitions that some users' keys pick; the first is the benchmark's own user's."""
-    found, number = list[int](), 0
+    """Different partitions that some users' keys pick; the first is that of the user whom all attackers are after."""
+    found, number = [victim.partition or 0], 0
     while len(found) < count:
         partition = victim.bundle.partition(UserKey(number.to_bytes(16, "big")))
         number += 1
         if partition is not None and partition not in found:
             found.append(partition)
     return found
+
+
+def most_telling_partition(victim: "Victim") -> int:
+    """The partition under which a linear map inverts the shares of some largest minority best.
+
+    Every partition deals the same values, so one look at all of them tells about every deal. (Where servers have
+    learned steps of their own, about nearly the same values.) Of a large family the first partitions stand for all: the
+    deals are random.
+
+    Args:
+        victim: A keyed release.
+    """
+    tables = _tables(victim)
+    pool = pool_of(tables, range(victim.servers))
+    images = victim.data.train_images[: victim.pairs], victim.data.test_images[: victim.targets]
+    # Partition 0 is a deal of the whole pool.
+    dealt = (torch.cat(shares_of(victim.bundle, some, 0), dim=1) for some in images)
+    places = tables[0].flatten().expand(victim.pairs + victim.targets, -1)
+    train, test = (
+        placed(shares, places[: len(shares)], pool)[:, : len(pool)].to(torch.int8).split(1, dim=1) for shares in dealt
+    )
+    partition_of = {}
+    for partition, table in enumerate(tables[:SCANNED]):
+        for members in itertools.combinations(range(victim.servers), victim.minority):
+            held = torch.searchsorted(pool, torch.unique(table[list(members)]))
+            partition_of.setdefault(tuple(held.tolist()), partition)
+    return partition_of[rank_groups(train, images[0], test, images[1], partition_of)[0]]
 
 
 def _encode(victim: "Victim", members: Sequence[int], images: Tensor, partitions: Tensor) -> Tensor:

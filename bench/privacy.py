@@ -111,6 +111,7 @@ def measure(
         "queries": [one.row for one in done["queries"]],
         "shifted": [one.row for one in done["shifted"]],
         "keys": [one.row for one in done["keys"]],
+        **({} if victim.partition is None else {"partition": victim.partition}),
         "flags": [asdict(flag) for flag in flags],
         "sources": SOURCES,
     }

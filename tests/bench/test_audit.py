@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from bench._audit import EFFORTS, Job, Victim, jobs, kept_at, run
-from bench._common import ROOT
+from bench._common import ROOT, shares_of
 from bench._keyed import user_partitions
 from bench._side_by_side import run_side_by_side
 from bench.privacy import measure
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
+from privdfs_training.attacks.linear import linear_reconstruct, linear_sums
 from privdfs_training.attacks.perceptual import load_lpips
 from privdfs_training.attacks.selfchecks import check_each
 from privdfs_training.errors import AttackError
@@ -118,12 +119,13 @@ def test_a_keyed_release_is_attacked_under_its_users_keys_and_under_others(
     images = victim.data.test_images[:40].permute(0, 2, 3, 1).contiguous().numpy()
     partitions = user_partitions(victim, 8)
     assert len(set(partitions)) == 8
+    assert partitions[0] == victim.partition
     sent = [torch.from_numpy(victim.bundle.encode(images, partition=one)[member]) for one in partitions]
 
     one, eight = (victim.view(keyed[count, "partition"]) for count in (1, 8))
     assert torch.equal(one.received, sent[0])
     assert torch.equal(eight.received, torch.cat(sent, dim=1))
-    assert torch.equal(one.shares, victim.shares[0][member])  # of the benchmark's own user
+    assert torch.equal(one.shares, victim.shares[0][member])  # of the user whom all attackers are after
     unaware = victim.view(keyed[1, "nothing"])
     assert torch.equal(unaware.received, sent[0])
     assert not torch.equal(unaware.shares, one.shares)
@@ -142,5 +144,27 @@ def test_a_keyed_release_is_attacked_under_its_users_keys_and_under_others(
     assert len(list(tmp_path.iterdir())) == len(keyed)
 
 
+def test_the_partition_under_attack_is_the_one_that_tells_a_linear_map_most(
+    keyed_trained_release: Path, data_folder: Path
+) -> None:
+    victim = Victim(keyed_trained_release, data_folder, SMALL)
+    train, test = victim.data.train_images[: victim.pairs], victim.data.test_images[: victim.targets]
+
+    def error(partition: int) -> float:
+        """Of the best server."""
+        sums, _ = linear_sums(shares_of(victim.bundle, train, partition), train)
+        received = shares_of(victim.bundle, test, partition)
+        return min(
+            float((linear_reconstruct(sums, [server], [received[server]]) - test.float() / 255).square().mean())
+            for server in range(victim.servers)
+        )
+
+    assert victim.partition is not None
+    others = [error(partition) for partition in range(0, 64, 4) if partition != victim.partition]
+    assert error(victim.partition) < min(others) * 1.01 < max(others)
+
+
 def test_a_release_without_keys_has_no_attackers_of_keys(trained_release: Path, data_folder: Path) -> None:
-    assert jobs(Victim(trained_release, data_folder, SMALL))["keys"] == []
+    victim = Victim(trained_release, data_folder, SMALL)
+    assert victim.partition is None
+    assert jobs(victim)["keys"] == []

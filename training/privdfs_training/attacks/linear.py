@@ -5,7 +5,7 @@ at the least.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,15 +117,37 @@ def rank_by_linear_score(
     servers = range(len(shares))
     if size == len(shares):
         return [tuple(servers)]
-    sums, _ = linear_sums(shares, images)
-    test, power = linear_sums(shares_test, images_test, sums.edges)
+    return rank_groups(shares, images, shares_test, images_test, itertools.combinations(servers, size))
+
+
+def rank_groups(
+    parts: Sequence[Tensor],
+    images: Tensor,
+    parts_test: Sequence[Tensor],
+    images_test: Tensor,
+    groups: Iterable[tuple[int, ...]],
+) -> list[tuple[int, ...]]:
+    """As `rank_by_linear_score`, for any groups of any parts of what is sent, such as single values.
+
+    Args:
+        parts: int8 [images, values] each.
+        images: uint8 [images, channels, height, width].
+        parts_test: int8 [test images, values] each.
+        images_test: uint8 [test images, channels, height, width].
+        groups: Indices of parts.
+
+    Returns:
+        The groups, in order; those that are equally good as they came.
+    """
+    sums, _ = linear_sums(parts, images)
+    test, power = linear_sums(parts_test, images_test, sums.edges)
 
     def error(members: tuple[int, ...]) -> float:
         """Sum of squared errors on the test images."""
         kept, weights = sums.kept(members), sums.weights(members)
         return power + float((weights * (test.gram[kept][:, kept] @ weights - 2 * test.cross[kept])).sum())
 
-    return sorted(itertools.combinations(servers, size), key=error)
+    return sorted(groups, key=error)
 
 
 def by_linear_score(
