@@ -132,6 +132,16 @@ def test_a_head_that_does_not_fit_is_refused(
         load_cut(system, run / f"{stage}.safetensors")
 
 
+def test_a_head_that_is_not_there_is_refused_before_time_is_spent(
+    tmp_path: Path, trained_release: Path, data_folder: Path
+) -> None:
+    run = trained_release.parent / "run"
+    config = of_a_finished_system(run, head={"checkpoint": str(tmp_path / "none.safetensors")})
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none\.safetensors"):
+        loop.train(config, load_data("fashion-mnist", data_folder), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_branches_stage_teaches_each_branch_alone(trained_release: Path, data_folder: Path) -> None:
     config = of_a_finished_system(trained_release.parent / "run")
     data = load_data("fashion-mnist", data_folder)
@@ -139,7 +149,6 @@ def test_the_branches_stage_teaches_each_branch_alone(trained_release: Path, dat
     system = System(config, image_shape=(1, 28, 28), classes=10)
     todo = {stage.name: stage for stage in stages(config, system, data)}
     assert list(todo) == ["baseline", "masks", "finetune", "branches", "fusion"]
-    todo["finetune"].prepare()
     system.eval()
     todo["branches"].loss(data.train_images[:64], data.train_labels[:64], 0.5)[0].backward()
     taught = {name.split(".")[0] for name, value in system.named_parameters() if value.grad is not None}

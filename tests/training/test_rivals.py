@@ -295,6 +295,7 @@ def test_a_rival_can_be_cut_from_the_backbone(data: DataSet) -> None:
         ({"defence": {"kind": "shredder", **DEFENCES["shredder"]}}, "add \\[train.noise\\]"),
         ({"masks": {"servers": 1}}, "unknown key 'masks'"),
         ({"data": {"name": "celeba-attributes", "flip": True}}, "not for rivals"),
+        ({"head": rival_values("none")["head"] | {"checkpoint": "other.safetensors"}}, "a rival has none"),
     ],
 )
 def test_impossible_configs_say_what_is_wrong(change: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import branches_alone, choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
-from privdfs_training.models.system import Encoded, System
+from privdfs_training.models.system import Encoded, System, start_from
 from privdfs_training.pretrained import load_cut, load_pretrained
 
 CALIBRATION_IMAGES = 2048
@@ -72,6 +72,11 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
     split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
 
+    if config.head.checkpoint is None:
+        prepare_masks, prepare_finetune = partial(_start, system, data), partial(_to_int8, system, data)
+    else:  # now, so that a file that does not fit is refused before time is spent
+        load_cut(system, Path(config.head.checkpoint))
+        prepare_masks, prepare_finetune = partial(start_from, system.baseline, system.branches), _nothing
     masks_adversary, finetune_adversary = _adversaries(config, system)
 
     def joint_loss(
@@ -95,23 +100,6 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
         price, prices = _price_of_telling(config, adversary, encoded, (images, labels), progress)
         return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
-
-    def prepare_masks() -> None:
-        system.head.normalise.fit(data.sample("train")[0])
-        system.start_from_baseline()
-
-    def prepare_finetune() -> None:
-        if config.head.checkpoint is not None:
-            load_cut(system, Path(config.head.checkpoint))
-            return
-        system.masks.freeze()
-        system.head.eval()
-        system.head.calibrate(on=True)
-        with torch.no_grad():
-            for images in data.sample("train", CALIBRATION_IMAGES)[0].split(256):
-                system.head(images.to(system.masks.logits.device))
-        system.head.calibrate(on=False)
-        system.head.quantise()
 
     todo = [
         baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
@@ -143,6 +131,28 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     return tuple(todo)
 
 
+def _nothing() -> None:
+    """What a stage needs that goes on where the one before it ended."""
+
+
+def _start(system: System, data: ImageData) -> None:
+    """What head and branches know before they are trained."""
+    system.head.normalise.fit(data.sample("train")[0])
+    system.start_from_baseline()
+
+
+def _to_int8(system: System, data: ImageData) -> None:
+    """Freeze the masks; measure the ranges of the head's activations, and compute in int8 from now on."""
+    system.masks.freeze()
+    system.head.eval()
+    system.head.calibrate(on=True)
+    with torch.no_grad():
+        for images in data.sample("train", CALIBRATION_IMAGES)[0].split(256):
+            system.head(images.to(system.masks.logits.device))
+    system.head.calibrate(on=False)
+    system.head.quantise()
+
+
 def _branches_stage(config: Config, budget: StageConfig, system: System, sections: tuple[str, ...]) -> Stage:
     """Every branch for itself, on the shares of a head and masks that no longer change.
 
@@ -162,7 +172,7 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
         config=budget,
         parts=("branches",),
         sections=sections,
-        prepare=lambda: None,
+        prepare=_nothing,
         loss=loss,
         classify=system,
     )
@@ -193,7 +203,7 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
         config=budget,
         parts=("fusion",),
         sections=sections,
-        prepare=lambda: None,
+        prepare=_nothing,
         loss=loss,
         classify=system,
     )

@@ -143,6 +143,8 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         problems.append(
             f"data.name = '{config.data.name}' is not for rivals: they put an image into one of several classes"
         )
+    if config.head.checkpoint is not None:
+        problems.append("head.checkpoint brings a head with masks, and a rival has none: remove it")
     noise = config.train.noise
     learns_noise = isinstance(config.defence, ShredderConfig)
     if learns_noise and noise is None:
