@@ -205,7 +205,7 @@ def keys_tables(releases: Mapping[str, Any]) -> list[str]:
     knowledge = {
         "partition": "the user's partition",
         "family": "all partitions, pairs under others",
-        "nothing": "pairs under others, no partition",
+        "nothing": "pairs under others, no partition: protects nobody",
     }
     tables = []
     for name, entry in releases.items():

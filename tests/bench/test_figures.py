@@ -92,7 +92,7 @@ def test_keyed_releases_say_what_keys_change(results: Path) -> None:
     (table,) = figures.keys_tables({"small": {"keys": rows}})
     assert table.splitlines()[2:] == [
         "| the user's partition | 4 keys | 14.50 dB | +1.50 dB | 0.250 |",
-        "| pairs under others, no partition | 1 key | 10.00 dB | -3.00 dB | 0.250 |",
+        "| pairs under others, no partition: protects nobody | 1 key | 10.00 dB | -3.00 dB | 0.250 |",
     ]
 
 
