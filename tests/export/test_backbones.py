@@ -52,16 +52,17 @@ def trained(backbone: dict[str, Any], head: dict[str, Any], branch: dict[str, An
     return system
 
 
-@pytest.mark.parametrize("head", ["compact", "backbone"])
+@pytest.mark.parametrize("kinds", ["compact-residual", "compact-backbone", "backbone-backbone"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_graphs_compute_what_the_trained_networks_do(name: str, head: str) -> None:
+def test_graphs_compute_what_the_trained_networks_do(name: str, kinds: str) -> None:
     backbone, split = BACKBONES[name]
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    if head == "backbone":
-        wide = {"kind": "backbone", "split": split, "channels": 4}
-        system = trained(backbone, wide, {"kind": "backbone"}, images)
-    else:
-        system = trained(backbone, COMPACT, RESIDUAL, images)
+    head, branch = {
+        "compact-residual": (COMPACT, RESIDUAL),
+        "compact-backbone": (COMPACT, {"kind": "backbone", "split": split}),
+        "backbone-backbone": ({"kind": "backbone", "split": split, "channels": 4}, {"kind": "backbone"}),
+    }[kinds]
+    system = trained(backbone, head, branch, images)
     pixels = images.permute(0, 2, 3, 1).contiguous()
     with torch.inference_mode():
         shares = [share.numpy() for share in graphs.Encoder(system)(pixels)]

@@ -162,6 +162,19 @@ def test_a_vit_continues_where_the_baseline_is() -> None:
     assert torch.allclose(branch.pos_embed[0, 1], baseline.pos_embed[0, [1, 2, 5, 6]].mean(dim=0), atol=1e-6)
 
 
+@pytest.mark.parametrize(("backbone", "split"), [(RESNET, "layer2.0"), (VIT, "blocks.0")], ids=["resnet", "vit"])
+def test_behind_a_compact_head_branches_are_the_baselines_last_layers(backbone: dict[str, Any], split: str) -> None:
+    values = tiny_values() | {"backbone": backbone, "branch": {"kind": "backbone", "split": split}}
+    system = moved(System(config_from_dict(values, "tests"), image_shape=(3, 16, 16), classes=10))
+    last = system.baseline.blocks()["layer3.0"] if isinstance(system.baseline, ResNet) else system.baseline.blocks[1]
+    for branch in system.branches:
+        assert isinstance(branch, ResNetBranch | VitBranch)
+        (block,) = branch.blocks
+        for name, value in last.state_dict().items():
+            assert torch.equal(block.state_dict()[name], value), name
+    assert system(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     ("backbone", "split"),
     [(RESNET, "layer2.0"), ({"name": "resnet50", "stem": "imagenet"}, "layer1.0"), (VIT, "blocks.0")],
@@ -188,6 +201,18 @@ def test_a_quantised_head_stays_close_to_the_float_one(backbone: dict[str, Any],
 def test_a_wrong_split_point_lists_those_that_exist() -> None:
     with pytest.raises(TrainingConfigError, match=r"'layer5\.0'.*: stem, layer1\.0, layer2\.0, layer3\.0\."):
         split_system(RESNET, "layer5.0")
+
+
+def test_a_wrong_layer_for_branches_lists_those_that_exist() -> None:
+    values = tiny_values() | {"branch": {"kind": "backbone", "split": "blocks.1"}}
+    with pytest.raises(TrainingConfigError, match=r"branch\.split is 'blocks\.1'.*: stem, layer1\.0, layer2\.0, lay"):
+        System(config_from_dict(values, "tests"), image_shape=(3, 16, 16), classes=10)
+
+
+def test_branches_behind_a_head_of_the_backbone_have_no_layer_of_their_own() -> None:
+    values = split_values(RESNET, "layer1.0") | {"branch": {"kind": "backbone", "split": "layer2.0"}}
+    with pytest.raises(TrainingConfigError, match=r"branch\.split does not go with head\.kind = 'backbone'"):
+        config_from_dict(values, "tests")
 
 
 def test_patches_must_fit_the_image() -> None:
@@ -217,8 +242,8 @@ def test_patches_must_fit_the_image() -> None:
             r"split does not belong to 'compact'",
         ),
         ("head", {"kind": "wide", "channels": 4}, "Invalid enum value 'wide'"),
-        ("branch", {"kind": "backbone"}, r"it needs head\.kind = 'backbone'"),
-        ("branch", {"kind": "backbone", "width": 4}, r"branch\.width does not belong to 'backbone'.*: none"),
+        ("branch", {"kind": "backbone"}, r"behind a compact head needs branch\.split"),
+        ("branch", {"kind": "backbone", "width": 4}, r"branch\.width does not belong to 'backbone'.*: split"),
     ],
 )
 def test_keys_that_do_not_belong_together_are_refused(section: str, changes: dict[str, Any], problem: str) -> None:

@@ -112,10 +112,11 @@ class BranchConfig(Section, frozen=True):
     """One server's network.
 
     "residual": residual blocks on the feature's grid. "backbone": the rest of the backbone, started from the baseline's
-    weights; it continues a head of the same kind.
+    weights; it continues where a head of the same kind ends, and behind a compact one from a layer of its own.
     """
 
     kind: Literal["residual", "backbone"] = "residual"
+    split: str = ""  # backbone behind a compact head: the last layer that it leaves out, such as "blocks.1"
     width: int = 0  # residual: channels inside
     blocks: int = 0  # residual: number of blocks
     together: bool = False  # residual: whether training computes all branches as one grouped network
@@ -307,7 +308,7 @@ _KEYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         **dict.fromkeys(("vit-tiny", "vit-small", "vit-base"), _VIT),
     },
     "head": {"compact": (("stem", "stages"), ("stem_stride",)), "backbone": (("split",), ("stride",))},
-    "branch": {"residual": (("width", "blocks"), ()), "backbone": ((), ())},
+    "branch": {"residual": (("width", "blocks"), ()), "backbone": ((), ("split",))},
 }
 
 
@@ -343,9 +344,11 @@ def key_problems(config: RunConfig) -> list[str]:
             f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
             "crashes on processors without AVX-512"
         )
-    if config.branch.kind == "backbone" and config.head.kind != "backbone":
+    if config.branch.kind == "backbone" and bool(config.branch.split) == (config.head.kind == "backbone"):
         problems.append(
-            "branch.kind = 'backbone' continues where the head left the backbone: it needs head.kind = 'backbone'"
+            "branch.split does not go with head.kind = 'backbone': the branches continue where the head ends"
+            if config.branch.split
+            else "branch.kind = 'backbone' behind a compact head needs branch.split: the last layer that branches lack"
         )
     return problems
 

@@ -51,12 +51,13 @@ def split_points(backbone: Backbone) -> tuple[str, ...]:
     return ("patch_embed", *(f"blocks.{index}" for index in range(len(backbone.blocks))))
 
 
-def blocks_before(backbone: Backbone, split: str) -> int:
+def blocks_before(backbone: Backbone, split: str, key: str) -> int:
     """How many blocks lie before a split point.
 
     Args:
         backbone: What is cut.
         split: One of `split_points`.
+        key: What the config calls the split point, for messages.
 
     Returns:
         0 for the stem or the patches alone.
@@ -66,6 +67,6 @@ def blocks_before(backbone: Backbone, split: str) -> int:
     """
     points = split_points(backbone)
     if split not in points:
-        message = f"head.split is {split!r}, which this backbone does not have. Its split points: {', '.join(points)}."
+        message = f"{key} is {split!r}, which this backbone does not have. Its split points: {', '.join(points)}."
         raise TrainingConfigError(message)
     return points.index(split)

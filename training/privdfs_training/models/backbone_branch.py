@@ -1,5 +1,6 @@
-"""Branches made of the backbone's remaining layers: where the head left it, every server goes on with its own copy.
+"""Branches made of the backbone's last layers: where the head left it, every server goes on with its own copy.
 
+A compact head has no layer of the backbone; behind it the config says from which layer on the branches go.
 The share's feature is widened to what the backbone has at the split point; a ViT's class token re-enters there.
 """
 
@@ -22,7 +23,7 @@ class ResNetBranch(nn.Module):
 
         Args:
             backbone: The baseline; it is copied, not kept.
-            blocks: How many of its blocks the head has.
+            blocks: How many of its blocks come before the branch.
             shape: Channels, height, width of the feature.
         """
         super().__init__()
@@ -64,7 +65,7 @@ class VitBranch(nn.Module):
 
         Args:
             backbone: The baseline; it is copied, not kept.
-            blocks: How many of its blocks the head has.
+            blocks: How many of its blocks come before the branch.
             shape: Channels, height, width of the feature.
         """
         super().__init__()
@@ -106,13 +107,14 @@ class VitBranch(nn.Module):
         return self.head(self.norm(tokens)[:, 0])
 
 
-def backbone_branch(backbone: Backbone, split: str, shape: tuple[int, int, int]) -> ResNetBranch | VitBranch:
-    """Build the branch that continues a head of the backbone's own layers.
+def backbone_branch(backbone: Backbone, split: str, shape: tuple[int, int, int], key: str) -> ResNetBranch | VitBranch:
+    """Build the branch that has the backbone's layers behind a split point.
 
     Args:
         backbone: The baseline; it is copied, not kept.
-        split: The last layer of the head.
+        split: The last layer that the branch leaves out.
         shape: Channels, height, width of the feature.
+        key: What the config calls the split point, for messages.
 
     Returns:
         A network from one share, put back in place, to logits.
@@ -120,7 +122,7 @@ def backbone_branch(backbone: Backbone, split: str, shape: tuple[int, int, int])
     Raises:
         TrainingConfigError: The backbone has no such split point.
     """
-    blocks = blocks_before(backbone, split)
+    blocks = blocks_before(backbone, split, key)
     if isinstance(backbone, ResNet):
         return ResNetBranch(backbone, blocks, shape)
     return VitBranch(backbone, blocks, shape)

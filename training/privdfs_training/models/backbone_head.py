@@ -32,7 +32,7 @@ class BackboneHead(Head):
             TrainingConfigError: The backbone has no such split point.
         """
         super().__init__()
-        count = blocks_before(backbone, split)
+        count = blocks_before(backbone, split, "head.split")
         self.normalise = Normalise(backbone.normalise.mean.shape[1])
         self.input = ActivationQuantiser(signed=True)
         if isinstance(backbone, ResNet):

@@ -206,5 +206,7 @@ def build_branch(config: RunConfig, baseline: Backbone, shape: tuple[int, int, i
         The branch, with fresh weights or the baseline's.
     """
     if config.branch.kind == "backbone":
-        return backbone_branch(baseline, config.head.split, shape)
+        if config.head.kind == "backbone":
+            return backbone_branch(baseline, config.head.split, shape, "head.split")
+        return backbone_branch(baseline, config.branch.split, shape, "branch.split")
     return Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)
