@@ -92,6 +92,10 @@ def test_a_given_head_stays_as_it_is_and_needs_branches() -> None:
         config_from_dict(values, "tests")
     values["train"]["branches"] = values["train"]["masks"] | {"epochs": 1}
     assert config_from_dict(values, "tests").train.branches is not None
+    values["adversary"] = {"weight": 1.0}
+    values["loss"] |= {"rate": 0.1}
+    with pytest.raises(TrainingConfigError, match=r"\[adversary\] and loss\.rate cannot train the finished head"):
+        config_from_dict(values, "tests")
 
 
 def test_no_epochs_of_the_baseline_need_its_weights() -> None:

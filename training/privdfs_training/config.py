@@ -505,6 +505,11 @@ def _other_problems(config: Config) -> list[str]:
         ("masks", given, "head"),
         ("finetune", given, "head"),
     )
+    protecting = {
+        "[adversary]": config.adversary is not None,
+        **{f"loss.{name}": getattr(config.loss, name) != 0 for name in ("rate", "bits", "decorrelation")},
+    }
+    idle = [name for name, used in protecting.items() if given and used]
     checks = (
         (
             config.branch.together and config.branch.kind != "residual",
@@ -532,6 +537,10 @@ def _other_problems(config: Config) -> list[str]:
         (
             given and config.train.branches is None,
             "head.checkpoint brings no branches: add the stage [train.branches]",
+        ),
+        (
+            bool(idle),
+            f"{' and '.join(idle)} cannot train the finished head of head.checkpoint any more: leave one out",
         ),
     )
     return [problem for wrong, problem in checks if wrong]
