@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from _common import EXIT_ERROR, EXIT_INTERRUPTED, RESULTS, ROOT, made_by, write_results
 from rich.console import Console
@@ -132,7 +133,8 @@ def steps(config: Config, rounds: int) -> dict[str, Any]:
         rounds: how often each.
 
     Returns:
-        One entry of the results. `masks` is a step that draws owners, the dearest.
+        One entry of the results. `masks` is a step that draws owners, the dearest; it is timed with a head of its own
+        where the config takes a finished one.
 
     Raises:
         Error: the config does not fit its own images.
@@ -142,9 +144,10 @@ def steps(config: Config, rounds: int) -> dict[str, Any]:
     images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
     labels = torch.arange(batch) % CLASSES
     data = DataSet(config.data.name, tuple(map(str, range(CLASSES))), images, labels, images, labels)
+    config = msgspec.structs.replace(config, head=msgspec.structs.replace(config.head, checkpoint=None))
     system = System(config, image_shape=shape, classes=CLASSES)
     system.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    baseline, masks, finetune = stages(config, system, data)
+    baseline, masks, finetune, *_ = stages(config, system, data)
     for stage in (baseline, masks):
         stage.prepare()
     ways = {stage.name: stage_step(stage, system, data) for stage in (baseline, masks)}

@@ -4,11 +4,16 @@ from pathlib import Path
 import pytest
 
 from bench.branches import interleaved, main
-from tests.trained import tiny_values, write_toml
+from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 
 def test_every_case_and_every_config_is_timed(tmp_path: Path) -> None:
-    config, out = write_toml(tmp_path / "tiny-3.toml", tiny_values()), tmp_path / "branches.json"
+    values = tiny_values()  # with all that a reference config can have
+    values["head"]["checkpoint"] = "not-needed-for-times.safetensors"
+    values["train"] |= {"branches": BRANCHES_STAGE, "fusion": FUSION_STAGE}
+    for stage in ("masks", "finetune"):
+        values["train"][stage] = values["train"][stage] | {"epochs": 0}
+    config, out = write_toml(tmp_path / "tiny-3.toml", values), tmp_path / "branches.json"
     assert main([str(config), "--rounds", "1", "--servers", "2", "--widths", "4", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert [(row["channels"], row["precision"]) for row in results["branches"]] == [
