@@ -19,14 +19,15 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 def small(values: dict[str, Any]) -> dict[str, Any]:
     """The same kinds of networks and the same stages, for a few steps: shallow or narrow, on smaller images."""
     if values["backbone"]["name"].startswith("vit"):
-        values["backbone"]["depth"] = 2
+        values["backbone"]["depth"] = 3
     if values["branch"].get("width"):
         values["branch"]["width"] = 8
     if values["data"]["name"] == "imagenet":
         values["data"]["image_size"] = 64
     if values["data"]["name"] == "celeba-identity":
         values["data"]["identity_images"] = 10
-    values["masks"]["values"] = 8
+    if "checkpoint" not in values["head"]:  # a finished head comes with its masks
+        values["masks"]["values"] = 8
     for stage in values["train"].values():
         stage |= {"epochs": min(1, stage["epochs"]), "batch": 8}  # none where finished weights are taken
     return values
