@@ -224,18 +224,18 @@ def keys_tables(releases: Mapping[str, Any]) -> list[str]:
 
 
 def rivals_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of rivals.json, the least leaking first, and who wins at equal accuracy."""
+    """Markdown table of rivals.json, the least leaking first, and who wins at matched accuracy."""
     if not results:
         return "Other defences are not measured yet: `python bench/rivals.py`."
     rows = ["| system | defence | a coalition receives | client / baseline MACs | accuracy | points lost "]
     rows[0] += "| strongest attack | PSNR | above class mean |"
     rows.append("| --- " * 9 + "|")
     for name, entry in sorted(results["systems"].items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
-        worst, less = entry["worst"], f"{entry['lost_points']:.2f}{'' if entry['matched'] else ', not matched'}"
+        worst, accuracy = entry["worst"], f"{entry['accuracy']:.2%}{'' if entry['matched'] else ', not matched'}"
         cost = entry["baseline_macs"] / entry["client_macs"]
         rows.append(
             f"| {name} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
-            f"| {entry['accuracy']:.2%} | {less} | {worst['attack']} "
+            f"| {accuracy} | {entry['lost_points']:.2f} | {worst['attack']} "
             f"| {worst['psnr']:.2f} dB | {worst['above']:+.2f} dB |"
         )
     made_by = results["made_by"]

@@ -7,13 +7,14 @@ decoder, and optimisation through the head with two priors. Of a release the wor
 rival its one server; both know everything public, and in the optimisation noise is drawn afresh at every step, so that
 it cannot hide a gradient (Athalye et al., ICML 2018, section 4.2).
 
-Leakage counts at equal accuracy: a system that loses more than one point to its own baseline is listed and not ranked.
+Leakage counts at equal accuracy: a system more than a point less accurate than our release is listed and not compared.
 What stands in the result file already is not attacked again.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,7 +47,7 @@ from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.rivals.system import INT8_LIMIT, Rival, load_rival
 
-#: Points of accuracy that a system may lose to its baseline to be ranked.
+#: Points of accuracy that a system may be behind our release to be compared with it.
 MATCHED = 1.0
 ATTACKS = ("dense", "decoder", "optimisation", "optimisation-tv")
 OURS = "shares, learned masks"
@@ -237,7 +238,6 @@ def measure(system: System, effort: Effort, name: str, progress: Callable[[str],
             "images": len(guess),
         }
     worst = max(attacks, key=lambda one: attacks[one]["above"])
-    lost = 100 * (system.baseline - system.accuracy)
     return {
         "made_by": made_by(asdict(effort), seed=SEED),
         "identity": system.identity,
@@ -248,8 +248,7 @@ def measure(system: System, effort: Effort, name: str, progress: Callable[[str],
         "members": list(system.members),
         "accuracy": system.accuracy,
         "baseline": system.baseline,
-        "lost_points": lost,
-        "matched": lost <= MATCHED,
+        "lost_points": 100 * (system.baseline - system.accuracy),
         "bits": system.bits,
         "client_macs": system.client_macs,
         "baseline_macs": system.baseline_macs,
@@ -258,26 +257,45 @@ def measure(system: System, effort: Effort, name: str, progress: Callable[[str],
     }
 
 
-def verdicts(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Of every data set and effort who leaks less of those that lose no more than a point: our best, or the best other.
+def with_matched(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Say of every system whether it is about as accurate as our most accurate release of its data set, or more.
 
     Args:
         systems: Of the result file.
 
     Returns:
+        The same, each with `matched`; false where there is no release of ours to compare with.
+    """
+
+    def reference(entry: Mapping[str, Any]) -> float:
+        ours = [one["accuracy"] for one in systems.values() if _key(one) == _key(entry) and one["defence"] == OURS]
+        return max(ours, default=math.inf)
+
+    return {
+        name: {**entry, "matched": 100 * (reference(entry) - entry["accuracy"]) <= MATCHED}
+        for name, entry in systems.items()
+    }
+
+
+def verdicts(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of every data set and effort, who of those at matched accuracy leaks less: our best, or the best other.
+
+    Args:
+        systems: Of the result file, with `matched`.
+
+    Returns:
         Sentences.
     """
     said = []
-    for key in dict.fromkeys((entry["data"], entry["effort"]) for entry in systems.values()):
+    for key in dict.fromkeys(map(_key, systems.values())):
         ranked: dict[bool, list[tuple[float, str]]] = {True: [], False: []}
         for name, entry in systems.items():
-            if (entry["data"], entry["effort"]) == key and entry["matched"]:
-                ours = entry["defence"] == OURS
-                ranked[ours].append((entry["worst"]["above"], name))
+            if _key(entry) == key and entry["matched"]:
+                ranked[entry["defence"] == OURS].append((entry["worst"]["above"], name))
         where = f"{key[0]}, effort {key[1]}"
         if not ranked[True] or not ranked[False]:
-            missing = "release" if not ranked[True] else "other system"
-            said.append(f"{where}: no {missing} within {MATCHED:g} point of its baseline, so nothing is compared")
+            missing = f"other system at most {MATCHED:g} point behind it" if ranked[True] else "release of ours"
+            said.append(f"{where}: no {missing}, so nothing is compared")
             continue
         (ours, name), (theirs, rival) = min(ranked[True]), min(ranked[False])
         gain = theirs - ours
@@ -286,6 +304,11 @@ def verdicts(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{rival if gain > 0 else name} {max(ours, theirs):+.2f} dB"
         )
     return said
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """What two systems must have in common to be compared."""
+    return entry["data"], entry["effort"]
 
 
 def table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -299,8 +322,8 @@ def table(systems: Mapping[str, Mapping[str, Any]]) -> Table:
             name,
             entry["defence"],
             f"{entry['bits']:,}",
-            f"{entry['accuracy']:.2%}",
-            f"{entry['lost_points']:.2f}" + ("" if entry["matched"] else " (not matched)"),
+            f"{entry['accuracy']:.2%}" + ("" if entry["matched"] else " (not matched)"),
+            f"{entry['lost_points']:.2f}",
             *(f"{entry['attacks'][one]['psnr']:.2f}" for one in ATTACKS),
             f"{entry['worst']['above']:+.2f}",
         )
@@ -373,7 +396,7 @@ def _add(path: Path, options: argparse.Namespace, console: Console) -> None:
         soft_wrap=True,
     )
     results = read_results(options.out)  # again: another process may have added to it
-    together = dict(sorted({**results.get("systems", {}), system.name: entry}.items()))
+    together = with_matched(dict(sorted({**results.get("systems", {}), system.name: entry}.items())))
     write_results(options.out, {"made_by": entry["made_by"], "systems": together, "verdicts": verdicts(together)})
 
 

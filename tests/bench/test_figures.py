@@ -107,7 +107,7 @@ def test_rivals_are_ranked_by_what_they_leak() -> None:
     found = {"made_by": made_by, "systems": {"mine": mine, "other": other}, "verdicts": ["nothing is compared"]}
     lines = figures.rivals_table(found).splitlines()
     assert lines[2].startswith(
-        "| other | cem | 64 bits | 1/20.5 | 92.50% | 2.00, not matched | decoder | 14.00 dB | +0.50 dB |"
+        "| other | cem | 64 bits | 1/20.5 | 92.50%, not matched | 2.00 | decoder | 14.00 dB | +0.50 dB |"
     )
     assert lines[3].startswith("| mine | shares, learned masks | 64 bits | 1/20.5 | 92.50% | 0.50 | dense | 14.50 dB |")
     assert lines[-1] == "nothing is compared. `rivals.py`, commit 0123456789, 2026-01-01."
