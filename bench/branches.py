@@ -133,8 +133,8 @@ def steps(config: Config, rounds: int) -> dict[str, Any]:
         rounds: how often each.
 
     Returns:
-        One entry of the results. `masks` is a step that draws owners, the dearest; it is timed with a head of its own
-        where the config takes a finished one.
+        One entry of the results. `masks` is a step that draws owners; it is timed with a head of its own where the
+        config takes a finished one.
 
     Raises:
         Error: the config does not fit its own images.
