@@ -22,6 +22,7 @@ from _common import (
     ROOT,
     UNDEFENDED_IMAGES,
     BenchError,
+    largest_minority,
     release_data,
     shares_of,
     verified_graph,
@@ -258,7 +259,7 @@ class Victim:
             raise BenchError(f"{self.targets} test images are too few to measure on: give at least {SHOWN}")
         self.prior_path = prior or ROOT / "checkpoints" / f"{self.data.name}-prior.safetensors"
         self.servers = self.bundle.n_servers
-        self.minority = max(1, (self.servers - 1) // 2)
+        self.minority = largest_minority(self.servers)
 
     @cached_property
     def partition(self) -> int | None:

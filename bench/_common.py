@@ -104,6 +104,11 @@ def release_name(release: Path) -> str:
     return release.resolve().name
 
 
+def largest_minority(servers: int) -> int:
+    """Servers that may put their shares together without being a majority; of two, one."""
+    return max(1, (servers - 1) // 2)
+
+
 def verified_graph(folder: Path, model: str) -> bytes:
     """The ONNX graph of a server's folder, checked against the folder's manifest.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _common import largest_minority
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def draw_collusion(path: Path, entry: Mapping[str, Any]) -> None:
         points = [(one["size"], one["psnr"] - one["floor"]) for one in rows]
         spread = np.array([[one["psnr"] - one["interval"][0], one["interval"][1] - one["psnr"]] for one in rows])
         axes.errorbar(*zip(*points, strict=True), yerr=spread.T, fmt="o-", label=attack, markersize=4, capsize=2)
-    minority = max(1, (max(sizes) - 1) // 2)
+    minority = largest_minority(max(sizes))
     axes.axvspan(0.5, minority + 0.5, color="#2ca02c", alpha=0.08)
     axes.text(0.55, 0.98, "minority", transform=axes.get_xaxis_transform(), va="top", color="#2ca02c", fontsize=8)
     axes.set_xlim(0.5, max(sizes) + 0.5)

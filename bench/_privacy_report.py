@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from _audit import SHOWN, Done, Victim
-from _common import read_results
+from _common import largest_minority, read_results
 from _html import document, picture, table
 from _privacy_pictures import (
     Strip,
@@ -194,7 +194,7 @@ def _frontier(path: Path, entry: Mapping[str, Any]) -> list[str]:
     floor = frontier["floors"][data]["class_mean"]
     rows = []
     for run in runs:
-        minority = run["worst"][str(max(1, (run["servers"] - 1) // 2))]
+        minority = run["worst"][str(largest_minority(run["servers"]))]
         rows.append(
             (
                 escape(run["name"]),

@@ -21,7 +21,17 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import torch
-from _common import EXIT_ERROR, EXIT_INTERRUPTED, RESULTS, ROOT, BenchError, made_by, read_results, write_results
+from _common import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    RESULTS,
+    ROOT,
+    BenchError,
+    largest_minority,
+    made_by,
+    read_results,
+    write_results,
+)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -273,8 +283,8 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def _minority(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The largest coalition that is still a minority; of two servers, one."""
-    return run["worst"][str(max(1, (run["servers"] - 1) // 2))]
+    """What the largest coalition reaches that is still a minority."""
+    return run["worst"][str(largest_minority(run["servers"]))]
 
 
 def picture(results: Mapping[str, Any], path: Path) -> None:

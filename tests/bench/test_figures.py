@@ -7,6 +7,7 @@ import pytest
 from bench import figures
 
 ROOT = Path(__file__).parents[2]
+NEEDED = ("seeds", "accuracy", "privacy")
 
 
 @pytest.fixture
@@ -15,7 +16,14 @@ def results(tmp_path: Path) -> Path:
     entry = {"branches": [0.8, 0.85, 0.9], "baseline": 0.95, "fused": 0.94125, "missing": {"1": {"worst": 0.7}}}
     lies = {"random": 0.92, "constant": 0.91, "flipped": 0.93, "runner_up": 0.94, "adversarial": 0.88, "worst": 0.88}
     entry |= {"malicious": {"0": {"worst": 0.94125}, "1": lies}, "linear_readouts": 0.85}
-    entry |= {"images": 10000, "bytes_up": 32, "baseline_macs": 300, "client_macs": 20, "made_by": made_by}
+    entry |= {
+        "data": "fashion-mnist, test",
+        "images": 10000,
+        "bytes_up": 32,
+        "baseline_macs": 300,
+        "client_macs": 20,
+        "made_by": made_by,
+    }
     (tmp_path / "accuracy.json").write_text(json.dumps({"made_by": made_by, "releases": {"small": entry}}))
     worst = {"1": {"psnr": 14.0, "ssim": 0.4}, "2": {"psnr": 14.5, "ssim": 0.5}}
     leak = {"floor": {"mean_image": 10.0, "class_mean": 13.0}, "undefended": {"decoder": 33.0}, "worst": worst}
@@ -168,3 +176,47 @@ def test_engines_show_the_largest_branch_of_each_precision(results: Path) -> Non
 def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:
     assert "Not measured yet" in figures.engines_figures(tmp_path)
     assert "Not measured yet" in figures.scaling_figures(tmp_path)
+
+
+def frontier_run(name: str, **changes: object) -> dict[str, object]:
+    made_by = {"command": "frontier.py", "commit": "fedcba9876543210", "date": "2026-01-01", "seed": 0}
+    run = {"name": name, "change": {}, "data": "cifar10", "servers": 3, "bits_per_share": 12.68, "one_missing": 0.8}
+    run |= {"client_macs": 10, "baseline_macs": 300, "baseline": 0.9, "accuracy": 0.85, "linear_readouts": 0.84}
+    run |= {"worst": {size: {"psnr": 13 + int(size) / 2, "ssim": 0.2} for size in "123"}, "made_by": made_by}
+    return run | changes
+
+
+def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(results: Path) -> None:
+    runs = [
+        frontier_run("cifar10-reference"),
+        frontier_run("cifar10-wide", accuracy=0.895, client_macs=30, change={"head": {"stem": 8}, "seed": 3}),
+    ]
+    floors = {"cifar10": {"class_mean": 13.0}}
+    (results / "frontier.json").write_text(json.dumps({"floors": floors, "runs": runs}))
+    text = figures.frontier_figures(results)
+    assert "| cifar10 | accuracy and leakage | cifar10-wide | 0.50 points | +0.50 dB | 1/10.0 |" in text
+    nearest = "none; nearest is cifar10-reference | 5.00 points | +0.50 dB | 1/30.0 |"
+    assert f"| cifar10 | accuracy and compute | {nearest}" in text
+    assert "| cifar10 | leakage and compute | cifar10-reference | 5.00 points | +0.50 dB | 1/30.0 |" in text
+    leaks = "85.00% | 80.00% | 84.00% | +0.50 dB | +0.50 dB | +1.50 dB |"
+    assert f"| reference |  | 3 | 12.7 | 1/30.0 | 90.00% | {leaks}" in text
+    assert "| wide | `head.stem = 8`, `seed = 3` | 3 |" in text
+    assert "Not measured yet: configs/seeds/fashion.toml." in text
+
+
+def test_other_seeds_stand_beside_the_release_with_mean_and_spread(results: Path) -> None:
+    for name in ("accuracy", "privacy"):
+        path = results / f"{name}.json"
+        found = json.loads(path.read_text())
+        found["releases"]["fashion-resnet20"] = found["releases"]["small"]
+        if name == "privacy":
+            alike = [{"attack": "decoder", "members": list(range(size)), "psnr": 14.0 + size} for size in (1, 2, 3)]
+            found["releases"]["small"]["coalitions"] = [*alike, {"attack": "dense", "members": [0], "psnr": 99.0}]
+        path.write_text(json.dumps(found))
+    runs = [frontier_run("fashion-seed-1", accuracy=0.93125)]
+    (results / "seeds.json").write_text(json.dumps({"runs": runs}))
+    table = figures.seeds_table(*(json.loads((results / f"{name}.json").read_text()) for name in NEEDED))
+    assert "| 0, the release | 94.12% | 70.00% | 85.00% | 15.00 dB | 16.00 dB | 17.00 dB |" in table
+    assert "| 0 | 93.12% | 80.00% | 84.00% | 13.50 dB | 14.00 dB | 14.50 dB |" in table
+    assert "| mean | 93.62% | 75.00% | 84.50% | 14.25 dB | 15.00 dB | 15.75 dB |" in table
+    assert "| standard deviation | 0.71% | 7.07% | 0.71% |" in table
