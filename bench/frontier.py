@@ -299,12 +299,11 @@ def picture(results: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(1, len(sets), squeeze=False)
     for axis, name in zip(axes[0], sets, strict=True):
         floor = results["floors"][name]["class_mean"]
+        points = {}
         for run in (run for run in results["runs"] if run["data"] == name):
             lost, leaked = 100 * (run["baseline"] - run["accuracy"]), _minority(run)["psnr"]
             axis.scatter(leaked, lost, s=4000 * run["client_macs"] / run["baseline_macs"], alpha=0.6)
-            axis.annotate(
-                run["name"].partition("-")[2], (leaked, lost), fontsize=8, xytext=(5, 4), textcoords="offset points"
-            )
+            points[run["name"].partition("-")[2]] = (leaked, lost)
         axis.axvline(floor, color="grey", linestyle=":", label=f"class mean, {floor:.2f} dB")
         axis.axhline(1, color="grey", linestyle="--", label="one point lost")
         axis.set(
@@ -312,8 +311,17 @@ def picture(results: Mapping[str, Any], path: Path) -> None:
             xlabel="worst minority, PSNR in dB (left is better)",
             ylabel="points of accuracy lost (down is better)",
         )
-        axis.margins(x=0.15)  # room for the names
         axis.legend(loc="best", fontsize=8)
+        for i, (run, point) in enumerate(sorted(points.items(), key=lambda one: one[1][1])):
+            axis.annotate(
+                run,
+                point,
+                xytext=(1.02, (i + 0.5) / len(points)),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=8,
+                arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": "grey", "linewidth": 0.5},
+            )
     figure.savefig(path, dpi=110)
 
 
