@@ -88,6 +88,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     entry: dict[str, Any] = {
         "release": bundle.release,
         "data": manifest.accuracy.data,
+        "backbone": manifest.made_by.config["backbone"]["name"],
         "images": len(labels),
         "baseline": exported.baseline,
         "fused": evaluate.fraction_right(served, labels),

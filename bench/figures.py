@@ -299,7 +299,7 @@ def _point(run: Mapping[str, Any], floor: float) -> dict[str, Any]:
     """What the bars are about, of a sweep's run."""
     return {
         "name": run["name"],
-        "data": run["data"],
+        "data": _data_and_backbone(run["data"], run["backbone"]),
         "lost": 100 * (run["baseline"] - run["accuracy"]),
         "above": run["worst"][str(largest_minority(run["servers"]))]["psnr"] - floor,
         "cheaper": run["baseline_macs"] / run["client_macs"],
@@ -311,15 +311,20 @@ def _release_point(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]
     worst = audit["worst"][str(largest_minority(len(entry["branches"])))]
     return {
         "name": name,
-        "data": entry["data"].partition(",")[0],  # "fashion-mnist, test"
+        "data": _data_and_backbone(entry["data"], entry["backbone"]),
         "lost": 100 * (entry["baseline"] - entry["fused"]),
         "above": worst["psnr"] - worst.get("floor", audit["floor"]["class_mean"]),
         "cheaper": entry["baseline_macs"] / entry["client_macs"],
     }
 
 
+def _data_and_backbone(data: str, backbone: str) -> str:
+    """Within which points compare: a ViT has the bars of its own baseline."""
+    return f"{data.partition(',')[0]}, {'ViT' if backbone.startswith('vit') else 'ResNet'}"
+
+
 def bars_table(points: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown table: for two bars at a time, the point that meets them and is best at the third, for each data set."""
+    """Markdown table: of points that compare, for each two bars the one that meets them and is best at the third."""
     meets = {
         "accuracy": lambda point: point["lost"] <= LOST,
         "leakage": lambda point: point["above"] <= ABOVE,
@@ -331,7 +336,9 @@ def bars_table(points: Sequence[Mapping[str, Any]]) -> str:
         ("accuracy", "compute", lambda point: point["above"]),
         ("leakage", "compute", lambda point: point["lost"]),
     )
-    rows = ["| data | bars held to | met by | baseline - fused | largest minority above class mean | client compute |"]
+    rows = [
+        "| data, baseline | bars held to | met by | points lost | largest minority above class mean | client compute |"
+    ]
     rows.append("| --- " * 6 + "|")
     for data in sorted({point["data"] for point in points}):
         here = [point for point in points if point["data"] == data]
@@ -344,7 +351,7 @@ def bars_table(points: Sequence[Mapping[str, Any]]) -> str:
             best = min(met, key=third) if met else min(near, key=lambda point: point["lost"])
             rows.append(
                 f"| {data} | {first} and {second} | {best['name'] if met else 'none; nearest is ' + best['name']} "
-                f"| {best['lost']:.2f} points | {best['above']:+.2f} dB | 1/{best['cheaper']:.1f} |"
+                f"| {best['lost']:.2f} | {best['above']:+.2f} dB | 1/{best['cheaper']:.1f} |"
             )
     return "\n".join(rows)
 

@@ -18,6 +18,7 @@ def results(tmp_path: Path) -> Path:
     entry |= {"malicious": {"0": {"worst": 0.94125}, "1": lies}, "linear_readouts": 0.85}
     entry |= {
         "data": "fashion-mnist, test",
+        "backbone": "resnet20",
         "images": 10000,
         "bytes_up": 32,
         "baseline_macs": 300,
@@ -180,7 +181,15 @@ def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:
 
 def frontier_run(name: str, **changes: object) -> dict[str, object]:
     made_by = {"command": "frontier.py", "commit": "fedcba9876543210", "date": "2026-01-01", "seed": 0}
-    run = {"name": name, "change": {}, "data": "cifar10", "servers": 3, "bits_per_share": 12.68, "one_missing": 0.8}
+    run = {
+        "name": name,
+        "change": {},
+        "data": "cifar10",
+        "backbone": "resnet20",
+        "servers": 3,
+        "bits_per_share": 12.68,
+        "one_missing": 0.8,
+    }
     run |= {"client_macs": 10, "baseline_macs": 300, "baseline": 0.9, "accuracy": 0.85, "linear_readouts": 0.84}
     run |= {"worst": {size: {"psnr": 13 + int(size) / 2, "ssim": 0.2} for size in "123"}, "made_by": made_by}
     return run | changes
@@ -190,14 +199,16 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     runs = [
         frontier_run("cifar10-reference"),
         frontier_run("cifar10-wide", accuracy=0.895, client_macs=30, change={"head": {"stem": 8}, "seed": 3}),
+        frontier_run("cifar10-vit", accuracy=0.91, backbone="vit-tiny"),
     ]
     floors = {"cifar10": {"class_mean": 13.0}}
     (results / "frontier.json").write_text(json.dumps({"floors": floors, "runs": runs}))
     text = figures.frontier_figures(results)
-    assert "| cifar10 | accuracy and leakage | cifar10-wide | 0.50 points | +0.50 dB | 1/10.0 |" in text
-    nearest = "none; nearest is cifar10-reference | 5.00 points | +0.50 dB | 1/30.0 |"
-    assert f"| cifar10 | accuracy and compute | {nearest}" in text
-    assert "| cifar10 | leakage and compute | cifar10-reference | 5.00 points | +0.50 dB | 1/30.0 |" in text
+    assert "| cifar10, ResNet | accuracy and leakage | cifar10-wide | 0.50 | +0.50 dB | 1/10.0 |" in text
+    nearest = "none; nearest is cifar10-reference | 5.00 | +0.50 dB | 1/30.0 |"
+    assert f"| cifar10, ResNet | accuracy and compute | {nearest}" in text
+    assert "| cifar10, ResNet | leakage and compute | cifar10-reference | 5.00 | +0.50 dB | 1/30.0 |" in text
+    assert "| cifar10, ViT | accuracy and compute | cifar10-vit | -1.00 | +0.50 dB | 1/30.0 |" in text
     leaks = "85.00% | 80.00% | 84.00% | +0.50 dB | +0.50 dB | +1.50 dB |"
     assert f"| reference |  | 3 | 12.7 | 1/30.0 | 90.00% | {leaks}" in text
     assert "| wide | `head.stem = 8`, `seed = 3` | 3 |" in text
