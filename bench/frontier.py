@@ -251,33 +251,25 @@ def floors(data: DataSet) -> dict[str, float]:
     }
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """A row for each run."""
-    shown = Table(title="Frontier", title_justify="left", show_edge=False)
-    columns = (
-        "run",
-        "servers",
-        "bits a share",
-        "client MACs",
-        "baseline",
-        "fused",
-        "linear",
-        "1 server, dB",
-        "minority, dB",
+def table(results: Mapping[str, Any], data: str) -> Table:
+    """A row for each run on a data set; narrow, for a terminal of 80 columns."""
+    floor = results["floors"][data]["class_mean"]
+    shown = Table(
+        title=f"{data}: dB above the class mean", title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
     )
-    for column in columns:
-        shown.add_column(column, justify="left" if column == "run" else "right")
-    for run in results["runs"]:
+    for column in ("run", "N", "bits", "client", "fused", "lost", "linear", "1 of N", "minority"):
+        shown.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")
+    for run in (run for run in results["runs"] if run["data"] == data):
         shown.add_row(
-            run["name"],
+            run["name"].partition("-")[2],
             str(run["servers"]),
             f"{run['bits_per_share']:.1f}",
-            f"{run['client_macs']:,}",
-            f"{run['baseline']:.2%}",
+            f"1/{run['baseline_macs'] / run['client_macs']:.1f}",
             f"{run['accuracy']:.2%}",
+            f"{100 * (run['baseline'] - run['accuracy']):.2f}",
             f"{run['linear_readouts']:.2%}",
-            f"{run['worst']['1']['psnr']:.2f}",
-            f"{_minority(run)['psnr']:.2f}",
+            f"{run['worst']['1']['psnr'] - floor:+.2f}",
+            f"{_minority(run)['psnr'] - floor:+.2f}",
         )
     return shown
 
@@ -366,7 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     results = read_results(options.out)
     picture(results, options.out.with_suffix(".png"))
-    console.print(table(results))
+    for data in sorted(results["floors"]):
+        console.print(table(results, data))
     console.print(f"\nin {options.out}, drawn beside it", highlight=False, soft_wrap=True)
     return 0
 
