@@ -209,6 +209,12 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     assert f"| cifar10, ResNet | accuracy and compute | {nearest}" in text
     assert "| cifar10, ResNet | leakage and compute | cifar10-reference | 5.00 | +0.50 dB | 1/30.0 |" in text
     assert "| cifar10, ViT | accuracy and compute | cifar10-vit | -1.00 | +0.50 dB | 1/30.0 |" in text
+    floors["cifar10"]["class_mean"] = 11.0  # so that every run leaks too much
+    (results / "frontier.json").write_text(json.dumps({"floors": floors, "runs": runs}))
+    leaking = figures.frontier_figures(results)
+    assert "| cifar10, ResNet | accuracy and leakage | none | | | |" in leaking
+    nearest = "none; nearest is cifar10-reference | 5.00 | +2.50 dB | 1/30.0 |"
+    assert f"| cifar10, ResNet | leakage and compute | {nearest}" in leaking
     leaks = "85.00% | 80.00% | 84.00% | +0.50 dB | +0.50 dB | +1.50 dB |"
     assert f"| reference |  | 3 | 12.7 | 1/30.0 | 90.00% | {leaks}" in text
     assert "| wide | `head.stem = 8`, `seed = 3` | 3 |" in text
