@@ -211,6 +211,23 @@ def baseline_losses(folder: Path, values: dict[str, Any]) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(("weight", "lessons"), [(1.0, 1), (0.0, 0)])
+def test_the_baseline_teaches_only_where_distillation_has_a_weight(
+    data_folder: Path, weight: float, lessons: int
+) -> None:
+    values = tiny_values()
+    values["loss"]["distillation"] = weight
+    config = config_from_dict(values, "tests")
+    data = load_data("fashion-mnist", data_folder)
+    system = System(config, image_shape=data.image_shape, classes=10)
+    masks, called = stages(config, system, data)[1], list[bool]()
+    masks.prepare()
+    system.baseline.register_forward_hook(lambda *_: called.append(system.baseline.training))
+    images, labels = (part[:8] for part in data.sample("train"))
+    masks.loss(images, labels, 0.5)
+    assert called == [False] * lessons
+
+
 def test_precision_changes_rounding_and_nothing_else(tmp_path: Path) -> None:
     write_data(tmp_path / "data", train_copies=4, test_copies=2)
     values = tiny_values()

@@ -104,3 +104,12 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     )
     expected = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]
     assert abs(float(total) - expected) < 1e-4
+
+
+def test_without_a_teacher_the_loss_has_no_distillation() -> None:
+    config = tiny_config().loss
+    total, terms = split_loss(
+        torch.randn(8, 10), torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), teacher=None, config=config
+    )
+    assert set(terms) == {"fused", "auxiliary"}
+    assert abs(float(total) - terms["fused"] - config.auxiliary * terms["auxiliary"]) < 1e-4

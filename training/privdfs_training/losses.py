@@ -107,7 +107,7 @@ def branches_alone(answers: Tensor, labels: Tensor, label_smoothing: float) -> T
 
 
 def split_loss(
-    fused: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor, config: LossConfig
+    fused: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor | None, config: LossConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """The whole loss of the split model.
 
@@ -115,7 +115,8 @@ def split_loss(
         fused: Fused logits, float [batch, classes].
         answers: The servers' logits, float [batch, servers, classes].
         labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
-        teacher: The baseline's logits, float [batch, classes].
+        teacher: The baseline's logits, float [batch, classes]; None where distillation has no weight, so that nobody
+            computes them for nothing.
         config: Weights of the terms.
 
     Returns:
@@ -125,9 +126,10 @@ def split_loss(
     terms = {
         "fused": F.cross_entropy(*choices(fused, labels), label_smoothing=smoothing),
         "auxiliary": branches_alone(answers, labels, smoothing),
-        "distillation": distillation(
-            choices(fused, labels)[0], choices(teacher, labels)[0], config.distillation_temperature
-        ),
     }
-    total = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]
+    total = terms["fused"] + config.auxiliary * terms["auxiliary"]
+    if teacher is not None:
+        temperature = config.distillation_temperature
+        terms["distillation"] = distillation(choices(fused, labels)[0], choices(teacher, labels)[0], temperature)
+        total = total + config.distillation * terms["distillation"]
     return total, {name: float(value.detach()) for name, value in terms.items()}

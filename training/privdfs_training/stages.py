@@ -82,9 +82,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     def joint_loss(
         adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            system.baseline.eval()  # the teacher; its statistics are no longer its own business
-            teacher = system.baseline(images).float()
+        teacher = _teach(system.baseline, images) if config.loss.distillation else None
         temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
@@ -129,6 +127,13 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     if config.train.fusion is not None:
         todo.append(_fusion_stage(config, config.train.fusion, system, split_sections))
     return tuple(todo)
+
+
+@torch.no_grad()
+def _teach(baseline: Backbone, images: Tensor) -> Tensor:
+    """The teacher's logits, float32 [batch, classes]. Its statistics are no longer its own business."""
+    baseline.eval()
+    return baseline(images).float()
 
 
 def _nothing() -> None:
