@@ -82,7 +82,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     def joint_loss(
         adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, dict[str, float]]:
-        teacher = _teach(system.baseline, images) if config.loss.distillation else None
+        teacher = teach(system.baseline, images) if config.loss.distillation else None
         temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
@@ -127,13 +127,6 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     if config.train.fusion is not None:
         todo.append(_fusion_stage(config, config.train.fusion, system, split_sections))
     return tuple(todo)
-
-
-@torch.no_grad()
-def _teach(baseline: Backbone, images: Tensor) -> Tensor:
-    """The teacher's logits, float32 [batch, classes]. Its statistics are no longer its own business."""
-    baseline.eval()
-    return baseline(images).float()
 
 
 def _nothing() -> None:
@@ -296,6 +289,21 @@ def baseline_stage(
         loss=loss,
         classify=baseline,
     )
+
+
+@torch.no_grad()
+def teach(baseline: Backbone, images: Tensor) -> Tensor:
+    """What the finished baseline answers, for others to learn from.
+
+    Args:
+        baseline: The teacher; its statistics stay as they are from now on.
+        images: uint8 [batch, channels, height, width].
+
+    Returns:
+        Logits, float32 [batch, classes], without a gradient.
+    """
+    baseline.eval()
+    return baseline(images).float()
 
 
 def accuracy(classify: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:

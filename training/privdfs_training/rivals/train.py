@@ -14,7 +14,7 @@ from privdfs_training.models.system import start_from
 from privdfs_training.rivals.config import RivalConfig
 from privdfs_training.rivals.defences import Shredder
 from privdfs_training.rivals.system import RivalSystem, save_rival
-from privdfs_training.stages import CALIBRATION_IMAGES, EVALUATION_BATCH, Stage, accuracy, baseline_stage
+from privdfs_training.stages import CALIBRATION_IMAGES, EVALUATION_BATCH, Stage, accuracy, baseline_stage, teach
 
 SECTIONS = ("seed", "data", "backbone", "head", "branch", "defence", "loss")
 START_IMAGES = 1000  # whose features a defence sees before the split's first step
@@ -65,9 +65,7 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
     """
 
     def classification(logits: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            system.baseline.eval()
-            teacher = system.baseline(images).float()
+        teacher = teach(system.baseline, images)
         answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
         taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
         terms = {"answer": float(answer.detach()), "distillation": float(taught.detach())}
