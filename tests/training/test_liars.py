@@ -141,7 +141,7 @@ def test_the_last_stage_teaches_the_fusion_alone_to_bear_liars(monkeypatch: pyte
     system.eval()
     loss, terms = todo[3].loss(images, labels, 0.5)
     loss.backward()
-    assert float(loss.detach()) == pytest.approx(terms["fused"] + terms["malicious"], rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(terms["fused"] + terms["malicious"]), rel=1e-5)
     assert system.fusion.ranks.grad is not None
     assert {name.split(".")[0] for name, value in system.named_parameters() if value.grad is not None} == {"fusion"}
     lied = (heard[0] != heard[-1]).any(dim=2)  # the first is honest, and the last one under lies

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from privdfs_training.config import MaskConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.masks import OwnerMask, assign, sparsity_and_overlap
+from privdfs_training.parallel import mean
 from tests.trained import tiny_config
 
 
@@ -103,7 +104,7 @@ def test_fixed_masks_are_frozen_from_the_start() -> None:
 
 def test_sparsity_and_overlap_of_a_draw() -> None:
     masks = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0]]).view(2, 1, 1, 4)
-    assert sparsity_and_overlap(masks) == {"sparsity": 0.25, "overlap": 1 / 3}
+    assert mean(sparsity_and_overlap(masks)) == {"sparsity": 0.25, "overlap": 1 / 3}
 
 
 def test_a_budget_beyond_the_feature_says_what_to_change() -> None:

@@ -54,7 +54,7 @@ def test_activation_range_follows_what_it_saw() -> None:
     quantiser.calibrating = True
     quantiser(activation)
     quantiser.calibrating = False
-    quantiser.enabled.fill_(True)
+    quantiser.switch_on()
     rounded = quantiser(activation)
     assert len(rounded.unique()) > 50
     assert torch.allclose(rounded, activation, atol=float(activation.max()) / 255)

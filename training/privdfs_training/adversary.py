@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from privdfs_training.checkpoint import load_weights, optimizer_tensors, restore_optimizer
 from privdfs_training.config import AdversaryConfig
+from privdfs_training.parallel import Terms
 from privdfs_training.proxies import DecoderProxy, DiffusionProxy
 
 KINDS = {"decoder": DecoderProxy, "diffusion": DiffusionProxy}
@@ -88,9 +89,7 @@ class Adversary(nn.Module):
             for proxy in self.proxies
         ]
 
-    def forward(
-        self, shares: Tensor, images: Tensor, labels: Tensor, progress: float
-    ) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, shares: Tensor, images: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Terms]:
         """Train the proxies on a batch, then attack it with those that are trained enough.
 
         Args:
@@ -117,11 +116,11 @@ class Adversary(nn.Module):
                 if counting := self._counting():
                     term = self._attack(counting, shares, classes, images, means)
             self.step += 1
-        floor = float(-10 * torch.log10((means - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)).mean())
+        floor = -10 * torch.log10((means - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)).mean()
         return term, {
-            "adversary": float(term.detach()),
-            "adversary_psnr": floor + float(self.gains.mean()),
-            "adversary_psnr_worst": floor + float(self.gains.max()),
+            "adversary": term.detach(),
+            "adversary_psnr": floor + self.gains.mean(),
+            "adversary_psnr_worst": floor + self.gains.max(),
             "adversary_floor": floor,
         }
 

@@ -215,8 +215,14 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 pixels = crop_and_flip(pixels, padding=stage.config.crop_padding, flip=config.data.flip)
                 with computing:
                     loss, terms = loss_of(pixels, labels.to(compute.device), step / steps)
-                # One exchange tells every process the loss of the whole batch, and whether any is to stop.
-                values = parallel.mean({"loss": float(loss.detach()), **terms, "stop": float(stop.wanted)})
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.config.learning_rate * schedule(step / steps)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                # One exchange tells every process the loss of the whole batch, and whether any is to stop. It comes
+                # last because a GPU works on while the processor prepares the rest of a step, but not while it reads.
+                values = parallel.mean({"loss": loss, **terms, "stop": float(stop.wanted)})
                 stopping = values.pop("stop") > 0
                 history.append(values)
                 if not math.isfinite(history[-1]["loss"]):
@@ -225,11 +231,6 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                         f"keeps the last finished epoch, if there is one. Lower train.{stage.name}.learning_rate."
                     )
                     raise DivergenceError(message)
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.config.learning_rate * schedule(step / steps)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
                 step += 1
                 note = f"epoch {epoch + 1}/{stage.config.epochs} loss {history[-1]['loss']:.3f}"
                 progress.update(bar, completed=step, note=note)
@@ -366,9 +367,10 @@ def build_optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Opti
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    fused = any(value.is_cuda for value in modules.parameters())  # on a GPU, one kernel in place of one a tensor
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
 
 def _seed(*parts: object) -> int:

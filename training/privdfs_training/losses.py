@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from privdfs_training.config import LossConfig
-from privdfs_training.parallel import per_image
+from privdfs_training.parallel import Terms, per_image
 
 
 def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ def branches_alone(answers: Tensor, labels: Tensor, label_smoothing: float) -> T
 
 def split_loss(
     fused: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor | None, config: LossConfig
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Terms]:
     """The whole loss of the split model.
 
     Args:
@@ -132,4 +132,4 @@ def split_loss(
         temperature = config.distillation_temperature
         terms["distillation"] = distillation(choices(fused, labels)[0], choices(teacher, labels)[0], temperature)
         total = total + config.distillation * terms["distillation"]
-    return total, {name: float(value.detach()) for name, value in terms.items()}
+    return total, {name: value.detach() for name, value in terms.items()}

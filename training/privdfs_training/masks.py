@@ -19,21 +19,22 @@ from torch import Tensor, nn
 
 from privdfs_training.config import MaskConfig
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.parallel import Terms
+from privdfs_training.switch import Switched
 
 Assignment = Literal["learned", "random", "channel-block"]
 
 
-class OwnerMask(nn.Module):
+class OwnerMask(Switched):
     """Owners of every element of a feature.
 
     Attributes:
         logits: Learned preference, float32 [servers + 1, units]; the last row is nobody.
         owned: Frozen ownership, bool [servers, elements].
-        frozen: Whether `owned` decides, bool scalar.
+        on: Whether they are frozen, so that `owned` decides.
     """
 
     owned: Tensor
-    frozen: Tensor
 
     def __init__(self, shape: tuple[int, int, int], config: MaskConfig, *, seed: int) -> None:
         """Start without preference, or with the owners that a fixed assignment gives.
@@ -47,7 +48,7 @@ class OwnerMask(nn.Module):
             TrainingConfigError: The servers together want more elements than there are, or a budget that is not a
                 whole number of units.
         """
-        super().__init__()
+        super().__init__("frozen")
         self.shape, self.servers, self.values = shape, config.servers, config.values
         elements = math.prod(shape)
         self._per_unit = shape[1] * shape[2] if config.unit == "channel" else 1
@@ -69,7 +70,6 @@ class OwnerMask(nn.Module):
         units = elements // self._per_unit
         self.logits = nn.Parameter(torch.zeros(self.servers + 1, units), config.assignment == "learned")
         self.register_buffer("owned", torch.zeros(self.servers, elements, dtype=torch.bool))
-        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         if config.assignment != "learned":
             order = torch.arange(units)
             if config.assignment == "random":
@@ -89,7 +89,7 @@ class OwnerMask(nn.Module):
         Returns:
             Zeros and ones, float32 [servers, channels, height, width]; the gradient is that of the softmax.
         """
-        if self.frozen:
+        if self.on:
             return self.owned.float().view(self.servers, *self.shape)
         uniform = torch.rand_like(self.logits).clamp_(1e-9, 1 - 1e-7)
         perturbed = self.logits - noise * torch.log(-torch.log(uniform))
@@ -99,7 +99,7 @@ class OwnerMask(nn.Module):
 
     def freeze(self) -> None:
         """Take the preferred owners, without noise, for good."""
-        if not self.frozen:
+        if not self.on:
             self._freeze(assign(self.logits.detach(), self._budget, self._shared).to(self.logits.device))
 
     def indices(self, server: int) -> Tensor:
@@ -115,7 +115,7 @@ class OwnerMask(nn.Module):
 
     def _freeze(self, owned: Tensor) -> None:
         self.owned.copy_(self._spread(owned))
-        self.frozen.fill_(True)
+        self.switch_on()
 
     def _spread(self, units: Tensor) -> Tensor:
         """[servers, units] to [servers, elements]: the elements of a channel lie side by side."""
@@ -156,7 +156,7 @@ def assign(scores: Tensor, budget: int, shared: int = 0) -> Tensor:
     return torch.from_numpy(owned)
 
 
-def sparsity_and_overlap(masks: Tensor) -> dict[str, float]:
+def sparsity_and_overlap(masks: Tensor) -> Terms:
     """What a draw of the masks looks like, reported with every epoch.
 
     Args:
@@ -167,5 +167,5 @@ def sparsity_and_overlap(masks: Tensor) -> dict[str, float]:
         several get.
     """
     owners = masks.detach().sum(dim=-4)
-    taken = int((owners > 0.5).sum())
-    return {"sparsity": 1 - taken / owners.numel(), "overlap": int((owners > 1.5).sum()) / max(taken, 1)}
+    taken, several = (owners > 0.5).sum().double(), (owners > 1.5).sum()
+    return {"sparsity": 1 - taken / owners.numel(), "overlap": several / taken.clamp(min=1)}

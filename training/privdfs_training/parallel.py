@@ -12,12 +12,16 @@ Without torchrun there is one process, and nothing here changes what it computes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from privdfs_training.errors import CheckpointError, TrainingConfigError, TrainingError
+
+Terms: TypeAlias = dict[str, float | Tensor]
+"""Values to report, by name: numbers, or scalar tensors, which `mean` reads when the whole step is on its way."""
 
 
 @contextmanager
@@ -54,7 +58,7 @@ def choose_device(name: str | None) -> torch.device:
             take one GPU each.
 
     Returns:
-        The device; a GPU is also made torch's current one.
+        The device; a GPU is also made torch's current one, and computes float32 in float32.
 
     Raises:
         TrainingConfigError: There is no such device.
@@ -75,6 +79,8 @@ def choose_device(name: str | None) -> torch.device:
         )
         raise TrainingConfigError(message)
     torch.cuda.set_device(index)
+    # TF32 has ten bits of a factor, too few for the sums that int8 arithmetic keeps exactly.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", index)
 
 
@@ -104,20 +110,24 @@ def part(values: Tensor) -> Tensor:
     return values.chunk(world())[rank()]
 
 
-def mean(values: dict[str, float]) -> dict[str, float]:
+def mean(values: Terms) -> dict[str, float]:
     """Mean of each value over the processes.
 
     Args:
-        values: By name; the names are the same in every process.
+        values: By name; the names are the same in every process. Tensors are read together: a GPU stops once.
 
     Returns:
         The means, the same in every process.
     """
+    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, Tensor)}
+    read = torch.stack(list(tensors.values())).tolist() if tensors else []
+    numbers: dict[str, float] = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    numbers |= dict(zip(tensors, read, strict=True))
     if world() == 1:
-        return values
-    together = torch.tensor(list(values.values()), dtype=torch.float64)
+        return numbers
+    together = torch.tensor(list(numbers.values()), dtype=torch.float64)
     distributed.all_reduce(together)
-    return dict(zip(values, (together / world()).tolist(), strict=True))
+    return dict(zip(numbers, (together / world()).tolist(), strict=True))
 
 
 def same(number: int) -> bool:
@@ -168,17 +178,15 @@ def gather(values: Tensor) -> Tensor:
 class _Whole(nn.Module):
     """A loss as a module, as DistributedDataParallel wants it."""
 
-    def __init__(self, modules: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, float]]]) -> None:
+    def __init__(self, modules: nn.Module, loss: Callable[..., tuple[Tensor, Terms]]) -> None:
         super().__init__()
         self.trained, self.loss = modules, loss
 
-    def forward(self, *arguments: object) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, *arguments: object) -> tuple[Tensor, Terms]:
         return self.loss(*arguments)
 
 
-def averaging(
-    modules: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, float]]]
-) -> Callable[..., tuple[Tensor, dict[str, float]]]:
+def averaging(modules: nn.Module, loss: Callable[..., tuple[Tensor, Terms]]) -> Callable[..., tuple[Tensor, Terms]]:
     """The same loss, whose backward pass averages the gradients over all processes.
 
     Args:

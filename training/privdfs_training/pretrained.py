@@ -65,7 +65,7 @@ def load_cut(system: System, path: Path) -> None:
     cut = nn.ModuleDict({part: getattr(system, part) for part in ("head", "quantiser", "masks")})
     tensors = read_checkpoint(path).tensors
     load_weights(cut, {name: value for name, value in tensors.items() if name.split(".")[0] in cut}, path)
-    if not (system.masks.frozen and system.head.input.enabled):
+    if not (system.masks.on and system.head.input.on):
         message = f"{path} is of a stage before fine-tuning. Pass finetune.safetensors or system.safetensors."
         raise CheckpointError(message)
     values, limit = int(system.masks.owned.sum(dim=1).max()), int(system.quantiser.range.detach().max())

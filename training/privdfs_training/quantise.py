@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from privdfs_training.switch import Switched
+
 # Seven bits. Old x86 processors multiply uint8 by int8 and add pairs in saturating 16 bits: 2 * 255 * 63 fits, 2 *
 # 255 * 127 does not. So no processor's sums differ from another's.
 WEIGHT_LIMIT = 63
@@ -101,14 +103,13 @@ class ShareQuantiser(nn.Module):
         return values[:, None, None, None]
 
 
-class ActivationQuantiser(nn.Module):
+class ActivationQuantiser(Switched):
     """Eight bits for one activation tensor, from a running maximum.
 
-    Does nothing until `calibrating` or `enabled` is set; both are buffers, so a checkpoint brings them back.
+    Does nothing until `calibrating` is set or it is switched on; a checkpoint brings the range and the switch back.
     """
 
     maximum: Tensor
-    enabled: Tensor
 
     def __init__(self, *, signed: bool) -> None:
         """Choose the sign.
@@ -116,11 +117,10 @@ class ActivationQuantiser(nn.Module):
         Args:
             signed: int8 in [-127, 127]; otherwise uint8, for what follows a ReLU.
         """
-        super().__init__()
+        super().__init__("enabled")
         self.signed = signed
         self.calibrating = False
         self.register_buffer("maximum", torch.zeros(()))
-        self.register_buffer("enabled", torch.zeros((), dtype=torch.bool))
 
     @property
     def scale(self) -> Tensor:
@@ -139,7 +139,7 @@ class ActivationQuantiser(nn.Module):
         if self.calibrating:
             largest = activation.detach().abs().amax().float()
             self.maximum.lerp_(largest, MOMENTUM if self.maximum > 0 else 1.0)
-        if not self.enabled:
+        if not self.on:
             return activation
         low, high = (-128, 127) if self.signed else (0, 255)
         zero = torch.zeros((), dtype=torch.int32, device=activation.device)

@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
 SPLIT_PARTS = ("head", "quantiser", "masks", "branches", "fusion")
 
-Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, parallel.Terms]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
 
     def joint_loss(
         adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, parallel.Terms]:
         teacher = teach(system.baseline, images) if config.loss.distillation else None
         temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(
@@ -92,10 +92,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
-            total, terms = total + config.loss.rate * bits, terms | {"rate": float(bits.detach())}
+            total, terms = total + config.loss.rate * bits, terms | {"rate": bits.detach()}
         if config.masks.learned_levels:
             bits = config.masks.values * system.quantiser.bits().mean()
-            total, terms = total + config.loss.bits * bits, terms | {"bits": float(bits.detach())}
+            total, terms = total + config.loss.bits * bits, terms | {"bits": bits.detach()}
         price, prices = _price_of_telling(config, adversary, encoded, (images, labels), progress)
         return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
 
@@ -158,12 +158,12 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
     alone is what counts while others are silent or lie.
     """
 
-    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         with torch.no_grad():
             shares = system.encode(images, partitions=_partitions(system, len(images))).inputs
         answers = system.answer(shares).float()
         alone = branches_alone(answers, labels, config.loss.label_smoothing)
-        return alone, {"alone": float(alone.detach())}
+        return alone, {"alone": alone.detach()}
 
     return Stage(
         name="branches",
@@ -183,18 +183,18 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
     a fusion that still follows moving branches learns neither well.
     """
 
-    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         with torch.no_grad():
             answers = system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
         honest = F.cross_entropy(*choices(system.fusion(answers, answered), labels))
-        terms = {"fused": float(honest.detach())}
+        terms: parallel.Terms = {"fused": honest.detach()}
         if budget.malicious == 0:
             return honest, terms
         # Lies are drawn for the whole batch, so that several processes draw what one does.
         heard = mixed_lies(system.fusion, *map(parallel.gather, (answers, answered, labels)))
         lied_to = F.cross_entropy(system.fusion(parallel.part(heard), answered), labels)
-        return honest + budget.malicious * lied_to, terms | {"malicious": float(lied_to.detach())}
+        return honest + budget.malicious * lied_to, terms | {"malicious": lied_to.detach()}
 
     return Stage(
         name="fusion",
@@ -214,15 +214,15 @@ def _partitions(system: System, images: int) -> Tensor | None:
 
 def _price_of_telling(
     config: Config, adversary: Adversary | None, encoded: Encoded, batch: Batch, progress: float
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, parallel.Terms]:
     """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report.
 
     Neither is a mean over images, so several processes take the whole batch.
     """
-    price, terms = encoded.shares.new_zeros((), dtype=torch.float32), dict[str, float]()
+    price, terms = encoded.shares.new_zeros((), dtype=torch.float32), parallel.Terms()
     if config.loss.decorrelation:
         twice = decorrelation(parallel.gather(encoded.shares))
-        price, terms = config.loss.decorrelation * twice, {"decorrelation": float(twice.detach())}
+        price, terms = config.loss.decorrelation * twice, parallel.Terms(decorrelation=twice.detach())
     if adversary is not None:
         batch = (parallel.gather(batch[0]), parallel.gather(batch[1]))
         term, scores = adversary(parallel.gather(encoded.inputs), *batch, progress)
@@ -276,7 +276,7 @@ def baseline_stage(
         if config.backbone.checkpoint is not None:
             load_pretrained(baseline, Path(config.backbone.checkpoint))
 
-    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         logits, wanted = choices(baseline(images).float(), labels)
         return F.cross_entropy(logits, wanted, label_smoothing=label_smoothing), {}
 

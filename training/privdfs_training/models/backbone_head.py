@@ -63,7 +63,7 @@ class BackboneHead(Head):
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
         device = images.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.enabled):
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.on):
             pixels = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.front(pixels))
 
@@ -176,7 +176,7 @@ class QuantisedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name is torch's
         """[..., inputs] to [..., outputs], float."""
         values = self.input(input)
-        if not self.input.enabled:
+        if not self.input.on:
             return super().forward(values)
         # Transposed before it is rounded, so that the exported weight is stored the way a matrix product takes it.
         weight, _ = fake_quantise_weight(self.weight.t(), axis=1)
@@ -238,7 +238,7 @@ class QuantisedPatches(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[batch, channels, h, w] to [batch, width, h / patch, w / patch], float."""
         bias = self.proj.bias
-        if not self._source[0].enabled or bias is None:
+        if not self._source[0].on or bias is None:
             return self.output(self.proj(pixels))
         weight, scale = fake_quantise_weight(self.proj.weight)
         bias = round_to(bias, self._source[0].scale * scale)

@@ -49,9 +49,7 @@ class ConvUnit(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[batch, inputs, h, w] to [batch, outputs, h / stride, w / stride], float."""
-        features = (
-            self._integer_convolution(features) if self._source[0].enabled else self.bn(self._convolution(features))
-        )
+        features = self._integer_convolution(features) if self._source[0].on else self.bn(self._convolution(features))
         return features if self.output is None else self.output(F.relu(features))
 
     def _convolution(self, features: Tensor) -> Tensor:
@@ -121,7 +119,7 @@ class Head(nn.Module):
     def quantise(self) -> None:
         """Fold the normalisations and go to int8 for good. Call after some calibrated batches."""
         for quantiser in self._activation_quantisers():
-            quantiser.enabled.fill_(True)
+            quantiser.switch_on()
 
     def _activation_quantisers(self) -> list[ActivationQuantiser]:
         return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]
@@ -173,7 +171,7 @@ class CompactHead(Head):
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
         device = images.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.enabled):
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.on):
             features = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.blocks(self.stem(features)))
 

@@ -11,6 +11,7 @@ from privdfs_training.data import ImageData
 from privdfs_training.loop import run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
+from privdfs_training.parallel import Terms
 from privdfs_training.rivals.config import RivalConfig
 from privdfs_training.rivals.defences import Shredder
 from privdfs_training.rivals.system import RivalSystem, save_rival
@@ -64,11 +65,11 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
         Baseline, split, and for Shredder noise.
     """
 
-    def classification(logits: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def classification(logits: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Terms]:
         teacher = teach(system.baseline, images)
         answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
         taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
-        terms = {"answer": float(answer.detach()), "distillation": float(taught.detach())}
+        terms: Terms = {"answer": answer.detach(), "distillation": taught.detach()}
         return answer + config.loss.distillation * taught, terms
 
     def prepare_split() -> None:
@@ -78,7 +79,7 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
         with torch.no_grad():
             system.defence.start(system.head.train()(images).float(), labels)
 
-    def split_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+    def split_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, Terms]:
         feature = system.head(images)
         sent = system.defence.send(feature)
         total, terms = classification(system.branch(sent), images, labels)
@@ -101,13 +102,13 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
     if config.train.noise is None or not isinstance(defence, Shredder):
         return baseline, split
 
-    def noise_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, dict[str, float]]:
+    def noise_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, Terms]:
         for frozen in (system.head, system.branch):
             frozen.eval().requires_grad_(requires_grad=False)
         feature = system.head(images).float()
         answer = F.cross_entropy(system.branch(defence.send(feature)).float(), labels)
         push, values = defence.push(feature)
-        return answer + push, {"answer": float(answer.detach()), **values}
+        return answer + push, {"answer": answer.detach(), **values}
 
     noise = Stage(
         name="noise",
