@@ -50,6 +50,7 @@ from privdfs_training.config import Config, config_from_dict, read_toml
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError, train
+from privdfs_training.parallel import CPU, choose_device
 from privdfs_training.readouts import linear_readouts
 
 SWEEPS = ROOT / "configs" / "frontier"
@@ -127,7 +128,7 @@ def _changed(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def train_run(run: Run, data: DataSet, folder: Path, console: Console) -> Path:
+def train_run(run: Run, data: DataSet, folder: Path, console: Console, device: torch.device = CPU) -> Path:
     """Train a run, sharing the baseline with the runs that have the same one.
 
     Args:
@@ -135,6 +136,7 @@ def train_run(run: Run, data: DataSet, folder: Path, console: Console) -> Path:
         data: its images.
         folder: of all runs.
         console: for progress.
+        device: where it is trained.
 
     Returns:
         The path of the finished system.
@@ -151,13 +153,15 @@ def train_run(run: Run, data: DataSet, folder: Path, console: Console) -> Path:
     own.parent.mkdir(parents=True, exist_ok=True)
     if shared.exists() and not own.exists():
         os.link(shared, own)
-    path = train(config, data, own.parent, console)
+    path = train(config, data, own.parent, console, device=device)
     if not shared.exists():
         os.link(own, shared)
     return path
 
 
-def measure(run: Run, path: Path, data: DataSet, budget: DecoderBudget, console: Console) -> dict[str, Any]:
+def measure(
+    run: Run, path: Path, data: DataSet, budget: DecoderBudget, console: Console, device: torch.device = CPU
+) -> dict[str, Any]:
     """Export a trained run's graphs, and measure them.
 
     Args:
@@ -166,6 +170,7 @@ def measure(run: Run, path: Path, data: DataSet, budget: DecoderBudget, console:
         data: its images.
         budget: of every attacker.
         console: for progress.
+        device: where the decoders are trained.
 
     Returns:
         The run's entry in the result file.
@@ -191,7 +196,7 @@ def measure(run: Run, path: Path, data: DataSet, budget: DecoderBudget, console:
     worst = {}
     for size in range(1, servers + 1):
         members = by_linear_score(shares, data.train_images, shares_test, data.test_images, size)
-        worst[str(size)] = _attack(members, shares, shares_test, data, budget)
+        worst[str(size)] = _attack(members, shares, shares_test, data, budget, device)
         console.print(f"{run.name}: servers {members}: {worst[str(size)]['psnr']:.2f} dB")
     plain = evaluate.session(baseline.SerializeToString())
     return {
@@ -219,10 +224,13 @@ def _attack(
     shares_test: Sequence[Tensor],
     data: DataSet,
     budget: DecoderBudget,
+    device: torch.device,
 ) -> dict[str, Any]:
     """What a decoder of one coalition's shares, trained from scratch, reconstructs of the test images."""
     seen, seen_test = (torch.cat([every[server] for server in members], dim=1) for every in (shares, shares_test))
-    decoder = train_decoder(seen, data.train_images, budget, seed=SEED, progress=lambda _done, _loss: None)
+    decoder = train_decoder(
+        seen, data.train_images, budget, seed=SEED, progress=lambda _done, _loss: None, device=device
+    )
     scores = score(reconstruct(decoder, seen_test), data.test_images)
     return {"members": list(members), "attack": "decoder", "psnr": scores.psnr, "ssim": scores.ssim}
 
@@ -337,11 +345,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "frontier", help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS / "frontier.json", help="file to add to")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
     try:
+        device = choose_device(options.device)
         for sweep in [read_sweep(path) for path in options.sweeps or sorted(SWEEPS.glob("*.toml"))]:
             wanted = [run for run in sweep.runs if options.only in {None, run.name, run.name.partition("-")[2]}]
             if not wanted:
@@ -349,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 message = f"the sweep has no run '{options.only}'; it has {known}"
                 raise BenchError(message)
             for run in wanted:
-                _make(run, sweep.attack, options, console)
+                _make(run, sweep.attack, options, console, device)
     except (KeyboardInterrupt, InterruptedTrainingError):
         print("frontier: stopped; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -364,14 +374,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _make(run: Run, budget: DecoderBudget, options: argparse.Namespace, console: Console) -> None:
+def _make(
+    run: Run, budget: DecoderBudget, options: argparse.Namespace, console: Console, device: torch.device
+) -> None:
     """Train, measure and record one run, unless the result file has it."""
     config = _config(run, budget)
     if any(one["made_by"]["config"] == config for one in read_results(options.out).get("runs", [])):
         console.print(f"{run.name}: in {options.out} already", highlight=False, soft_wrap=True)
         return
     data = in_memory(load_data(run.config.data, options.data))
-    entry = measure(run, train_run(run, data, options.runs, console), data, budget, console)
+    path = train_run(run, data, options.runs, console, device)
+    entry = measure(run, path, data, budget, console, device)
     results = read_results(options.out)  # again: another process may have added to it
     others = [one for one in results.get("runs", []) if one["name"] != run.name]
     together = {"runs": sorted([*others, entry], key=lambda one: one["name"])}
