@@ -49,6 +49,7 @@ from privdfs_training.attacks.prior import Prior, load_prior
 from privdfs_training.attacks.selfchecks import Measured
 from privdfs_training.attacks.view import Relation, ServerView, side_by_side
 from privdfs_training.errors import AttackError
+from privdfs_training.parallel import CPU
 
 SEED = 0
 #: Part of a job's name: raise it when an attack is changed, so that old results are not taken for new ones.
@@ -236,6 +237,7 @@ class Victim:
         effort: Effort,
         prior: Path | None = None,
         lpips: Lpips | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Open the release; nothing is computed yet.
 
@@ -245,12 +247,13 @@ class Victim:
             effort: Its limits on images.
             prior: The diffusion prior's file; None takes the data set's in checkpoints/.
             lpips: A further measure of likeness.
+            device: Where networks are trained and attacks go through the head; all else stays on the processor.
 
         Raises:
             Error: The release or the data set cannot be used.
         """
-        self.again = partial(Victim, release, data_folder, effort, prior, lpips)  # for another process
-        self.release, self.effort, self.lpips = release, effort, lpips
+        self.again = partial(Victim, release, data_folder, effort, prior, lpips, device)  # for another process
+        self.release, self.effort, self.lpips, self.device = release, effort, lpips, device
         self.bundle = Bundle.open(release / "client", allow_unsigned=True)
         self.data = release_data(self.bundle, data_folder)
         self.pairs = min(effort.pairs, len(self.data.train_images))
@@ -308,7 +311,7 @@ class Victim:
             prior = load_prior(self.prior_path, self.data.image_shape, self.data.name)
         except AttackError as error:
             raise AttackError(f"{error}; or leave its attack out with --prior none") from error
-        return prior, hashlib.sha256(self.prior_path.read_bytes()).hexdigest()
+        return prior.to(self.device), hashlib.sha256(self.prior_path.read_bytes()).hexdigest()
 
     @cached_property
     def baseline(self) -> bytes:
@@ -349,7 +352,9 @@ class Victim:
             answers=nothing[0],
             received=_features(self.baseline, first, targets).float(),
             received_answers=nothing[1],
-            steps=through_graph(self.baseline, [first], {}) if isinstance(job.budget, THROUGH_HEAD) else None,
+            steps=(
+                through_graph(self.baseline, [first], {}, self.device) if isinstance(job.budget, THROUGH_HEAD) else None
+            ),
             limits=torch.zeros(0),
         )
 
@@ -370,7 +375,7 @@ class Victim:
     def _through_head(self, members: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
         fixed = {} if self.partition is None else {"partition": torch.tensor([[self.partition]])}
         encoder = (self.release / "client" / "encoder.onnx").read_bytes()
-        return through_graph(encoder, before_rounding(encoder, members), fixed)
+        return through_graph(encoder, before_rounding(encoder, members), fixed, self.device)
 
     @cached_property
     def floor_images(self) -> dict[str, Tensor]:
@@ -416,6 +421,8 @@ def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
         settled.append(victim.prior[1])
     if victim.lpips is not None:
         settled.append(victim.lpips.sha256)
+    if _computes_on_gpu(victim, job):
+        settled.append(victim.device.type)
     name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
     return folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
 
@@ -440,8 +447,13 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
         return _read(job, path)
     view = victim.view(job) if job.members else victim.undefended_view(job)
     began = time.monotonic()
-    guess, notes = _attack(victim, view, job, progress)
+    # What is float32 on the processor is so on a GPU: cuDNN would take TF32 for convolutions, whose 10 bits are too few
+    # for a head that rounds and for the differences that SSIM is made of.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        guess, notes = _attack(victim, view, job, progress)
     notes["seconds"] = round(time.monotonic() - began, 1)
+    if _computes_on_gpu(victim, job):
+        notes["device"] = torch.cuda.get_device_name(victim.device)
     row = _scores(victim, job, guess) | {"pairs": len(view.images), "finished": True} | notes
     shown = (guess[:SHOWN].clamp(0, 1) * 255).round().to(torch.uint8)
     folder.mkdir(parents=True, exist_ok=True)
@@ -451,13 +463,18 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     return Done(job, row, shown)
 
 
+def _computes_on_gpu(victim: Victim, job: Job) -> bool:
+    """Whether the result is a GPU's; ridge regression, which has no budget, never computes on one."""
+    return victim.device.type != "cpu" and job.budget is not None
+
+
 def _attack(victim: Victim, view: ServerView, job: Job, progress: Progress) -> tuple[Tensor, dict[str, Any]]:
     """Reconstructions, float [targets, channels, height, width], and what else there is to say."""
     seconds = math.inf if victim.effort.seconds is None else victim.effort.seconds
     if isinstance(job.budget, DiffuseBudget):
-        return _diffuse(victim.prior, view, job, job.budget, seconds, progress)
+        return _diffuse(victim, view, job, job.budget, seconds, progress)
     if isinstance(job.budget, OptimiseBudget):
-        found = optimise(view, job.budget, seed=SEED, progress=progress)
+        found = optimise(view, job.budget, seed=SEED, progress=progress, device=victim.device)
         return found.images, {"gradient": found.gradient}
     if job.budget is None:
         sums, _ = linear_sums([view.shares], view.images)
@@ -481,24 +498,32 @@ def _attack(victim: Victim, view: ServerView, job: Job, progress: Progress) -> t
         form=form,
         loss_of=decoder.squared_error_and_similarity if similar else decoder.squared_error,
         seconds=seconds,
+        device=victim.device,
     )
     return reconstruct(network, told.received), {"finished": last >= 1}
 
 
 def _diffuse(
-    prior: tuple[Prior, str], view: ServerView, job: Job, budget: DiffuseBudget, seconds: float, progress: Progress
+    victim: Victim, view: ServerView, job: Job, budget: DiffuseBudget, seconds: float, progress: Progress
 ) -> tuple[Tensor, dict[str, Any]]:
     """As `_attack`, by the diffusion prior."""
-    begin = None
+    begin, device = None, victim.device
     if job.start is not None:
         decoding = train_decoder(
-            view.shares, view.images, job.start, seed=SEED, progress=progress, form="dense", seconds=seconds
+            view.shares,
+            view.images,
+            job.start,
+            seed=SEED,
+            progress=progress,
+            form="dense",
+            seconds=seconds,
+            device=device,
         )
         begin = partial(reconstruct, decoding)
-    network, digest = prior
-    budget = tune(view, network, budget, seed=SEED, progress=progress, start=begin)
+    network, digest = victim.prior
+    budget = tune(view, network, budget, seed=SEED, progress=progress, start=begin, device=device)
     start = None if begin is None else begin(view.received)
-    found = diffuse(view, network, budget, seed=SEED, progress=progress, start=start, seconds=seconds)
+    found = diffuse(view, network, budget, seed=SEED, progress=progress, start=start, seconds=seconds, device=device)
     notes = {"gradient": found.gradient, "finished": found.finished, "guidance": budget.guidance}
     return found.images, notes | {"prior_sha256": digest}
 

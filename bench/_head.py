@@ -16,17 +16,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from privdfs_training.errors import AttackError
+from privdfs_training.parallel import CPU
 
 Operator = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 
+#: Operators whose second input says shapes or axes, which the processor has to know.
+SHAPED_BY_SECOND = frozenset({"Reshape", "Squeeze", "ReduceMean"})
 
-def through_graph(model: bytes, outputs: Sequence[str], fixed: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+
+def through_graph(
+    model: bytes, outputs: Sequence[str], fixed: Mapping[str, Tensor], device: torch.device = CPU
+) -> Callable[[Tensor], Tensor]:
     """A graph as a function of images.
 
     Args:
         model: Serialised ONNX with an input `image`, uint8 [batch, height, width, channels].
         outputs: Tensors of the graph to give, each [batch, values]; side by side in the result.
         fixed: Further inputs, with a batch of one.
+        device: Where it computes.
 
     Returns:
         From float [batch, channels, height, width] in 0..1 to float [batch, values].
@@ -42,6 +49,9 @@ def through_graph(model: bytes, outputs: Sequence[str], fixed: Mapping[str, Tens
         raise AttackError(
             f"no way through this head: the operators {', '.join(unknown)} are not known (bench/_head.py)"
         )
+    shapes = {node.input[1] for node in nodes if node.op_type in SHAPED_BY_SECOND and len(node.input) > 1}
+    constants = {name: value if name in shapes else value.to(device) for name, value in constants.items()}
+    fixed = {name: value.to(device) for name, value in fixed.items()}
     attributes = [{one.name: helper.get_attribute_value(one) for one in node.attribute} for node in nodes]
 
     def run(images: Tensor) -> Tensor:

@@ -374,9 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _make(
-    run: Run, budget: DecoderBudget, options: argparse.Namespace, console: Console, device: torch.device
-) -> None:
+def _make(run: Run, budget: DecoderBudget, options: argparse.Namespace, console: Console, device: torch.device) -> None:
     """Train, measure and record one run, unless the result file has it."""
     config = _config(run, budget)
     if any(one["made_by"]["config"] == config for one in read_results(options.out).get("runs", [])):

@@ -45,6 +45,7 @@ from privdfs import Error
 from privdfs_export.release import MAY_BE_PASSED_ON
 from privdfs_training.attacks import selfchecks
 from privdfs_training.attacks.perceptual import load_lpips
+from privdfs_training.parallel import choose_device
 
 
 def measure(
@@ -249,17 +250,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     options = parser.parse_args(arguments)
     threads = options.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     console = Console()
     try:
         read_results(options.out)  # a file that cannot be added to is an error now, not after an hour
-        effort = chosen_effort(options)
+        effort, device = chosen_effort(options), choose_device(options.device)
         lpips = load_lpips(options.lpips) if options.lpips else None
         for release in releases(options.releases):
             name = release_name(release)
-            victim = Victim(release, options.data, effort, options.prior, lpips)
+            victim = Victim(release, options.data, effort, options.prior, lpips, device)
             kept = options.runs / victim.bundle.release
             entry, done = measure(victim, kept, console, threads)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench._audit import EFFORTS, Job, Victim, jobs, kept_at, run
+from bench._audit import EFFORTS, Effort, Job, Victim, jobs, kept_at, run
 from bench._common import ROOT, shares_of
 from bench._keyed import user_partitions
 from bench._side_by_side import run_side_by_side
 from bench.privacy import measure
+from privdfs_training.attacks import decoder
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
 from privdfs_training.attacks.linear import linear_reconstruct, linear_sums
 from privdfs_training.attacks.perceptual import load_lpips
 from privdfs_training.attacks.selfchecks import check_each
 from privdfs_training.errors import AttackError
+from tests.elsewhere import ELSEWHERE, SecondDevice
 from tests.trained import QUIET
 from tests.training.test_perceptual import weights
 
@@ -78,6 +81,40 @@ def test_attacks_side_by_side_find_what_they_find_one_after_another(
         assert together.row["psnr"] == pytest.approx(alone.row["psnr"], abs=0.01)
     run_side_by_side(victim, some, tmp_path / "together", 2, finished.append)
     assert len(finished) == len(some)  # they are kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("release", "effort"), [("trained_release", DIFFUSE), ("keyed_trained_release", SMALL)])
+def test_on_a_gpu_attacks_find_the_same_and_say_where(
+    release: str,
+    effort: Effort,
+    data_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.setattr(decoder, "autocast", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    folder: Path = request.getfixturevalue(release)
+    effort = replace(effort, strong=effort.dense, optimise=replace(effort.optimise, steps=2))
+    here, there = Victim(folder, data_folder, effort), Victim(folder, data_folder, effort, device=ELSEWHERE)
+    every = {job.attack: job for group in jobs(here).values() for job in group}  # diffusion: the undefended split's
+    del every["diffusion-mean" if effort.diffuse else "dense, other keys, unaware"]  # nothing new, and slow
+    assert ("diffusion+dense" in every) == (effort.diffuse is not None)
+    assert {"optimisation", "optimisation-tv"} <= set(every)
+    for job in every.values():
+        expected = run(here, job, tmp_path / "here", quiet).row
+        with SecondDevice():
+            row = run(there, job, tmp_path / "there", quiet).row
+        if job.attack == "linear":
+            assert kept_at(here, job, tmp_path) == kept_at(there, job, tmp_path)
+        else:
+            assert kept_at(here, job, tmp_path) != kept_at(there, job, tmp_path)
+            assert row.pop("device") == "a GPU"
+        assert "device" not in row
+        assert row.keys() == expected.keys()
+        for name in ("psnr", "ssim", "gradient", "guidance", "finished"):
+            assert row.get(name, 0) == pytest.approx(expected.get(name, 0), rel=1e-3)
 
 
 def test_an_attack_that_fails_ends_those_beside_it(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import privacy
 from tests.sdk.tiny_release import build_release
@@ -60,6 +61,15 @@ def test_a_result_file_that_is_none_is_refused_before_anything_is_attacked(
     out.write_text("{")
     assert "mend it or remove it" in told(capsys, release, "--out", out)
     assert out.read_text() == "{"
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(
+    release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(privacy, "Victim", lambda *_: pytest.fail("a release was opened"))
+    assert "torch sees 0 CUDA devices" in told(capsys, release, "--device", "cuda")
+    assert "none of: cpu, cuda, cuda:N" in told(capsys, release, "--device", "gpu")
 
 
 def test_one_who_stops_it_is_told_how_to_go_on(

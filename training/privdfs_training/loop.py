@@ -35,10 +35,10 @@ from privdfs_training.config import Config, RunConfig, StageConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
+from privdfs_training.parallel import CPU
 from privdfs_training.precision import autocast
 from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
 
-CPU = torch.device("cpu")
 WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
 
 

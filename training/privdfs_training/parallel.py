@@ -23,6 +23,8 @@ from privdfs_training.errors import CheckpointError, TrainingConfigError, Traini
 Terms: TypeAlias = dict[str, float | Tensor]
 """Values to report, by name: numbers, or scalar tensors, which `mean` reads when the whole step is on its way."""
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
 def process_group() -> Iterator[None]:

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from privdfs_training.attacks.metrics import ssim
 from privdfs_training.errors import AttackError
+from privdfs_training.parallel import CPU
 from privdfs_training.precision import autocast
 
 WARM_UP = 0.1
 STATISTICS = 5000  # pairs that give the statistics of what is seen
+LOOKED_EVERY = 50  # steps: a GPU has to be waited for whenever the loss is looked at
 #: Of 1 - SSIM beside the mean squared error, which is near 0.03 where it is near 0.5.
 SIMILARITY_WEIGHT = 0.1
 Form = Literal["residual", "unet", "dense"]
@@ -210,7 +212,7 @@ def squared_error_and_similarity(guess: Tensor, images: Tensor) -> Tensor:
     return F.mse_loss(guess, images) + SIMILARITY_WEIGHT * (1 - ssim(guess, images).mean())
 
 
-def train_decoder(
+def train_decoder(  # noqa: PLR0913  each by its name
     shares: Tensor,
     images: Tensor,
     budget: DecoderBudget,
@@ -220,6 +222,7 @@ def train_decoder(
     form: Form = "residual",
     loss_of: Callable[[Tensor, Tensor], Tensor] = squared_error,
     seconds: float = math.inf,
+    device: torch.device = CPU,
 ) -> nn.Module:
     """Train a decoder on pairs that the attacker made by running the public head on its own images.
 
@@ -229,10 +232,11 @@ def train_decoder(
         images: uint8 [pairs, channels, height, width].
         budget: How much to spend. With fewer pairs than a batch, a batch is all of them.
         seed: Of weights and order.
-        progress: Called after every step with the progress in 0..1 and the loss.
+        progress: Called after every step with the progress in 0..1 and the loss, that of a step shortly before.
         form: Of the network.
         loss_of: Of guesses and images, float in 0..1.
         seconds: Stop after so long; the learning rate then falls as the time does.
+        device: Where the decoder is trained, and stays. All pairs are put there.
 
     Returns:
         The decoder, in evaluation mode.
@@ -243,25 +247,28 @@ def train_decoder(
     torch.manual_seed(seed)
     channels, height, width = images.shape[1:]
     decoder = FORMS[form](tuple(shares.shape[1:]), (channels, height, width), width=budget.width, blocks=budget.blocks)
+    decoder.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    shares, images = shares.to(device), images.to(device)
     decoder.standardise.fit(shares)
-    decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=budget.learning_rate, weight_decay=1e-4)
     batch = min(budget.batch, len(images))
     per_epoch = len(images) // batch
-    steps, began = per_epoch * budget.epochs, time.monotonic()
-    for step, chosen in enumerate(_order(len(images), batch, budget.epochs)):
+    steps, began, shown = per_epoch * budget.epochs, time.monotonic(), math.nan
+    for step, chosen in enumerate(_order(len(images), batch, budget.epochs, device)):
         done = max(step / steps, (time.monotonic() - began) / seconds)
         if done >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = budget.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
-        with autocast("cpu"):
+        with autocast(device.type):
             guess = decoder(shares[chosen].float())
         loss = loss_of(guess.float(), images[chosen].float() / 255)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        progress((step + 1) / steps, float(loss.detach()))
+        if not step % LOOKED_EVERY:
+            shown = float(loss.detach())
+        progress((step + 1) / steps, shown)
     else:
         step = steps
     if not step:
@@ -269,10 +276,10 @@ def train_decoder(
     return decoder.eval()
 
 
-def _order(pairs: int, batch: int, epochs: int) -> Iterator[Tensor]:
-    """Indices of every step's pairs: all once an epoch, in another order each."""
+def _order(pairs: int, batch: int, epochs: int, device: torch.device) -> Iterator[Tensor]:
+    """Indices of every step's pairs: all once an epoch, in another order each, which no device changes."""
     for _ in range(epochs):
-        yield from torch.randperm(pairs)[: pairs // batch * batch].split(batch)
+        yield from torch.randperm(pairs)[: pairs // batch * batch].to(device).split(batch)
 
 
 def _start(seen: tuple[int, ...], image_shape: tuple[int, int, int], width: int) -> tuple[nn.Module, tuple[int, ...]]:
@@ -301,10 +308,11 @@ def reconstruct(decoder: nn.Module, shares: Tensor) -> Tensor:
 
     Args:
         decoder: Trained.
-        shares: [images, *seen], as in training.
+        shares: [images, *seen], as in training; on any device.
 
     Returns:
-        float32 [images, channels, height, width], in 0..1.
+        float32 [images, channels, height, width], in 0..1, on the processor.
     """
+    device = next(decoder.parameters()).device
     with torch.inference_mode():
-        return torch.cat([decoder(part.float()) for part in shares.split(1000)])
+        return torch.cat([decoder(part.to(device).float()).cpu() for part in shares.split(1000)])

@@ -23,6 +23,7 @@ from privdfs_training.attacks.optimise import interval_distance
 from privdfs_training.attacks.prior import Prior, signal_and_noise
 from privdfs_training.attacks.view import ServerView
 from privdfs_training.errors import AttackError
+from privdfs_training.parallel import CPU
 
 #: Decay of the mean gradient and of its mean square, and a floor: the smoothing is Adam's (arXiv 1412.6980).
 DECAY, SQUARE_DECAY, TINY = 0.9, 0.999, 1e-8
@@ -80,6 +81,7 @@ def diffuse(
     progress: Callable[[float, float], None],
     start: Tensor | None = None,
     seconds: float = math.inf,
+    device: torch.device = CPU,
 ) -> Diffused:
     """Sample images that the prior finds likely and that explain what was received.
 
@@ -91,13 +93,16 @@ def diffuse(
         progress: Called after every pass with the progress in 0..1 and the mean distance.
         start: Another attack's images, float [targets, channels, height, width] in 0..1; None starts from noise.
         seconds: Stop after so long, and take the estimate of that moment.
+        device: Where the prior is and `view.steps` computes.
 
     Returns:
-        The images.
+        The images, on the processor.
 
     Raises:
         AttackError: The view has no head, shapes differ, the budget is no budget, or the time is too short for a pass.
     """
+    view = view.received_on(device)
+    start = None if start is None else start.to(device)
     if view.steps is None:
         raise AttackError("the view has no head to go through: pass one with steps")
     if prior.image_shape != view.image_shape:
@@ -122,7 +127,7 @@ def diffuse(
     mean = torch.stack(images).mean(dim=0)
     with torch.no_grad():
         distance = interval_distance(view.steps(mean), view.received, view.limits)
-    return Diffused(mean, distance, gradient, finished)
+    return Diffused(mean.cpu(), distance.cpu(), gradient, finished)
 
 
 def tune(
@@ -133,6 +138,7 @@ def tune(
     seed: int,
     progress: Callable[[float, float], None],
     start: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device = CPU,
 ) -> DiffuseBudget:
     """The budget with the guidance that reconstructs some of the attacker's own images best.
 
@@ -143,6 +149,7 @@ def tune(
         seed: Of all noise.
         progress: Called with the progress in 0..1 and the mean distance.
         start: From shares to another attack's images.
+        device: As that of `diffuse`.
 
     Returns:
         The budget to attack with.
@@ -161,7 +168,8 @@ def tune(
             progress((at + done) / len(GUIDANCES), distance)
 
         tried = replace(short, guidance=guidance)
-        return float(psnr(diffuse(own, prior, tried, seed=seed, progress=told, start=beginning).images, images).mean())
+        found = diffuse(own, prior, tried, seed=seed, progress=told, start=beginning, device=device)
+        return float(psnr(found.images, images).mean())
 
     gains = {guidance: gain(at, guidance) for at, guidance in enumerate(GUIDANCES)}
     return replace(budget, guidance=max(gains, key=lambda guidance: gains[guidance]))
@@ -178,15 +186,16 @@ def _sample(
 ) -> tuple[Tensor, float, bool]:
     """One image for every target; the mean absolute gradient at the first pass; whether the time was enough."""
     shape, began = (len(view.received), *view.image_shape), time.monotonic()
+    device = view.received.device
 
     def noise() -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(device)
 
     count = budget.steps if start is None else max(1, round(budget.steps * budget.strength))
-    times = torch.linspace(count / budget.steps, 0, count + 1)
+    times = torch.linspace(count / budget.steps, 0, count + 1).to(device)
     signal, sigma = _factors(times[0])
     noisy = noise() if start is None else signal * (2 * start - 1) + sigma * noise()
-    guide, images, first = _Direction(shape), None, 0.0
+    guide, images, first = _Direction(torch.zeros(shape, device=device)), None, 0.0
     for done in range(count * budget.recurrence):
         if time.monotonic() - began > seconds:
             break
@@ -227,8 +236,8 @@ def _look(view: ServerView, prior: Prior, noisy: Tensor, at: Tensor) -> tuple[Te
 class _Direction:
     """Gradients of many passes to one direction for each image, smoothed as Adam does."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.mean, self.square, self.passes = torch.zeros(shape), torch.zeros(shape), 0
+    def __init__(self, nothing: Tensor) -> None:
+        self.mean, self.square, self.passes = nothing, nothing, 0
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The unit direction after one more gradient; zero where there was none."""

@@ -164,7 +164,7 @@ def ms_ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
 def _similarities(reconstructed: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """The two factors of SSIM in every whole window, float [images, channels, height - 10, width - 10]."""
     channels = images.shape[1]
-    distance = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    distance = torch.arange(SSIM_WINDOW, device=images.device) - SSIM_WINDOW // 2
     line = torch.exp(-(distance.float() ** 2) / (2 * SSIM_DEVIATION**2))
     window = torch.outer(line, line) / line.sum() ** 2
     kernel = window.expand(channels, 1, SSIM_WINDOW, SSIM_WINDOW)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from privdfs_training.attacks.view import ServerView
 from privdfs_training.errors import AttackError
+from privdfs_training.parallel import CPU
 
 #: Principal directions kept, and images that they come from.
 DIRECTIONS, FITTED = 256, 10_000
@@ -61,7 +62,12 @@ class Optimised:
 
 
 def optimise(
-    view: ServerView, budget: OptimiseBudget, *, seed: int, progress: Callable[[float, float], None]
+    view: ServerView,
+    budget: OptimiseBudget,
+    *,
+    seed: int,
+    progress: Callable[[float, float], None],
+    device: torch.device = CPU,
 ) -> Optimised:
     """Find images whose shares are the received ones.
 
@@ -70,20 +76,22 @@ def optimise(
         budget: How much to spend.
         seed: Of the starts.
         progress: Called after every step with the progress in 0..1 and the mean objective.
+        device: Where `view.steps` computes.
 
     Returns:
-        The images.
+        The images, on the processor.
 
     Raises:
         AttackError: The view has no way through the head.
     """
+    view = view.received_on(device)
     if view.steps is None:
         raise AttackError("this view has no head to go through: give it `steps`, or use a decoder")
     generator = torch.Generator().manual_seed(seed)
-    prior = _gaussian(view) if budget.prior == "gaussian" else _variation(view)
+    prior = _gaussian(view, device) if budget.prior == "gaussian" else _variation(view)
     best = gradient = None
     for restart in range(budget.restarts):
-        free = prior.start(len(view.received), restart, generator).requires_grad_()
+        free = prior.start(len(view.received), restart, generator).to(device).requires_grad_()
         # epsilon and amsgrad as in the published attack
         optimizer = torch.optim.Adam([free], budget.learning_rate, eps=AMSGRAD_EPSILON, amsgrad=True)
         for step in range(budget.steps):
@@ -106,7 +114,7 @@ def optimise(
         best = found if best is None else _better(best, found)
     if best is None or gradient is None:
         raise AttackError("an optimisation needs at least one step and one restart: give it more")
-    return Optimised(images=best[2].detach(), distance=best[1], gradient=gradient)
+    return Optimised(images=best[2].detach().cpu(), distance=best[1].cpu(), gradient=gradient)
 
 
 def interval_distance(steps: Tensor, received: Tensor, limits: Tensor) -> Tensor:
@@ -151,7 +159,7 @@ def _variation(view: ServerView) -> _Prior:
     return _Prior(start, torch.sigmoid, cost)
 
 
-def _gaussian(view: ServerView) -> _Prior:
+def _gaussian(view: ServerView, device: torch.device) -> _Prior:
     """Coordinates along the principal directions of the attacker's images, in deviations; first from the mean."""
     pixels = view.images[:FITTED].flatten(1).float() / 255
     mean = pixels.mean(dim=0)
@@ -159,7 +167,7 @@ def _gaussian(view: ServerView) -> _Prior:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # pca_lowrank draws its start
         _, deviations, axes = torch.pca_lowrank(pixels, directions, center=True, niter=2)
-    scaled = axes * deviations / max(1, len(pixels) - 1) ** 0.5
+    mean, scaled = mean.to(device), (axes * deviations / max(1, len(pixels) - 1) ** 0.5).to(device)
 
     def start(count: int, restart: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, directions, generator=generator) * (1.0 if restart else 0.0)

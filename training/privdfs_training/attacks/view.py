@@ -34,7 +34,7 @@ class ServerView:
         received_answers: What the members' branches answered, float [targets, members * classes].
         steps: The public head and masks: images, float [batch, channels, height, width] in 0..1, to the members'
             values in quantisation steps, not yet rounded or cut, float [batch, values], with a gradient. None where an
-            attack through the head cannot be made.
+            attack through the head cannot be made. It computes on the device that such an attack is made on.
         limits: Largest integer of every value, float [values].
     """
 
@@ -92,6 +92,10 @@ class ServerView:
     def with_targets(self, count: int) -> "ServerView":
         """The view of an attacker who is after the first `count` images alone."""
         return replace(self, received=self.received[:count], received_answers=self.received_answers[:count])
+
+    def received_on(self, device: torch.device) -> "ServerView":
+        """The same view, with what attacks through the head compare with, `received` and `limits`, on a device."""
+        return replace(self, received=self.received.to(device), limits=self.limits.to(device))
 
     def with_answers_as_shares(self) -> "ServerView":
         """The same knowledge, as one vector: values as they are, and behind them the logits of the branches.
