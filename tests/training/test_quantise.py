@@ -1,7 +1,15 @@
+import pytest
 import torch
 
 from privdfs_training.models.head import CompactHead
-from privdfs_training.quantise import WEIGHT_LIMIT, ActivationQuantiser, ShareQuantiser, fake_quantise_weight, round_to
+from privdfs_training.quantise import (
+    WEIGHT_LIMIT,
+    ActivationQuantiser,
+    ShareQuantiser,
+    _straight_through,
+    fake_quantise_weight,
+    round_to,
+)
 
 
 def in_feature_units(quantiser: ShareQuantiser, feature: torch.Tensor) -> torch.Tensor:
@@ -45,6 +53,17 @@ def test_weights_have_seven_bits_per_channel() -> None:
     steps = rounded / scale[:, None, None, None]
     assert torch.allclose(steps, steps.round(), atol=1e-3)
     assert steps.abs().amax(dim=(1, 2, 3)).round().tolist() == [WEIGHT_LIMIT] * 4
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_gpu_rounds_weights_as_torch_does(axis: int) -> None:
+    weight = (torch.randn(6, 5, 3, 3) * 3).requires_grad_()
+    expected, scale = fake_quantise_weight(weight, axis)
+    found = _straight_through(weight, scale, axis)
+    assert torch.equal(found, expected)
+    slope = torch.randn_like(weight)
+    for result in (expected, found):
+        assert torch.equal(torch.autograd.grad(result, weight, slope)[0], slope)
 
 
 def test_activation_range_follows_what_it_saw() -> None:

@@ -15,8 +15,6 @@ coalitions that are chosen in a step, and by one proxy. So a step costs the same
 four proxies as for one; what makes the attackers stronger, and costs time, is their width and their number of steps.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from torch.nn import functional as F
 from privdfs_training.checkpoint import load_weights, optimizer_tensors, restore_optimizer
 from privdfs_training.config import AdversaryConfig
 from privdfs_training.parallel import Terms
+from privdfs_training.precision import uncached_autocast
 from privdfs_training.proxies import DecoderProxy, DiffusionProxy
 
 KINDS = {"decoder": DecoderProxy, "diffusion": DiffusionProxy}
@@ -110,7 +109,7 @@ class Adversary(nn.Module):
         if progress >= self.start:
             classes = F.one_hot(labels, len(self.means)).to(shares.dtype)
             self._restart()
-            with _uncached_autocast(shares.device.type):
+            with uncached_autocast(shares.device.type):  # the proxies' weights change while it is open
                 for _ in range(self.config.steps):
                     self._train(shares.detach(), classes, images, means)
                 if counting := self._counting():
@@ -271,15 +270,3 @@ def _per_image(values: Tensor, axes: int = 3) -> Tensor:
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-@contextmanager
-def _uncached_autocast(device: str) -> Iterator[None]:
-    """The caller's autocast, without its cache of cast weights: these weights change while it is open."""
-    with torch.autocast(
-        device,
-        dtype=torch.get_autocast_dtype(device),
-        enabled=torch.is_autocast_enabled(device),
-        cache_enabled=False,
-    ):
-        yield

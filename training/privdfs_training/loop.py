@@ -37,6 +37,7 @@ from privdfs_training.errors import CheckpointError, DivergenceError, TrainingCo
 from privdfs_training.models.system import System
 from privdfs_training.parallel import CPU
 from privdfs_training.precision import autocast
+from privdfs_training.replay import replayed_networks
 from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
@@ -49,10 +50,12 @@ class Compute:
     Attributes:
         device: Where the system is, and where batches go.
         precision: Of convolutions and products in training; where bfloat16 would be emulated, they are float32.
+        replay: Whether networks are recorded and replayed (replay.py); one process on a GPU can.
     """
 
     device: torch.device = CPU
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+    replay: bool = False
 
 
 @dataclass
@@ -93,7 +96,9 @@ def train(config: Config, data: ImageData, folder: Path, console: Console, *, de
     parallel.synchronise(system)
     if config.train.compile:
         _compile(system, device)
-    compute = Compute(device, config.train.precision)
+    # Neither compiled networks nor those that wait for other processes can be recorded.
+    replay = device.type == "cuda" and parallel.world() == 1 and not config.train.compile
+    compute = Compute(device, config.train.precision, replay)
     todo = stages(config, system, data)
     result = run_stages(todo, config, system, data, folder, console, compute)
     path = folder / "system.safetensors"
@@ -200,7 +205,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         save()
     loss_of = parallel.averaging(modules, stage.loss)
     computing = autocast(compute.device.type, compute.precision)
-    with progress_bar(console) as progress:
+    with progress_bar(console) as progress, replayed_networks(stage.networks if compute.replay else ()):
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
         while step < steps:
             epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()

@@ -1,5 +1,8 @@
 """bfloat16 where the processor computes it, float32 where it would only be emulated."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 #: What `torch.backends.cpu.get_cpu_capability` calls x86 processors without instructions for bfloat16.
@@ -26,3 +29,19 @@ def autocast(device: str, precision: str = "bfloat16") -> torch.autocast:
         precision: "bfloat16", or "float32", which is also what is used where bfloat16 does not pay.
     """
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16" and has_bfloat16(device))
+
+
+@contextmanager
+def uncached_autocast(device: str) -> Iterator[None]:
+    """The caller's autocast, without its cache of cast weights.
+
+    Args:
+        device: As above.
+    """
+    with torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    ):
+        yield

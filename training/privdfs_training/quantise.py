@@ -158,8 +158,17 @@ def fake_quantise_weight(weight: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]
     """
     others = [dimension for dimension in range(weight.ndim) if dimension != axis]
     scale = weight.detach().abs().amax(dim=others).clamp(min=1e-8) / WEIGHT_LIMIT
+    if weight.is_cuda:  # torch's operator reads its zero points back to check them, which a recording does not bear
+        return _straight_through(weight, scale, axis), scale
     zero = torch.zeros(len(scale), dtype=torch.int32, device=scale.device)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -128, 127), scale
+
+
+def _straight_through(weight: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """What torch's fake quantisation gives, number for number, where nothing is cut."""
+    scale = scale.view([-1 if at == axis else 1 for at in range(weight.ndim)])
+    rounded = torch.round(weight.detach() * (1 / scale)) * scale
+    return rounded + (weight - weight.detach())
 
 
 def round_to(values: Tensor, step: Tensor) -> Tensor:

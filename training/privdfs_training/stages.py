@@ -21,6 +21,7 @@ from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import Encoded, System, start_from
 from privdfs_training.pretrained import load_cut, load_pretrained
+from privdfs_training.replay import replayed
 
 CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
@@ -43,6 +44,7 @@ class Stage:
             the progress of the stage in 0..1 to the scalar to minimise and the values to report.
         classify: Images to logits, for the accuracy after each epoch.
         adversary: Proxies that `loss` trains by itself. They are saved while the stage lasts, and gone after it.
+        networks: Those of its networks that `loss` calls once; on a GPU they may be recorded (replay.py).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stage:
     loss: Loss
     classify: Callable[[Tensor], Tensor]
     adversary: Adversary | None = None
+    networks: tuple[nn.Module, ...] = ()
 
 
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
@@ -78,11 +81,13 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         load_cut(system, Path(config.head.checkpoint))
         prepare_masks, prepare_finetune = partial(start_from, system.baseline, system.branches), _nothing
     masks_adversary, finetune_adversary = _adversaries(config, system)
+    ask_teacher = replayed(partial(teach, system.baseline))
+    networks = (system.head, *system.branches)
 
     def joint_loss(
         adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, parallel.Terms]:
-        teacher = teach(system.baseline, images) if config.loss.distillation else None
+        teacher = ask_teacher(images) if config.loss.distillation else None
         temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
@@ -110,6 +115,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             loss=partial(joint_loss, masks_adversary),
             classify=system,
             adversary=masks_adversary,
+            networks=networks,
         ),
         Stage(
             name="finetune",
@@ -120,6 +126,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             loss=partial(joint_loss, finetune_adversary),
             classify=system,
             adversary=finetune_adversary,
+            networks=networks,
         ),
     ]
     if config.train.branches is not None:
@@ -157,11 +164,10 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
     Trained together with the fusion, branches divide the work, and each is worse alone; but what one of them can do
     alone is what counts while others are silent or lie.
     """
+    inputs = _frozen(system, lambda images: system.encode(images, partitions=_partitions(system, len(images))).inputs)
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
-        with torch.no_grad():
-            shares = system.encode(images, partitions=_partitions(system, len(images))).inputs
-        answers = system.answer(shares).float()
+        answers = system.answer(inputs(images)).float()
         alone = branches_alone(answers, labels, config.loss.label_smoothing)
         return alone, {"alone": alone.detach()}
 
@@ -173,6 +179,7 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
         prepare=_nothing,
         loss=loss,
         classify=system,
+        networks=tuple(system.branches),
     )
 
 
@@ -182,10 +189,13 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
     Apart from the branches, because those would learn to make up for liars and tell an honest fusion less, and because
     a fusion that still follows moving branches learns neither well.
     """
+    ask = _frozen(
+        system,
+        lambda images: system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float(),
+    )
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
-        with torch.no_grad():
-            answers = system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float()
+        answers = ask(images)
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
         honest = F.cross_entropy(*choices(system.fusion(answers, answered), labels))
         terms: parallel.Terms = {"fused": honest.detach()}
@@ -205,6 +215,11 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
         loss=loss,
         classify=system,
     )
+
+
+def _frozen(system: System, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of images whose networks are finished: no gradient, and recorded where it draws no partitions."""
+    return torch.no_grad()(compute) if system.family is not None else replayed(compute)
 
 
 def _partitions(system: System, images: int) -> Tensor | None:
@@ -288,6 +303,7 @@ def baseline_stage(
         prepare=prepare,
         loss=loss,
         classify=baseline,
+        networks=(baseline,),
     )
 
 
