@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from privdfs_training import loop
-from privdfs_training.checkpoint import load_system, read_checkpoint, write_checkpoint
+from privdfs_training.checkpoint import (
+    load_system,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+    write_checkpoint,
+)
 from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
@@ -96,6 +102,21 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     assert interruptions == 4
     resumed = read_checkpoint(path)
     assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
+
+
+def test_restored_optimizer_state_is_laid_out_as_its_parameter(tmp_path: Path) -> None:
+    layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.rand(2, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "optimizer.safetensors"
+    write_checkpoint(path, optimizer_tensors(optimizer), {})
+    expected, fresh = optimizer.state[layer.weight]["exp_avg"], torch.optim.AdamW(layer.parameters())
+    restore_optimizer(fresh, read_checkpoint(path).tensors)
+    restored = fresh.state[layer.weight]["exp_avg"]
+    assert torch.equal(restored, expected)
+    assert restored.stride() == layer.weight.stride()  # a fused optimiser refuses any other
+    assert int(fresh.state[layer.weight]["step"]) == 1
 
 
 def test_ctrl_c_saves_says_so_and_the_same_command_continues(tmp_path: Path, data_folder: Path) -> None:

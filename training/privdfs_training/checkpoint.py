@@ -138,10 +138,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         optimizer: Fresh, over the same parameters in the same order.
         tensors: May hold other entries too.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                # A file has one memory format, and a fused optimiser wants its state in that of the parameter.
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)  # noqa: PLW2901
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
