@@ -1,6 +1,7 @@
 """The training loop: one function runs any stage.
 
-Every step seeds torch from (seed, stage, step), so a run that was interrupted and continued is the run that was not.
+Every step seeds torch from (seed, stage, step), so a run that was interrupted and continued is the run that was not; on
+a GPU but for the order in which its kernels sum.
 """
 
 import hashlib
