@@ -117,6 +117,13 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
     assert "sweep-three, sweep-five" in done.stderr
 
 
+def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path) -> None:
+    done = run(sweep, "--device", "gpu", "--out", tmp_path / "frontier.json")
+    assert done.returncode == 2
+    assert "none of: cpu, cuda, cuda:N" in done.stderr
+    assert not (tmp_path / "frontier.json").exists()
+
+
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_sweeps_of_the_project_can_be_read(path: Path) -> None:
     runs = read_sweep(path).runs
