@@ -448,7 +448,8 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     view = victim.view(job) if job.members else victim.undefended_view(job)
     began = time.monotonic()
     # What is float32 on the processor is so on a GPU: cuDNN would take TF32 for convolutions, whose 10 bits are too few
-    # for a head that rounds and for the differences that SSIM is made of.
+    # for a head that rounds and for the differences that SSIM is made of. Here, because processes that attack side by
+    # side do not choose their device.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         guess, notes = _attack(victim, view, job, progress)
     notes["seconds"] = round(time.monotonic() - began, 1)

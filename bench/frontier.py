@@ -214,6 +214,7 @@ def measure(
         "one_missing": min(fused([one for one in range(servers) if one != gone]) for gone in range(servers)),
         "linear_readouts": linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes)),
         "worst": worst,
+        **({} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}),
         "made_by": made_by(_config(run, budget), seed=run.config.seed),
     }
 

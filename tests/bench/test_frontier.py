@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.frontier import SWEEPS, read_sweep
+from bench.frontier import RESULTS, SWEEPS, _config, read_sweep
 from privdfs_training.errors import TrainingConfigError
 from tests.trained import tiny_values, write_toml
 
@@ -115,6 +115,13 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
     done = run(sweep, "--only", "thre", "--out", tmp_path / "frontier.json")
     assert done.returncode == 2
     assert "sweep-three, sweep-five" in done.stderr
+
+
+def test_the_committed_runs_are_those_of_the_committed_sweeps() -> None:
+    sweeps = [read_sweep(path) for path in SWEEPS.glob("*.toml")]
+    known = {run.name: _config(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
+    made = json.loads((RESULTS / "frontier.json").read_text())["runs"]
+    assert [run["name"] for run in made if run["made_by"]["config"] != known[run["name"]]] == []
 
 
 def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a GPU would trip over, without one: torch's meta device holds no values, so it fails where one is read."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,25 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return torch.device("meta")
 
 
-@pytest.mark.parametrize("name", ["baseline", "finetune", "branches", "fusion"])
-def test_a_step_stays_on_the_device_and_reads_nothing_from_it(meta: torch.device, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "section", "change"),
+    [
+        ("baseline", "train", {}),
+        ("finetune", "train", {}),
+        ("finetune", "loss", {"decorrelation": 0.1}),
+        ("finetune", "loss", {"rate": 0.1}),
+        ("finetune", "masks", {"levels": 5, "learned_levels": True}),
+        ("finetune", "branch", {"together": True}),
+        ("branches", "train", {}),
+        ("fusion", "train", {}),
+    ],
+)
+def test_a_step_stays_on_the_device_and_reads_nothing_from_it(
+    meta: torch.device, name: str, section: str, change: dict[str, Any]
+) -> None:
     values = tiny_values()
     values["train"] |= {"branches": BRANCHES_STAGE, "fusion": FUSION_STAGE}
+    values[section] |= change
     config = config_from_dict(values, "tests")
     images, labels = torch.zeros(32, 1, 28, 28, dtype=torch.uint8), torch.zeros(32, dtype=torch.long)
     data = DataSet("fashion-mnist", tuple("abcdefghij"), images, labels, images, labels)

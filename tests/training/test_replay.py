@@ -39,6 +39,13 @@ def test_on_a_processor_networks_are_called_as_they_are() -> None:
     assert "forward" not in vars(network)
 
 
+def test_an_error_leaves_the_networks_as_they_were() -> None:
+    network = nn.Linear(3, 2)
+    with pytest.raises(RuntimeError), replayed_networks([network]):
+        network(torch.rand(4, 5))
+    assert "forward" not in vars(network)
+
+
 def test_a_replayed_function_has_no_gradient() -> None:
     network = nn.Linear(3, 2)
     call = replayed(network)
@@ -63,6 +70,8 @@ def test_a_recorded_network_gives_what_it_gave() -> None:
             ]
             for one, other in zip(*slopes, strict=True):
                 torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-2)
+        for (name, one), other in zip(plain.named_buffers(), recorded.buffers(), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3, msg=name)
         recorded.eval()
         assert len(recorded(batches[0, :5])) == 5  # evaluation takes batches of any size
 

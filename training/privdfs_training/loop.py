@@ -1,7 +1,7 @@
 """The training loop: one function runs any stage.
 
 Every step seeds torch from (seed, stage, step), so a run that was interrupted and continued is the run that was not; on
-a GPU but for the order in which its kernels sum.
+a GPU up to the order in which its kernels sum.
 """
 
 import hashlib
@@ -309,8 +309,8 @@ def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
 def _compile(system: System, device: torch.device) -> None:
     """Compile all networks but the head in place, at their first use; names of parameters stay.
 
-    The head asks its buffers at every layer whether it computes in int8, which leaves little to fuse and makes the
-    compiler give up.
+    The head is not: when it asked its buffers at every layer whether it computes in int8, the compiler gave up, and
+    without that it was not tried again.
     """
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))

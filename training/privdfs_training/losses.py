@@ -71,7 +71,7 @@ def decorrelation(shares: Tensor) -> Tensor:
     live = varies.sum(dim=1).to(squared.dtype)
     pairs = torch.outer(live, live)
     between = ~torch.eye(len(live), dtype=torch.bool, device=shares.device)
-    return squared[between].sum() / pairs[between].sum().clamp(min=1)
+    return (squared * between).sum() / (pairs * between).sum().clamp(min=1)
 
 
 def random_answered(batch: int, servers: int, dropout: float) -> Tensor:

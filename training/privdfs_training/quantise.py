@@ -165,7 +165,7 @@ def fake_quantise_weight(weight: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]
 
 
 def _straight_through(weight: Tensor, scale: Tensor, axis: int) -> Tensor:
-    """What torch's fake quantisation gives, number for number, where nothing is cut."""
+    """What torch's fake quantisation gives, number for number, where nothing is cut; `round_to` rounds once more."""
     scale = scale.view([-1 if at == axis else 1 for at in range(weight.ndim)])
     rounded = torch.round(weight.detach() * (1 / scale)) * scale
     return rounded + (weight - weight.detach())

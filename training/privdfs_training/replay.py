@@ -1,7 +1,8 @@
 """CUDA graphs (NVIDIA, CUDA C++ Programming Guide, section "CUDA Graphs"): what a network launches is recorded once.
 
 The networks here are small: on a GPU, a step of training waits for the processor, which launches hundreds of kernels of
-a few microseconds each. A recorded network is launched as a whole. Results stay; on other devices nothing changes.
+a few microseconds each. A recorded network is launched as a whole, and computes what it computed; on other devices
+nothing changes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,8 +43,11 @@ def _recording(network: nn.Module) -> Callable[..., Tensor]:
             return forward(*inputs)
         network.forward = forward
         samples = tuple(value.detach().clone().requires_grad_(value.requires_grad) for value in inputs)
+        before = [buffer.clone() for buffer in network.buffers()]
         with uncached_autocast(inputs[0].device.type):  # cached casts of weights would not be in the recording
             torch.cuda.make_graphed_callables(network, samples, num_warmup_iters=WARM_UP, allow_unused_input=True)
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)  # running averages saw the samples; this step counts once
         return network.forward(*inputs)
 
     return first

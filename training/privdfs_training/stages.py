@@ -81,7 +81,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         load_cut(system, Path(config.head.checkpoint))
         prepare_masks, prepare_finetune = partial(start_from, system.baseline, system.branches), _nothing
     masks_adversary, finetune_adversary = _adversaries(config, system)
-    ask_teacher = replayed(partial(teach, system.baseline))
+    ask_teacher = _frozen(config, partial(teach, system.baseline))
     networks = (system.head, *system.branches)
 
     def joint_loss(
@@ -93,7 +93,8 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
         )
         answers = system.answer(encoded.inputs).float()
-        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
+        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
+        answered = answered.to(images.device, non_blocking=True)
         total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
@@ -164,7 +165,7 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
     Trained together with the fusion, branches divide the work, and each is worse alone; but what one of them can do
     alone is what counts while others are silent or lie.
     """
-    inputs = _frozen(system, lambda images: system.encode(images, partitions=_partitions(system, len(images))).inputs)
+    inputs = _frozen(config, lambda images: system.encode(images, partitions=_partitions(system, len(images))).inputs)
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         answers = system.answer(inputs(images)).float()
@@ -190,13 +191,14 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
     a fusion that still follows moving branches learns neither well.
     """
     ask = _frozen(
-        system,
+        config,
         lambda images: system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float(),
     )
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         answers = ask(images)
-        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout).to(images.device)
+        answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
+        answered = answered.to(images.device, non_blocking=True)
         honest = F.cross_entropy(*choices(system.fusion(answers, answered), labels))
         terms: parallel.Terms = {"fused": honest.detach()}
         if budget.malicious == 0:
@@ -217,9 +219,13 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
     )
 
 
-def _frozen(system: System, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of images whose networks are finished: no gradient, and recorded where it draws no partitions."""
-    return torch.no_grad()(compute) if system.family is not None else replayed(compute)
+def _frozen(config: Config, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of images whose networks are finished: no gradient, and recorded where one process can.
+
+    What draws partitions cannot be recorded: they come from the processor.
+    """
+    alone = parallel.world() == 1 and not config.train.compile
+    return replayed(compute) if alone and config.keys is None else torch.no_grad()(compute)
 
 
 def _partitions(system: System, images: int) -> Tensor | None:
