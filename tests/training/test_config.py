@@ -44,6 +44,7 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("masks", "settled", 0.0, "share of the stage"),
         ("head", "stages", [], "at least one"),
         ("fusion", "branch_dropout", 1.0, "probability"),
+        ("fusion", "hidden", -1, "0 for no correction"),
         ("train", "fusion", FUSION_STAGE | {"malicious": -1.0}, "weight of a loss"),
         ("train", "fusion", FUSION_STAGE | {"epochs": 0}, "at least 1 epoch"),
         ("train", "branches", BRANCHES_STAGE | {"epochs": 0}, "at least 1 epoch"),

@@ -67,7 +67,7 @@ def test_the_search_finds_what_the_gradient_finds() -> None:
     answers, labels = torch.randn(300, 3, CLASSES) * 2, torch.randint(0, CLASSES, (300,))
     answers += 2.0 * F.one_hot(labels, CLASSES)[:, None]
     fusion = Fusion(servers=3, classes=CLASSES, hidden=8)
-    torch.nn.init.normal_(fusion.correction.weight, std=0.3)
+    torch.nn.init.normal_(fusion.get_parameter("correction.weight"), std=0.3)
     everybody, lying = torch.ones(300, 3, dtype=torch.bool), torch.zeros(300, 3, dtype=torch.bool)
     lying[:, 1] = True
 
@@ -107,7 +107,7 @@ def test_no_gradient_flows_through_a_lie() -> None:
     answers, labels = agreed(3, images=200)
     answers.requires_grad_()
     fusion = Fusion(servers=3, classes=CLASSES, hidden=8)
-    torch.nn.init.normal_(fusion.correction.weight, std=0.3)
+    torch.nn.init.normal_(fusion.get_parameter("correction.weight"), std=0.3)
     answered = torch.ones(200, 3, dtype=torch.bool)
     heard = liars.mixed_lies(fusion, answers, answered, labels)
     assert all(value.grad is None for value in fusion.parameters())  # the liars' own climb leaves none behind
@@ -117,7 +117,9 @@ def test_no_gradient_flows_through_a_lie() -> None:
     assert answers.grad is not None
     assert (answers.grad[lied] == 0).all()
     assert (answers.grad[~lied] != 0).any()
-    assert all(value.grad is not None and value.grad.any() for value in (fusion.ranks, fusion.hidden.weight))
+    assert all(
+        value.grad is not None and value.grad.any() for value in (fusion.ranks, fusion.get_parameter("hidden.weight"))
+    )
 
 
 def test_the_last_stage_teaches_the_fusion_alone_to_bear_liars(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +156,7 @@ def test_the_exported_fusion_is_the_trained_one_for_every_subset_of_servers(serv
     torch.manual_seed(0)
     system = System(tiny_config(servers), image_shape=(1, 28, 28), classes=10).eval()
     assert isinstance(system.fusion, Fusion)
-    torch.nn.init.normal_(system.fusion.correction.weight)
+    torch.nn.init.normal_(system.fusion.get_parameter("correction.weight"))
     torch.nn.init.normal_(system.fusion.ranks)
     model = graphs.fusion_graph(system)
     assert {node.domain for node in model.graph.node} == {""}

@@ -49,6 +49,18 @@ def test_fresh_fusion_is_closer_to_the_median_than_the_mean_is() -> None:
     assert torch.allclose(fused[2], each[1], atol=1e-6)
 
 
+def test_a_fusion_without_a_correction_weighs_ranks_alone() -> None:
+    torch.manual_seed(0)
+    with_correction, without = (Fusion(servers=3, classes=4, hidden=hidden) for hidden in (8, 0))
+    assert [name for name, _ in without.named_parameters()] == ["ranks"]
+    logits, answered = torch.randn(20, 3, 4), torch.rand(20, 3) < 0.7
+    answered[:, 0] = True
+    # A fresh correction is zero, so that both start as the same function; and it belongs to no server.
+    assert torch.equal(without(logits, answered), with_correction(logits, answered))
+    order = torch.tensor([2, 0, 1])
+    assert torch.allclose(without(logits[:, order], answered[:, order]), without(logits, answered), atol=1e-6)
+
+
 def test_one_servers_veto_is_finite() -> None:
     fusion, answered = Fusion(servers=3, classes=4, hidden=8), torch.ones(1, 3, dtype=torch.bool)
     logits = torch.zeros(1, 3, 4)
@@ -58,7 +70,7 @@ def test_one_servers_veto_is_finite() -> None:
 
 def test_what_a_silent_server_says_does_not_matter() -> None:
     fusion = Fusion(servers=3, classes=4, hidden=8)
-    torch.nn.init.normal_(fusion.correction.weight)
+    torch.nn.init.normal_(fusion.get_parameter("correction.weight"))
     logits, answered = torch.randn(1, 3, 4), torch.tensor([[True, False, True]])
     wild = logits.clone()
     wild[0, 1] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30])

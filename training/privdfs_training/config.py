@@ -125,7 +125,7 @@ class BranchConfig(Section, frozen=True):
 class FusionConfig(Section, frozen=True):
     """The client network that combines the answers."""
 
-    hidden: int
+    hidden: int  # width of the network that corrects the sorted answers; 0 leaves it out
     branch_dropout: float  # probability that an answer is withheld during training
 
 
@@ -483,6 +483,7 @@ def _adversary_problems(config: Config) -> list[str]:
 def _fusion_problems(config: Config) -> list[str]:
     dropout, malicious, servers = config.fusion.branch_dropout, _malicious(config), config.masks.servers
     checks = (
+        (config.fusion.hidden < 0, f"fusion.hidden is {config.fusion.hidden}; it is a width, or 0 for no correction"),
         (not 0 <= dropout < 1, f"fusion.branch_dropout is {dropout}; it is a probability below 1"),
         (malicious < 0, f"train.fusion.malicious is {malicious}; it is the weight of a loss, 0 or more"),
         (

@@ -15,12 +15,13 @@ PEAK = 1.0
 
 
 class Fusion(nn.Module):
-    """A weighted mean of each class's sorted log-probabilities, corrected by a small network that knows who answered.
+    """A weighted mean of each class's sorted log-probabilities, and perhaps a correction by a small network.
 
     The weights belong to ranks, not to servers, one set for each number of answers: an L-estimator (Huber, Robust
     Statistics, 1981, section 3.3), which can be the mean, a trimmed mean or the median. It starts between the mean and
     the median, which no lying minority can move out of the range of the honest answers; training with liars moves it
-    close to the median.
+    close to the median. The correction knows who said what, so a lie reaches the fused answer through it: without it
+    a fusion bears lies better, and with it, it makes more of honest branches that know different things.
     """
 
     def __init__(self, *, servers: int, classes: int, hidden: int) -> None:
@@ -29,7 +30,7 @@ class Fusion(nn.Module):
         Args:
             servers: Number of servers.
             classes: Number of classes.
-            hidden: Width of the correcting network.
+            hidden: Width of the correcting network; 0 for none.
         """
         super().__init__()
         self.servers = servers
@@ -37,10 +38,11 @@ class Fusion(nn.Module):
         self.unused: Tensor
         self.register_buffer("unused", ranks >= counts, persistent=False)
         self.ranks = nn.Parameter(-PEAK * (ranks - (counts - 1) / 2).abs().masked_fill(self.unused, 0.0))
-        self.hidden = nn.Linear(servers * (classes + 1), hidden)
-        self.correction = nn.Linear(hidden, classes)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
+        self.hidden = self.correction = None
+        if hidden:
+            self.hidden, self.correction = nn.Linear(servers * (classes + 1), hidden), nn.Linear(hidden, classes)
+            nn.init.zeros_(self.correction.weight)
+            nn.init.zeros_(self.correction.bias)
 
     def forward(self, logits: Tensor, answered: Tensor) -> Tensor:
         """Fuse.
@@ -60,6 +62,8 @@ class Fusion(nn.Module):
         descending = torch.where(present, answers, FLOOR - 1).topk(self.servers, dim=1).values
         weights = self.ranks.masked_fill(self.unused, -torch.inf).softmax(dim=1)[answered.sum(dim=1) - 1]
         middle = (descending * weights[:, :, None]).sum(dim=1)
+        if self.hidden is None or self.correction is None:
+            return middle
         heard = torch.where(present, answers, 0.0).flatten(1)
         hidden = F.relu(self.hidden(torch.cat([heard, answered.to(heard.dtype)], dim=1)))
         return middle + self.correction(hidden)
@@ -73,7 +77,7 @@ class AttributeFusion(nn.Module):
 
         Args:
             servers: Number of servers.
-            hidden: Width of the correcting network.
+            hidden: Width of the correcting network; 0 for none.
         """
         super().__init__()
         self.each = Fusion(servers=servers, classes=2, hidden=hidden)
