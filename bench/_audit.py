@@ -7,6 +7,7 @@ of a greater effort, does not repeat it.
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -185,6 +186,11 @@ class Job:
     start: DecoderBudget | None = None
     keys: Keys | None = None
 
+    @property
+    def hears_answers(self) -> bool:
+        """Whether it is told the branches' answers beside the shares."""
+        return self.attack.endswith("+answers")
+
 
 @dataclass(frozen=True)
 class Done:
@@ -314,6 +320,14 @@ class Victim:
         return prior.to(self.device), hashlib.sha256(self.prior_path.read_bytes()).hexdigest()
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the graphs that attacks look at: `encoder`, `baseline`, and `branch 0`, `branch 1`, …, in hex."""
+        graphs = {"encoder": (self.release / "client" / "encoder.onnx").read_bytes(), "baseline": self.baseline}
+        for server in range(self.servers):
+            graphs[f"branch {server}"] = verified_graph(self.release / f"server-{server}", "branch")
+        return {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
+
+    @cached_property
     def baseline(self) -> bytes:
         """The unprotected model, as ONNX."""
         return verified_graph(self.release / "baseline", "baseline")
@@ -413,8 +427,11 @@ class Victim:
 
 
 def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
-    """The file of what an attack finds, named by all that decides it."""
-    settled = [VERSION, SEED, victim.bundle.release, victim.data.name, len(victim.data.train_images), _plain(job)]
+    """The file of what an attack finds, named by all that decides it.
+
+    So a release whose branches or fusion alone were trained again keeps what was found of its shares.
+    """
+    settled = [VERSION, SEED, *_seen(victim, job), victim.data.name, len(victim.data.train_images), _plain(job)]
     if victim.partition is not None:
         settled.append(victim.partition)
     if isinstance(job.budget, DiffuseBudget):
@@ -423,8 +440,18 @@ def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
         settled.append(victim.lpips.sha256)
     if _computes_on_gpu(victim, job):
         settled.append(victim.device.type)
+    if victim.effort.seconds is not None:
+        settled.append(victim.effort.seconds)
     name = f"{job.attack}-{'-'.join(map(str, job.members)) or 'undefended'}"
     return folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
+
+
+def _seen(victim: Victim, job: Job) -> list[str]:
+    """Digests of the graphs that a result depends on. The baseline is always one: it scores what was reconstructed."""
+    names = ["baseline", *(["encoder"] if job.members else [])]
+    if job.hears_answers:
+        names += [f"branch {member}" for member in job.members]
+    return [victim.digests[name] for name in names]
 
 
 def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
@@ -458,7 +485,7 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     row = _scores(victim, job, guess) | {"pairs": len(view.images), "finished": True} | notes
     shown = (guess[:SHOWN].clamp(0, 1) * 255).round().to(torch.uint8)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # audits of two releases may find the same at once
     save_file({"shown": shown.contiguous()}, partial, metadata={"row": json.dumps(row)})
     partial.replace(path)
     return Done(job, row, shown)
@@ -480,7 +507,7 @@ def _attack(victim: Victim, view: ServerView, job: Job, progress: Progress) -> t
     if job.budget is None:
         sums, _ = linear_sums([view.shares], view.images)
         return linear_reconstruct(sums, (0,), [view.received]), {}
-    told = view.with_answers_as_shares() if job.attack.endswith("+answers") else view
+    told = view.with_answers_as_shares() if job.hears_answers else view
     forms: dict[str, Form] = {"dense": "dense", "dense+answers": "dense", "unet": "unet"}
     form = "dense" if job.keys is not None else forms.get(job.attack, "residual")
     similar, last = job.attack == "decoder-ssim", 0.0

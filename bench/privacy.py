@@ -262,8 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for release in releases(options.releases):
             name = release_name(release)
             victim = Victim(release, options.data, effort, options.prior, lpips, device)
-            kept = options.runs / victim.bundle.release
-            entry, done = measure(victim, kept, console, threads)
+            entry, done = measure(victim, options.runs, console, threads)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"
             write_results(options.out, merge_release(read_results(options.out), name, entry))
             console.print(table(name, entry))

@@ -83,6 +83,31 @@ def test_attacks_side_by_side_find_what_they_find_one_after_another(
     assert len(finished) == len(some)  # they are kept
 
 
+def test_what_was_found_is_kept_while_the_graphs_that_an_attack_looks_at_stay(
+    trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    victim = Victim(trained_release, data_folder, SMALL)
+    encoder = hashlib.sha256((trained_release / "client" / "encoder.onnx").read_bytes()).hexdigest()
+    assert victim.digests["encoder"] == encoder
+    assert victim.digests.keys() == {"encoder", "baseline", "branch 0", "branch 1", "branch 2"}  # no fusion
+    groups = jobs(victim)
+    shares = next(job for job in groups["coalitions"] if job.attack == "dense")
+    answers = next(job for job in groups["coalitions"] if job.attack == "dense+answers")
+    split = groups["undefended"][0]
+
+    def moved(graph: str) -> set[Job]:
+        before = {job: kept_at(victim, job, tmp_path) for job in (shares, answers, split)}
+        other = Victim(trained_release, data_folder, SMALL)
+        other.digests = victim.digests | {graph: "of another"}
+        return {job for job, path in before.items() if kept_at(other, job, tmp_path) != path}
+
+    member, stranger = answers.members[0], next(one for one in range(3) if one not in answers.members)
+    assert moved("encoder") == {shares, answers}
+    assert moved(f"branch {member}") == {answers}
+    assert moved(f"branch {stranger}") == set()
+    assert moved("baseline") == {shares, answers, split}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("release", "effort"), [("trained_release", DIFFUSE), ("keyed_trained_release", SMALL)])
 def test_on_a_gpu_attacks_find_the_same_and_say_where(
