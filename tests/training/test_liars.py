@@ -15,7 +15,7 @@ from privdfs_training.models.fusion import Fusion
 from privdfs_training.models.system import System
 from privdfs_training.readouts import linear_readouts
 from privdfs_training.stages import stages
-from tests.trained import FUSION_STAGE, tiny_config, tiny_values
+from tests.trained import FUSION_STAGE, tiny_values
 
 CLASSES = 4
 
@@ -151,13 +151,15 @@ def test_the_last_stage_teaches_the_fusion_alone_to_bear_liars(monkeypatch: pyte
     assert 20 < lied.any(dim=1).sum() <= 64  # where a server is silent, two are left, and nobody lies
 
 
+@pytest.mark.parametrize("hidden", [0, 8])
 @pytest.mark.parametrize("servers", [2, 3, 5])
-def test_the_exported_fusion_is_the_trained_one_for_every_subset_of_servers(servers: int) -> None:
+def test_the_exported_fusion_is_the_trained_one_for_every_subset_of_servers(servers: int, hidden: int) -> None:
     torch.manual_seed(0)
-    system = System(tiny_config(servers), image_shape=(1, 28, 28), classes=10).eval()
-    assert isinstance(system.fusion, Fusion)
-    torch.nn.init.normal_(system.fusion.get_parameter("correction.weight"))
-    torch.nn.init.normal_(system.fusion.ranks)
+    values = tiny_values(servers)
+    values["fusion"]["hidden"] = hidden
+    system = System(config_from_dict(values, "tests"), image_shape=(1, 28, 28), classes=10).eval()
+    for value in system.fusion.parameters():
+        torch.nn.init.normal_(value)
     model = graphs.fusion_graph(system)
     assert {node.domain for node in model.graph.node} == {""}
     answered = torch.tensor(list(itertools.product([False, True], repeat=servers))[1:])

@@ -20,12 +20,12 @@ class Fusion(nn.Module):
     The weights belong to ranks, not to servers, one set for each number of answers: an L-estimator (Huber, Robust
     Statistics, 1981, section 3.3), which can be the mean, a trimmed mean or the median. It starts between the mean and
     the median, which no lying minority can move out of the range of the honest answers; training with liars moves it
-    close to the median. The correction knows who said what, so a lie reaches the fused answer through it: without it
-    a fusion bears lies better, and with it, it makes more of honest branches that know different things.
+    close to the median. The correction knows who said what: it makes more of branches that know different things, and
+    is a way for lies into the fused answer.
     """
 
     def __init__(self, *, servers: int, classes: int, hidden: int) -> None:
-        """Build the fusion; it starts without a correction.
+        """Build the fusion; a correction starts at zero.
 
         Args:
             servers: Number of servers.
