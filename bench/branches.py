@@ -3,7 +3,8 @@
 First the branches of N servers, forward and backward: one after the other, against one grouped network
 (`branch.together`). Then whole steps of the stages of each config, against its baseline's step. What is compared is
 interleaved, step by step, since machines are noisy; a figure is the median. Images are random: time does not
-depend on them. One thread, since that is how runs are started here.
+depend on them. Finished networks are asked in every step, also where training asks them ahead. One thread, since that
+is how runs are started here.
 """
 
 import argparse

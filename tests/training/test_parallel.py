@@ -26,7 +26,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
 }
 STEPS = {"baseline": 4, "masks": 6, "finetune": 3}
-FUSION_STEPS = 2
+FUSION_STEPS = 5  # so many that each process asks the frozen branches ahead
 
 
 @pytest.fixture(scope="module")

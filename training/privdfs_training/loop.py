@@ -61,7 +61,7 @@ class Compute:
 
 @dataclass
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM; the loop looks at it between steps, so that a checkpoint is never of half a step."""
+    """Set by Ctrl-C or SIGTERM. The loop looks at it between steps, so that a checkpoint is never of half a step."""
 
     wanted: bool = False
 
@@ -144,6 +144,8 @@ def run_stages(
     with stop_on_signal() as stop:
         for stage in todo:
             run_stage(stage, config, system, data, folder, console, stop, compute)
+            if stage.known is not None:
+                stage.known.forget()
             system.eval()
             result[stage.name] = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
             console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
@@ -176,7 +178,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
         DataError: An image cannot be read.
         DivergenceError: The loss stopped being finite.
-        InterruptedTrainingError: `stop` was set; the checkpoint is saved.
+        InterruptedTrainingError: `stop` was set; the checkpoint is saved, except before the first step.
     """
     path = folder / f"{stage.name}.safetensors"
     modules = trained_modules(system, stage)
@@ -208,6 +210,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     computing = autocast(compute.device.type, compute.precision)
     with progress_bar(console) as progress, replayed_networks(stage.networks if compute.replay else ()):
         bar = progress.add_task(stage.name, total=steps, completed=step, note="")
+        with computing:
+            _ask_ahead(stage, compute, stop, console, lambda note: progress.update(bar, note=note))
         while step < steps:
             epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
             order = _seed(config.seed, stage.name, epoch)
@@ -256,6 +260,25 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 f"{seconds:.0f} s"
             )
             save()
+
+
+def _ask_ahead(
+    stage: Stage, compute: Compute, stop: StopRequest, console: Console, show: Callable[[str], None]
+) -> None:
+    """On a processor, ask finished networks everything at once that the stage will ask again and again."""
+    if stage.known is None or compute.device.type != "cpu":
+        return
+
+    def report(done: float) -> None:
+        show(f"asking finished networks ahead, {done:.0%}")
+        if stop.wanted and parallel.world() == 1:  # several processes have to agree, which they do after a step
+            raise InterruptedTrainingError
+
+    started = time.monotonic()
+    stage.known.prepare(report)
+    if len(stage.known):
+        seconds = time.monotonic() - started
+        console.print(f"{stage.name}: asked finished networks ahead about {len(stage.known)} images, {seconds:.0f} s")
 
 
 def _running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

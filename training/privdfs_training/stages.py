@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
 from privdfs_training.config import Config, FusionStageConfig, MaskConfig, RunConfig, StageConfig
-from privdfs_training.data import Batch, ImageData
+from privdfs_training.data import Batch, DataSet, ImageData
+from privdfs_training.known import Known
 from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import branches_alone, choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
@@ -28,6 +29,8 @@ EVALUATION_BATCH = 1000
 SPLIT_PARTS = ("head", "quantiser", "masks", "branches", "fusion")
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, parallel.Terms]]
+#: Of images uint8 [batch, channels, height, width], what finished networks give: float [batch, …].
+Frozen = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Stage:
         classify: Images to logits, for the accuracy after each epoch.
         adversary: Proxies that `loss` trains by itself. They are saved while the stage lasts, and gone after it.
         networks: Those of its networks that `loss` calls once; on a GPU they may be recorded (replay.py).
+        known: What `loss` asks of finished networks, where images come again; filled ahead on a processor.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Stage:
     classify: Callable[[Tensor], Tensor]
     adversary: Adversary | None = None
     networks: tuple[nn.Module, ...] = ()
+    known: Known | None = None
 
 
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
@@ -81,13 +86,16 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         load_cut(system, Path(config.head.checkpoint))
         prepare_masks, prepare_finetune = partial(start_from, system.baseline, system.branches), _nothing
     masks_adversary, finetune_adversary = _adversaries(config, system)
-    ask_teacher = _frozen(config, partial(teach, system.baseline))
+    masks_teacher, finetune_teacher = (
+        _frozen(config, data, budget, partial(teach, system.baseline)) if config.loss.distillation else None
+        for budget in (config.train.masks, config.train.finetune)
+    )
     networks = (system.head, *system.branches)
 
     def joint_loss(
-        adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
+        ask_teacher: Frozen | None, adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, parallel.Terms]:
-        teacher = ask_teacher(images) if config.loss.distillation else None
+        teacher = None if ask_teacher is None else ask_teacher(images)
         temperature, noise = _temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
@@ -113,10 +121,11 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             parts=split_parts,
             sections=split_sections,
             prepare=prepare_masks,
-            loss=partial(joint_loss, masks_adversary),
+            loss=partial(joint_loss, masks_teacher, masks_adversary),
             classify=system,
             adversary=masks_adversary,
             networks=networks,
+            known=_known(masks_teacher),
         ),
         Stage(
             name="finetune",
@@ -124,16 +133,17 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             parts=split_parts,
             sections=split_sections,
             prepare=prepare_finetune,
-            loss=partial(joint_loss, finetune_adversary),
+            loss=partial(joint_loss, finetune_teacher, finetune_adversary),
             classify=system,
             adversary=finetune_adversary,
             networks=networks,
+            known=_known(finetune_teacher),
         ),
     ]
     if config.train.branches is not None:
-        todo.append(_branches_stage(config, config.train.branches, system, split_sections))
+        todo.append(_branches_stage(config, config.train.branches, system, data, split_sections))
     if config.train.fusion is not None:
-        todo.append(_fusion_stage(config, config.train.fusion, system, split_sections))
+        todo.append(_fusion_stage(config, config.train.fusion, system, data, split_sections))
     return tuple(todo)
 
 
@@ -159,13 +169,21 @@ def _to_int8(system: System, data: ImageData) -> None:
     system.head.quantise()
 
 
-def _branches_stage(config: Config, budget: StageConfig, system: System, sections: tuple[str, ...]) -> Stage:
+def _branches_stage(
+    config: Config, budget: StageConfig, system: System, data: ImageData, sections: tuple[str, ...]
+) -> Stage:
     """Every branch for itself, on the shares of a head and masks that no longer change.
 
     Trained together with the fusion, branches divide the work, and each is worse alone; but what one of them can do
     alone is what counts while others are silent or lie.
     """
-    inputs = _frozen(config, lambda images: system.encode(images, partitions=_partitions(system, len(images))).inputs)
+    inputs = _frozen(
+        config,
+        data,
+        budget,
+        lambda images: system.encode(images, partitions=_partitions(system, len(images))).inputs,
+        draws=system.family is not None,
+    )
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
         answers = system.answer(inputs(images)).float()
@@ -181,10 +199,13 @@ def _branches_stage(config: Config, budget: StageConfig, system: System, section
         loss=loss,
         classify=system,
         networks=tuple(system.branches),
+        known=_known(inputs),
     )
 
 
-def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sections: tuple[str, ...]) -> Stage:
+def _fusion_stage(
+    config: Config, budget: FusionStageConfig, system: System, data: ImageData, sections: tuple[str, ...]
+) -> Stage:
     """The fusion alone: honest servers, some of them silent, and a lying minority, both of all images.
 
     Apart from the branches, because those would learn to make up for liars and tell an honest fusion less, and because
@@ -192,7 +213,10 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
     """
     ask = _frozen(
         config,
+        data,
+        budget,
         lambda images: system.answer(system.encode(images, partitions=_partitions(system, len(images))).inputs).float(),
+        draws=system.family is not None,
     )
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
@@ -216,16 +240,28 @@ def _fusion_stage(config: Config, budget: FusionStageConfig, system: System, sec
         prepare=_nothing,
         loss=loss,
         classify=system,
+        known=_known(ask),
     )
 
 
-def _frozen(config: Config, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of images whose networks are finished: no gradient, and recorded where one process can.
+def _frozen(config: Config, data: ImageData, budget: StageConfig, compute: Frozen, *, draws: bool = False) -> Frozen:
+    """A function of images whose networks are finished, for one stage: no gradient, recorded or known where it can be.
 
-    What draws partitions cannot be recorded: they come from the processor.
+    Recorded where one process computes on a GPU (replay.py), known where its images come again (known.py). Neither
+    where it draws partitions: those come from the processor, anew in every step.
     """
     alone = parallel.world() == 1 and not config.train.compile
-    return replayed(compute) if alone and config.keys is None else torch.no_grad()(compute)
+    asked = replayed(compute) if alone and config.keys is None else torch.no_grad()(compute)
+    # Each process fills a table of all images, and is asked about its part of them in an epoch.
+    passes = (1 + config.data.flip) * parallel.world()
+    if draws or budget.crop_padding or not isinstance(data, DataSet) or budget.epochs <= passes:
+        return asked
+    return Known(asked, data.train_images, mirrored=config.data.flip)
+
+
+def _known(asked: Frozen | None) -> Known | None:
+    """A function of `_frozen`, if it can be prepared."""
+    return asked if isinstance(asked, Known) else None
 
 
 def _partitions(system: System, images: int) -> Tensor | None:
