@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from privdfs_export import graphs, parity
 from privdfs_training.config import config_from_dict
 from privdfs_training.models.system import System
+from privdfs_training.precision import autocast
 from tests.trained import tiny_values
 
 BACKBONES: dict[str, tuple[dict[str, Any], str]] = {
@@ -34,7 +35,7 @@ def trained(backbone: dict[str, Any], head: dict[str, Any], branch: dict[str, An
     optimizer = torch.optim.AdamW(system.parameters(), 1e-3)
     system.train()
     for step in range(2):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast("cpu", "bfloat16"):
             loss = F.cross_entropy((system(images) + system.baseline(images)).float(), (torch.arange(16) + step) % 10)
         optimizer.zero_grad()
         loss.backward()
