@@ -66,6 +66,20 @@ def test_a_gpu_rounds_weights_as_torch_does(axis: int) -> None:
         assert torch.equal(torch.autograd.grad(result, weight, slope)[0], slope)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_without_a_gradient_activations_are_rounded_as_with_one(signed: bool) -> None:
+    quantiser = ActivationQuantiser(signed=signed)
+    quantiser.maximum.fill_(5.3)
+    quantiser.switch_on()
+    halves = (torch.arange(-300, 300) + 0.5) * quantiser.scale
+    activation = torch.cat([torch.randn(100_000) * 4, halves, torch.nextafter(halves, torch.tensor(9.0))])
+    before = activation.clone()
+    with torch.no_grad():
+        found = quantiser(activation)
+    assert torch.equal(found, quantiser(activation))
+    assert torch.equal(activation, before)
+
+
 def test_activation_range_follows_what_it_saw() -> None:
     quantiser = ActivationQuantiser(signed=False)
     activation = torch.rand(100) * 4
