@@ -67,7 +67,7 @@ def test_a_gpu_rounds_weights_as_torch_does(axis: int) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_without_a_gradient_activations_are_rounded_as_with_one(signed: bool) -> None:
+def test_without_a_gradient_activations_are_rounded_as_with_one(*, signed: bool) -> None:
     quantiser = ActivationQuantiser(signed=signed)
     quantiser.maximum.fill_(5.3)
     quantiser.switch_on()
