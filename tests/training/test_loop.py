@@ -1,4 +1,6 @@
+import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,9 +24,9 @@ from privdfs_training.checkpoint import (
     write_checkpoint,
 )
 from privdfs_training.cli import main
-from privdfs_training.config import config_from_dict
+from privdfs_training.config import StageConfig, config_from_dict
 from privdfs_training.data import load_data
-from privdfs_training.errors import CheckpointError, TrainingConfigError
+from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
 from privdfs_training.precision import has_bfloat16
 from privdfs_training.stages import accuracy, stages
@@ -162,8 +164,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     config.write_text(text)
     assert main([str(config), "--data", str(data_folder), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "the loss of stage baseline is" in error
+    assert re.search(r"the loss of stage baseline is (nan|inf) at step [1-9]\d* of 16\.", error)
     assert "train.baseline.learning_rate" in error
+
+
+def test_weights_that_are_not_finite_do_not_replace_good_ones(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, steps = loop.build_optimizer, itertools.count(1)
+
+    def build_spoiled(modules: torch.nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+        def spoil(*_: object) -> None:
+            if next(steps) == 16:  # the last one: no loss is computed after it
+                next(modules.parameters()).data.fill_(torch.nan)
+
+        optimizer = build(modules, config)
+        optimizer.register_step_post_hook(spoil)
+        return optimizer
+
+    monkeypatch.setattr(loop, "build_optimizer", build_spoiled)
+    with pytest.raises(DivergenceError, match=r"a weight of stage baseline is nan at step 16 of 16\. .*baseline\.saf"):
+        loop.train(tiny_config(), load_data("fashion-mnist", data_folder), tmp_path, QUIET)
+    kept = read_checkpoint(tmp_path / "baseline.safetensors")
+    assert (kept.about["step"], kept.about["finished"]) == (8, False)
+    assert all(bool(value.isfinite().all()) for value in kept.tensors.values())
 
 
 def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, data_folder: Path) -> None:

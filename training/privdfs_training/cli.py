@@ -54,21 +54,22 @@ def _run(options: argparse.Namespace) -> int:
             config = prior_config(raw, options.config)
         else:
             config = load_config(options.config)
-        data = load_data(config.data, options.data)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        folder = options.out / config.name
-        console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
         alone = isinstance(config, RivalConfig | PriorConfig)
         if alone and (parallel.world() > 1 or options.device not in {None, "cpu"}):
             message = "rivals and priors train in one process, on the processor; leave out torchrun and --device"
             raise TrainingConfigError(message)
+        device = parallel.CPU if alone else parallel.choose_device(options.device)
+        data = load_data(config.data, options.data)  # what may take minutes comes after what may be wrong
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        folder = options.out / config.name
+        console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
         if isinstance(config, RivalConfig):
             path = train_rival(config, data, folder, console)
         elif isinstance(config, PriorConfig):
             path = train_prior(config, data, folder, console)
         else:
-            path = train(config, data, folder, console, device=parallel.choose_device(options.device))
+            path = train(config, data, folder, console, device=device)
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
         parallel.same(EXIT_INTERRUPTED)  # all leave at once: torchrun ends those that are left when one has gone

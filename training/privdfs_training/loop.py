@@ -177,7 +177,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     Raises:
         CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
         DataError: An image cannot be read.
-        DivergenceError: The loss stopped being finite.
+        DivergenceError: The loss or a weight stopped being finite.
         InterruptedTrainingError: `stop` was set; the checkpoint is saved, except before the first step.
     """
     path = folder / f"{stage.name}.safetensors"
@@ -199,6 +199,9 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     steps = per_epoch * stage.config.epochs
 
     def save() -> None:
+        # A step with a finite loss can leave weights that are not: they must not take the place of good ones.
+        total = sum(values.detach().sum() for values in modules.parameters())
+        _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
         tensors = {} if finished else _running_state(stage, optimizer)
         about = {"made_by": made_by, "step": step, "finished": finished}
@@ -235,12 +238,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 values = parallel.mean({"loss": loss, **terms, "stop": float(stop.wanted)})
                 stopping = values.pop("stop") > 0
                 history.append(values)
-                if not math.isfinite(history[-1]["loss"]):
-                    message = (
-                        f"the loss of stage {stage.name} is {history[-1]['loss']} at step {step} of {steps}. {path} "
-                        f"keeps the last finished epoch, if there is one. Lower train.{stage.name}.learning_rate."
-                    )
-                    raise DivergenceError(message)
+                _check_finite("the loss", history[-1]["loss"], stage, step, steps, path)
                 step += 1
                 note = f"epoch {epoch + 1}/{stage.config.epochs} loss {history[-1]['loss']:.3f}"
                 progress.update(bar, completed=step, note=note)
@@ -255,11 +253,20 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             record = {"stage": stage.name, "epoch": epoch + 1, "step": step, **means}
             record |= {"test_accuracy": measured, "seconds": seconds}
             parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
-            console.print(
-                f"{stage.name} {epoch + 1}/{stage.config.epochs}: loss {means['loss']:.3f}, test {measured:.2%}, "
-                f"{seconds:.0f} s"
-            )
+            shown = [f"loss {means['loss']:.3f}"]
+            shown += [f"{name} {means[name]:.1%}" for name in ("sparsity", "overlap") if name in means]
+            shown += [f"test {measured:.2%}", f"{seconds:.0f} s"]
+            console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: {', '.join(shown)}")
             save()
+
+
+def _check_finite(what: str, value: float, stage: Stage, step: int, steps: int, path: Path) -> None:
+    if not math.isfinite(value):
+        message = (
+            f"{what} of stage {stage.name} is {value} at step {step} of {steps}. {path} keeps the last finished epoch, "
+            f"if there is one. Lower train.{stage.name}.learning_rate."
+        )
+        raise DivergenceError(message)
 
 
 def _ask_ahead(
