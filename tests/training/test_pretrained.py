@@ -9,7 +9,7 @@ from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.config import Config, config_from_dict
 from privdfs_training.data import load_data
-from privdfs_training.errors import CheckpointError
+from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.models.resnet import ResNet, cifar_resnet
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_cut, load_pretrained
@@ -17,13 +17,15 @@ from privdfs_training.stages import stages
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, QUIET, tiny_values
 
 
-def small(classes: int = 10) -> ResNet:
-    return cifar_resnet("resnet8", width=4, channels=1, classes=classes)
+def small(classes: int = 10, width: int = 4) -> ResNet:
+    return cifar_resnet("resnet8", width=width, channels=1, classes=classes)
 
 
-def foreign(path: Path, classes: int = 10, **changes: torch.Tensor | None) -> Path:
+def foreign(path: Path, classes: int = 10, width: int = 4, **changes: torch.Tensor | None) -> Path:
     """A file as somebody else would write it: no normalisation of pixels, no metadata."""
-    tensors = {name: value for name, value in small(classes).state_dict().items() if not name.startswith("normalise")}
+    tensors = {
+        name: value for name, value in small(classes, width).state_dict().items() if not name.startswith("normalise")
+    }
     for name, value in changes.items():
         if value is None:
             del tensors[name.replace("__", ".")]
@@ -41,6 +43,24 @@ def test_a_foreign_file_brings_everything_but_the_normalisation(tmp_path: Path) 
     load_pretrained(network, path)
     assert network.fc.bias.tolist() == list(range(10))
     assert float(network.normalise.mean) == 7
+
+
+def test_a_foreign_file_sees_pixels_as_it_was_trained_to(tmp_path: Path, data_folder: Path) -> None:
+    values = tiny_values()
+    torch.manual_seed(0)
+    given = {"checkpoint": str(foreign(tmp_path / "file.safetensors", width=8)), "mean": [0.4], "std": [0.2]}
+    values["backbone"] |= given
+    values["train"]["baseline"]["epochs"] = 0
+    data = load_data("fashion-mnist", data_folder)
+    system = System(config_from_dict(values, "tests"), image_shape=data.image_shape, classes=10)
+    (baseline, *_) = stages(config_from_dict(values, "tests"), system, data)
+    baseline.prepare()
+    assert system.baseline.normalise(torch.full((1, 1, 28, 28), 102, dtype=torch.uint8)).abs().max() < 1e-6
+    assert system.baseline.normalise(torch.full((1, 1, 28, 28), 153, dtype=torch.uint8)).unique() == pytest.approx(1)
+
+    values["backbone"] |= {"mean": [0.4] * 3, "std": [0.2] * 3}
+    with pytest.raises(TrainingConfigError, match="mean has 3 values, but the images 1 channels"):
+        stages(config_from_dict(values, "tests"), system, data)
 
 
 @pytest.mark.parametrize(

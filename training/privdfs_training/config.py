@@ -69,6 +69,8 @@ class BackboneConfig(Section, frozen=True):
     patch: int = 0  # ViT: height and width of a patch in pixels
     depth: int = 0  # ViT: number of blocks; not given, the papers' 12
     checkpoint: str | None = None  # safetensors file that the baseline stage starts from
+    mean: tuple[float, ...] = ()  # of the pixels that the checkpoint's weights expect, per channel in 0..1; () measures
+    std: tuple[float, ...] = ()  # likewise
 
 
 class HeadConfig(Section, frozen=True):
@@ -339,6 +341,7 @@ def key_problems(config: RunConfig) -> list[str]:
                 problems.append(f"{name}.{key} does not belong to '{kind}'. Keys of its own: {known}.")
             elif isinstance(value, int) and value < 0:
                 problems.append(f"{name}.{key} is {value}; it must be at least 1")
+    problems += _pixel_problems(config.backbone)
     if 0 < config.backbone.width < NARROWEST:
         problems.append(
             f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
@@ -351,6 +354,13 @@ def key_problems(config: RunConfig) -> list[str]:
             else "branch.kind = 'backbone' behind a compact head needs branch.split: the last layer that branches lack"
         )
     return problems
+
+
+def _pixel_problems(backbone: BackboneConfig) -> list[str]:
+    if len(backbone.mean) != len(backbone.std):
+        return ["backbone.mean and backbone.std go together: give both, with a value for each channel, or neither"]
+    wrong = not all(0 <= value <= 1 for value in backbone.mean) or not all(0 < value <= 1 for value in backbone.std)
+    return ["backbone.mean and backbone.std are of pixels in 0..1, and std is above 0"] if wrong else []
 
 
 def _problems(config: Config) -> list[str]:

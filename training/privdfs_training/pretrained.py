@@ -14,7 +14,8 @@ SHOWN = 5  # names of each kind in a message
 def load_pretrained(backbone: nn.Module, path: Path) -> None:
     """Copy weights from a file into a backbone; every name and shape must fit.
 
-    The buffers of the pixels' normalisation are this project's own: a file without them leaves them as they are.
+    The buffers of the pixels' normalisation are this project's own: a file without them leaves them as they are, and
+    `backbone.mean` and `backbone.std` say what its weights expect.
 
     Args:
         backbone: One of `models.backbone.build_backbone`.

@@ -327,9 +327,12 @@ def baseline_stage(
     Returns:
         The stage.
     """
+    if config.backbone.mean:  # now, so that a wrong number of channels is refused before time is spent
+        baseline.normalise.set(config.backbone.mean, config.backbone.std)
 
     def prepare() -> None:
-        baseline.normalise.fit(data.sample("train")[0])
+        if not config.backbone.mean:
+            baseline.normalise.fit(data.sample("train")[0])
         if config.backbone.checkpoint is not None:
             load_pretrained(baseline, Path(config.backbone.checkpoint))
 

@@ -1,13 +1,17 @@
 """Pixels to network input. It is part of every network that sees an image, so that exported graphs take plain uint8."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from privdfs_training.errors import TrainingConfigError
 
 
 class Normalise(nn.Module):
     """Subtract the mean and divide by the standard deviation of the training pixels, per channel.
 
-    Both are buffers, set once by `fit` and saved with the weights.
+    Both are buffers, set once by `fit` or `set` and saved with the weights.
     """
 
     mean: Tensor
@@ -37,6 +41,23 @@ class Normalise(nn.Module):
             variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
             self.mean[0, channel, 0, 0] = mean
             self.std[0, channel, 0, 0] = variance.sqrt().clamp(min=1.0)
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take what weights from elsewhere expect.
+
+        Args:
+            mean: Of pixels in 0..1, for every channel.
+            std: Likewise.
+
+        Raises:
+            TrainingConfigError: The images have another number of channels.
+        """
+        channels = self.mean.shape[1]
+        if len(mean) != channels:
+            message = f"backbone.mean has {len(mean)} values, but the images {channels} channels: give one for each"
+            raise TrainingConfigError(message)
+        self.mean.copy_(255 * torch.tensor(mean).view_as(self.mean))
+        self.std.copy_(255 * torch.tensor(std).view_as(self.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise.
