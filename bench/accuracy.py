@@ -142,7 +142,7 @@ def _linear_readouts(bundle: Bundle, data: DataSet) -> float:
 
 
 def _keys(release: Path, bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Fused accuracy over keys that training has not seen, on the exported files, all images under each key."""
+    """Fused accuracy over keys drawn at random, on the exported files, all images under each key."""
     words = np.random.default_rng(0).bytes(16 * UNSEEN_KEYS)
     picked = [bundle.partition(words[at : at + 16]) or 0 for at in range(0, len(words), 16)]
     client = read_verified(release / "client", bundle.manifest.files)

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 import os
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,8 @@ def measure(
         "data": data.name,
         "backbone": run.config.backbone.name,
         "servers": servers,
-        "bits_per_share": run.config.masks.values * math.log2(run.config.masks.levels),
+        "bits_per_share": run.config.masks.values
+        * statistics.mean(math.log2(2 * system.quantiser.limit(server) + 1) for server in range(servers)),
         "client_macs": count_macs(encoder) + count_macs(fusion),
         "server_macs": count_macs(branches[0]),
         "baseline_macs": count_macs(baseline),

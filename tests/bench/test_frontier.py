@@ -117,10 +117,11 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
     assert "sweep-three, sweep-five" in done.stderr
 
 
-def test_the_committed_runs_are_those_of_the_committed_sweeps() -> None:
+def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> None:
     sweeps = [read_sweep(path) for path in SWEEPS.glob("*.toml")]
     known = {run.name: _config(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
     made = json.loads((RESULTS / "frontier.json").read_text())["runs"]
+    assert {run["name"] for run in made} == known.keys()
     assert [run["name"] for run in made if run["made_by"]["config"] != known[run["name"]]] == []
 
 

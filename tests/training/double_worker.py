@@ -20,7 +20,6 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  where code asks for full precision
 
 config, data = load_config(Path(sys.argv[1])), load_data("fashion-mnist", Path(sys.argv[2]))
-stop, compute = loop.StopRequest(), loop.Compute(precision="float32")
 with parallel.process_group():
     torch.manual_seed(config.seed)
     system = System(config, image_shape=data.image_shape, classes=len(data.classes))

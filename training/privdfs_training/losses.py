@@ -94,6 +94,8 @@ def random_answered(batch: int, servers: int, dropout: float) -> Tensor:
 def branches_alone(answers: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Mean cross-entropy of the branches, each for itself.
 
+    Lee et al., arXiv 1409.5185 (deep supervision): a classifier's loss on what lies below the one that counts.
+
     Args:
         answers: The servers' logits, float [batch, servers, classes].
         labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.

@@ -72,23 +72,6 @@ class ServerView:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def with_pairs(self, count: int) -> "ServerView":
-        """The view of an attacker who could ask less often: the first `count` pairs.
-
-        Raises:
-            AttackError: There are not so many.
-        """
-        if not 0 < count <= len(self.images):
-            raise AttackError(f"the view has {len(self.images)} pairs, not {count}: ask for fewer, at least one")
-        kept = slice(count)
-        return replace(
-            self,
-            images=self.images[kept],
-            labels=self.labels[kept],
-            shares=self.shares[kept],
-            answers=self.answers[kept],
-        )
-
     def with_targets(self, count: int) -> "ServerView":
         """The view of an attacker who is after the first `count` images alone."""
         return replace(self, received=self.received[:count], received_answers=self.received_answers[:count])
