@@ -20,6 +20,10 @@ README, DEPLOY = ROOT / "README.md", ROOT / "deploy" / "README.md"
 PRIVACY, SCALING, FRONTIER = (ROOT / "docs" / f"{name}.md" for name in ("PRIVACY", "SCALING", "FRONTIER"))
 #: The bars: points of accuracy lost, dB of the worst minority above the class mean, baseline MACs per client MAC.
 LOST, ABOVE, CHEAPER = 1.0, 1.0, 20
+#: The others: points below the fused answer that a missing server and a lying minority may cost, and linear readouts in
+#: the place of the branches must; points between one key and the mean of all; dB of the undefended split; the baseline.
+MISSING, LYING, EARNED, KEYS, BROKEN = 2.5, 5.0, 2.0, 0.5, 30.0
+BASELINE = {"fashion-mnist, ResNet": 93.0, "cifar10, ResNet": 90.0}
 #: What the queueing estimate is made for.
 LOADS, SERVERS, DEVICES, EVERY_S = (0.3, 0.5, 0.7, 0.9), 3, 10**6, 60
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
@@ -77,12 +81,21 @@ def _source(made_by: Mapping[str, Any]) -> str:
 
 def _lying(entry: Mapping[str, Any]) -> str:
     """Accuracy under the largest lying minority: the worst simple lie, and liars who know everything."""
+    lied = _lied_to(entry)
+    if lied is None:
+        return "not measured"
+    size, simple, adversarial = lied
+    return f"{size} of {len(entry['branches'])}: {simple:.2%}; {adversarial:.2%}"
+
+
+def _lied_to(entry: Mapping[str, Any]) -> tuple[int, float, float] | None:
+    """Size of the largest lying minority, accuracy under its worst simple lie, and where it knows everything."""
     sizes = [int(size) for size in entry.get("malicious", {}) if size != "0"]
     if not sizes:
-        return "not measured"
+        return None
     found = entry["malicious"][str(max(sizes))]
     simple = min(value for kind, value in found.items() if kind not in {"adversarial", "worst"})
-    return f"{max(sizes)} of {len(entry['branches'])}: {simple:.2%}; {found['adversarial']:.2%}"
+    return max(sizes), simple, found["adversarial"]
 
 
 def _linear(entry: Mapping[str, Any]) -> str:
@@ -285,6 +298,8 @@ def frontier_figures(folder: Path) -> str:
     return "\n\n".join(
         (
             BEGIN,
+            "## Which bars the releases meet",
+            held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
             "## Which bars hold together",
             bars_table(points),
             *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
@@ -316,6 +331,53 @@ def _release_point(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]
         "above": worst["psnr"] - worst.get("floor", audit["floor"]["class_mean"]),
         "cheaper": entry["baseline_macs"] / entry["client_macs"],
     }
+
+
+def held_table(accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
+    """Markdown table of every release beside every bar; what misses one is bold."""
+    held = {name: _held(name, accuracy[name], privacy[name]) for name in accuracy if name in privacy}
+    rows = ["| bar | " + " | ".join(held) + " |", "| --- " * (1 + len(held)) + "|"]
+    for bar in dict.fromkeys(bar for bars in held.values() for bar in bars):
+        cells = [bars.get(bar, ("", True)) for bars in held.values()]
+        rows.append(f"| {bar} | " + " | ".join(shown if met else f"**{shown}**" for shown, met in cells) + " |")
+    return "\n".join(rows) + "\n\nBold: missed. Points are of the 10,000 test images; README.md names the commands."
+
+
+def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """What a release comes to at each bar that it has, and whether it meets it."""
+    point, fused, undefended = _release_point(name, entry, audit), entry["fused"], max(audit["undefended"].values())
+    held = {}
+    if point["data"] in BASELINE:
+        lowest = BASELINE[point["data"]]
+        held["baseline, at least 93.0 (Fashion-MNIST), 90.0 (CIFAR-10)"] = (
+            f"{entry['baseline']:.2%}",
+            100 * entry["baseline"] >= lowest,
+        )
+    held[f"fused, at most {LOST} below it"] = f"{-point['lost']:+.2f}", point["lost"] <= LOST
+    held[f"largest minority, at most {ABOVE} dB above the class mean"] = (
+        f"{point['above']:+.2f} dB",
+        point["above"] <= ABOVE,
+    )
+    held[f"client compute, at most 1/{CHEAPER} of the baseline's"] = (
+        f"1/{point['cheaper']:.1f}",
+        point["cheaper"] >= CHEAPER,
+    )
+    below = {f"one server missing, at most {MISSING} below fused": (entry["missing"]["1"]["worst"], MISSING)}
+    lied = _lied_to(entry)
+    if lied is not None:
+        below[f"minority with simple lies, at most {LYING} below fused"] = lied[1], LYING
+        below[f"minority that knows everything, at most {LYING} below fused"] = lied[2], LYING
+    for bar, (accuracy, most) in below.items():
+        lost = 100 * (fused - accuracy)
+        held[bar] = f"{-lost:+.2f}", lost <= most
+    if "linear_readouts" in entry:
+        earned = 100 * (fused - entry["linear_readouts"])
+        held[f"linear readouts, at least {EARNED} below fused"] = f"{-earned:+.2f}", earned >= EARNED
+    if "keys" in entry:
+        furthest = 100 * entry["keys"]["largest_distance_from_mean"]
+        held[f"one of 100 keys, at most {KEYS} from their mean"] = f"{furthest:.2f}", furthest <= KEYS
+    held[f"undefended split, at least {BROKEN:.0f} dB"] = f"{undefended:.1f} dB", undefended >= BROKEN
+    return held
 
 
 def _data_and_backbone(data: str, backbone: str) -> str:

@@ -220,6 +220,29 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     assert "Not measured yet: configs/seeds/fashion.toml." in text
 
 
+def test_every_release_stands_beside_every_bar_and_what_misses_one_is_bold(results: Path) -> None:
+    accuracy, privacy = (
+        json.loads((results / f"{name}.json").read_text())["releases"] for name in ("accuracy", "privacy")
+    )
+    accuracy["keyed"] = accuracy["small"] | {"keys": {"largest_distance_from_mean": 0.006}, "backbone": "vit-tiny"}
+    accuracy["keyed"] |= {"baseline": 0.96, "client_macs": 10}
+    privacy["keyed"] = privacy["small"] | {"undefended": {"decoder": 20.0, "optimisation-tv": 29.0}}
+    lines = figures.held_table(accuracy, privacy).splitlines()
+    assert lines[0] == "| bar | small | keyed |"
+    assert lines[2:12] == [
+        "| baseline, at least 93.0 (Fashion-MNIST), 90.0 (CIFAR-10) | 95.00% |  |",
+        "| fused, at most 1.0 below it | -0.87 | **-1.87** |",
+        "| largest minority, at most 1.0 dB above the class mean | +1.00 dB | +1.00 dB |",
+        "| client compute, at most 1/20 of the baseline's | **1/15.0** | 1/30.0 |",
+        "| one server missing, at most 2.5 below fused | **-24.13** | **-24.13** |",
+        "| minority with simple lies, at most 5.0 below fused | -3.12 | -3.12 |",
+        "| minority that knows everything, at most 5.0 below fused | **-6.13** | **-6.13** |",
+        "| linear readouts, at least 2.0 below fused | -9.12 | -9.12 |",
+        "| undefended split, at least 30 dB | 33.0 dB | **29.0 dB** |",
+        "| one of 100 keys, at most 0.5 from their mean |  | **0.60** |",
+    ]
+
+
 def test_other_seeds_stand_beside_the_release_with_mean_and_spread(results: Path) -> None:
     for name in ("accuracy", "privacy"):
         path = results / f"{name}.json"
