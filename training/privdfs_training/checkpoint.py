@@ -110,8 +110,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(message) from error
     except (OSError, SafetensorError) as error:
         message = (
-            f"{path} is not a readable safetensors file: {error}. Restore it, or remove it and train again; weights that "
-            "somebody pickled have to be saved with safetensors.torch.save_file first."
+            f"{path} is not a readable safetensors file: {error}. Restore it, or remove it and train again; weights "
+            "that somebody pickled have to be saved with safetensors.torch.save_file first."
         )
         raise CheckpointError(message) from error
 
