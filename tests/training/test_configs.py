@@ -33,15 +33,27 @@ def small(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_committed_config_runs(path: Path, tmp_path: Path) -> None:
-    whole = load_config(path)
-    assert whole.name == path.stem
-    config = config_from_dict(small(msgspec.to_builtins(whole)), str(path))
-    data = load_data(config.data, write_official(config.data.name, config.data.layout, tmp_path / "data"))
-    trained = load_system(train(config, data, tmp_path / "run", QUIET))
+def run_small(values: dict[str, Any], folder: Path) -> None:
+    """Train the small version of a config, and open what came out."""
+    config = config_from_dict(small(values), "tests")
+    data = load_data(config.data, write_official(config.data.name, config.data.layout, folder / "data"))
+    trained = load_system(train(config, data, folder / "run", QUIET))
     assert trained.classes == data.classes
     assert bool(trained.system.masks.frozen)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_committed_config_runs(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    run_small(msgspec.to_builtins(config), tmp_path)
+
+
+def test_imagenet_may_come_in_shards(tmp_path: Path) -> None:
+    (path,) = (path for path in CONFIGS if path.stem == "imagenet-resnet50")
+    values = msgspec.to_builtins(load_config(path))
+    values["data"]["layout"] = "shards"
+    run_small(values, tmp_path)
 
 
 def test_every_data_set_has_a_resnet_and_a_vit() -> None:
