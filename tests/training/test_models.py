@@ -1,11 +1,17 @@
+from pathlib import Path
+
+import pytest
 import torch
 
+from privdfs_training.config import config_from_dict
+from privdfs_training.data import load_data
 from privdfs_training.losses import distillation, random_answered, split_loss
 from privdfs_training.models.fusion import Fusion
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.models.resnet import cifar_resnet
 from privdfs_training.models.system import System
-from tests.trained import tiny_config
+from privdfs_training.stages import stages
+from tests.trained import tiny_config, tiny_values
 
 
 def test_resnet20_has_the_parameters_of_the_paper_and_torchvisions_names() -> None:
@@ -111,17 +117,33 @@ def test_distillation_is_zero_for_the_teachers_own_answer_and_positive_otherwise
 
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     config = tiny_config().loss
-    total, terms = split_loss(
-        torch.randn(8, 10), torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), torch.randn(8, 10), config
-    )
+    fused, student, teacher = torch.randn(3, 8, 10)
+    total, terms = split_loss(fused, student, torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), teacher, config)
+    assert terms["distillation"] == distillation(student, teacher, config.distillation_temperature)
     expected = terms["fused"] + config.auxiliary * terms["auxiliary"] + config.distillation * terms["distillation"]
     assert abs(float(total) - expected) < 1e-4
 
 
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_branches_that_know_what_the_teacher_knows_cost_nothing_where_the_fusion_cannot_say_it(
+    hidden: int, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tiny_values()
+    values["fusion"]["hidden"] = hidden
+    config, data = config_from_dict(values, "tests"), load_data("fashion-mnist", data_folder)
+    torch.manual_seed(0)
+    system = System(config, image_shape=data.image_shape, classes=10)
+    images, labels = next(iter(data.train_batches(0, 64)))
+    teacher = 100 * torch.randn(64, 10)  # far below the fusion's floor, but for one class
+    monkeypatch.setattr(system.baseline, "forward", lambda _images: teacher)
+    monkeypatch.setattr(system, "answer", lambda _inputs: teacher[:, None].expand(-1, 3, -1))
+    _, terms = stages(config, system, data)[1].loss(images, labels, 0.5)
+    assert (float(terms["distillation"]) < 1e-3) == (hidden == 0)
+
+
 def test_without_a_teacher_the_loss_has_no_distillation() -> None:
     config = tiny_config().loss
-    total, terms = split_loss(
-        torch.randn(8, 10), torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), teacher=None, config=config
-    )
+    fused, student = torch.randn(2, 8, 10)
+    total, terms = split_loss(fused, student, torch.randn(8, 3, 10), torch.randint(0, 10, (8,)), None, config)
     assert set(terms) == {"fused", "auxiliary"}
     assert abs(float(total) - terms["fused"] - config.auxiliary * terms["auxiliary"]) < 1e-4

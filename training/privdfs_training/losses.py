@@ -109,12 +109,13 @@ def branches_alone(answers: Tensor, labels: Tensor, label_smoothing: float) -> T
 
 
 def split_loss(
-    fused: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor | None, config: LossConfig
+    fused: Tensor, student: Tensor, answers: Tensor, labels: Tensor, teacher: Tensor | None, config: LossConfig
 ) -> tuple[Tensor, Terms]:
     """The whole loss of the split model.
 
     Args:
         fused: Fused logits, float [batch, classes].
+        student: Logits that are to come close to the teacher's, float [batch, classes].
         answers: The servers' logits, float [batch, servers, classes].
         labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
         teacher: The baseline's logits, float [batch, classes]; None where distillation has no weight, so that nobody
@@ -132,6 +133,6 @@ def split_loss(
     total = terms["fused"] + config.auxiliary * terms["auxiliary"]
     if teacher is not None:
         temperature = config.distillation_temperature
-        terms["distillation"] = distillation(choices(fused, labels)[0], choices(teacher, labels)[0], temperature)
+        terms["distillation"] = distillation(choices(student, labels)[0], choices(teacher, labels)[0], temperature)
         total = total + config.distillation * terms["distillation"]
     return total, {name: value.detach() for name, value in terms.items()}

@@ -103,7 +103,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         answers = system.answer(encoded.inputs).float()
         answered = random_answered(len(images), config.masks.servers, config.fusion.branch_dropout)
         answered = answered.to(images.device, non_blocking=True)
-        total, terms = split_loss(system.fusion(answers, answered), answers, labels, teacher, config.loss)
+        fused = system.fusion(answers, answered)
+        # A fusion without a correction says nothing below its floor, where most of what a teacher knows lies.
+        student = fused if config.fusion.hidden else answers.mean(dim=1)
+        total, terms = split_loss(fused, student, answers, labels, teacher, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
             total, terms = total + config.loss.rate * bits, terms | {"rate": bits.detach()}
