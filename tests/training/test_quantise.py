@@ -78,6 +78,9 @@ def test_without_a_gradient_activations_are_rounded_as_with_one(*, signed: bool)
         found = quantiser(activation)
     assert torch.equal(found, quantiser(activation))
     assert torch.equal(activation, before)
+    quantiser.maximum.zero_()  # where calibration saw nothing but zeros
+    with torch.no_grad():
+        assert not quantiser(torch.zeros(5)).any()
 
 
 def test_activation_range_follows_what_it_saw() -> None:

@@ -142,7 +142,8 @@ class ActivationQuantiser(Switched):
         if not self.on:
             return activation
         low, high = (-128, 127) if self.signed else (0, 255)
-        if activation.is_cpu and not (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()):
+        quick = activation.is_cpu and not (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export())
+        if quick and self.maximum > 0:
             # Number for number the same in a third of the time: the operator notes what it cut, for a gradient.
             return torch.round(activation * (1 / self.scale)).clamp_(low, high).mul_(self.scale)
         zero = torch.zeros((), dtype=torch.int32, device=activation.device)
