@@ -67,20 +67,23 @@ def test_a_gpu_rounds_weights_as_torch_does(axis: int) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_without_a_gradient_activations_are_rounded_as_with_one(*, signed: bool) -> None:
+def test_activations_are_rounded_as_torchs_operator_does(*, signed: bool) -> None:
     quantiser = ActivationQuantiser(signed=signed)
     quantiser.maximum.fill_(5.3)
     quantiser.switch_on()
     halves = (torch.arange(-300, 300) + 0.5) * quantiser.scale
     activation = torch.cat([torch.randn(100_000) * 4, halves, torch.nextafter(halves, torch.tensor(9.0))])
-    before = activation.clone()
+    activation.requires_grad_()
+    zero, limits = torch.zeros((), dtype=torch.int32), (-128, 127) if signed else (0, 255)
+    expected = torch.fake_quantize_per_tensor_affine(activation, quantiser.scale, zero, *limits)
+    found, slope = quantiser(activation), torch.randn_like(activation)
+    assert torch.equal(found, expected)
+    both = (torch.autograd.grad(result, activation, slope)[0] for result in (found, expected))
+    assert torch.equal(*both)
     with torch.no_grad():
-        found = quantiser(activation)
-    assert torch.equal(found, quantiser(activation))
-    assert torch.equal(activation, before)
+        assert torch.equal(quantiser(activation), expected)
     quantiser.maximum.zero_()  # where calibration saw nothing but zeros
-    with torch.no_grad():
-        assert not quantiser(torch.zeros(5)).any()
+    assert not quantiser(torch.zeros(5)).any()
 
 
 def test_activation_range_follows_what_it_saw() -> None:

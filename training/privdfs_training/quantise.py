@@ -6,6 +6,7 @@ devices run.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,12 +143,26 @@ class ActivationQuantiser(Switched):
         if not self.on:
             return activation
         low, high = (-128, 127) if self.signed else (0, 255)
-        quick = activation.is_cpu and not (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export())
-        if quick and self.maximum > 0:
-            # Number for number the same in a third of the time: the operator notes what it cut, for a gradient.
-            return torch.round(activation * (1 / self.scale)).clamp_(low, high).mul_(self.scale)
+        if activation.is_cpu and self.maximum > 0 and not torch.onnx.is_in_onnx_export():
+            return _Rounding.apply(activation, self.scale, low, high)
         zero = torch.zeros((), dtype=torch.int32, device=activation.device)
         return torch.fake_quantize_per_tensor_affine(activation, self.scale, zero, low, high)
+
+
+class _Rounding(torch.autograd.Function):
+    """What torch's operator gives, number for number, in half of its time on a processor."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, scale: Tensor, low: int, high: int) -> Tensor:  # noqa: ANN401  torch's
+        steps = torch.round(activation * (1 / scale))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((steps >= low) & (steps <= high))
+        return steps.clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401  likewise
+        (inside,) = ctx.saved_tensors
+        return slopes[0] * inside, None, None, None
 
 
 def fake_quantise_weight(weight: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]:
