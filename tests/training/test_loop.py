@@ -146,8 +146,24 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path, data_folder: 
     values = tiny_values(3)
     values["masks"]["levels"] = 7
     data = load_data("fashion-mnist", data_folder)
-    with pytest.raises(CheckpointError, match=r"masks\.safetensors was made with other settings in: masks"):
+    with pytest.raises(CheckpointError, match=r"masks\.safetensors was made with other settings in: masks;.*finetune"):
         loop.train(config_from_dict(values, "tests"), data, run, QUIET)
+
+
+def test_what_followed_another_stage_is_refused_before_anything_is_trained(
+    tmp_path: Path, data_folder: Path, trained_release: Path
+) -> None:
+    run = shutil.copytree(trained_release.parent / "run", tmp_path / "run")
+    (run / "masks.safetensors").unlink()
+    values = tiny_values(3)
+    values["train"]["masks"]["epochs"] += 1
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(
+        CheckpointError,
+        match=r"finetune\.safetensors was made with other settings in: train\.masks\. .*remove this file",
+    ):
+        loop.train(config_from_dict(values, "tests"), data, run, QUIET)
+    assert not (run / "masks.safetensors").exists()
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, data_folder: Path) -> None:

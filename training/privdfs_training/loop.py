@@ -5,6 +5,7 @@ a GPU up to the order in which its kernels sum.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import signal
@@ -140,6 +141,7 @@ def run_stages(
     """
     _check_batches(todo, data)
     _make_folder(folder)
+    _check_checkpoints(todo, config, folder, compute)
     result = {}
     with stop_on_signal() as stop:
         for stage in todo:
@@ -182,10 +184,9 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     """
     path = folder / f"{stage.name}.safetensors"
     modules = trained_modules(system, stage)
-    made_by = _made_by(stage, config, compute)
     torch.manual_seed(_seed(config.seed, stage.name, "start"))
     optimizer = build_optimizer(modules, stage.config)
-    about = _restore(path, stage, modules, optimizer, made_by)
+    about = _restore(path, stage, modules, optimizer)
     if about["finished"]:
         return
     step = int(about["step"])
@@ -204,7 +205,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
         tensors = {} if finished else _running_state(stage, optimizer)
-        about = {"made_by": made_by, "step": step, "finished": finished}
+        about = {"made_by": _made_by(stage, config, compute), "step": step, "finished": finished}
         parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
 
     if step == steps:  # the weights are used as they came
@@ -212,11 +213,11 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     loss_of = parallel.averaging(modules, stage.loss)
     computing = autocast(compute.device.type, compute.precision)
     with progress_bar(console) as progress, replayed_networks(stage.networks if compute.replay else ()):
-        bar = progress.add_task(stage.name, total=steps, completed=step, note="")
+        bar, stopping = progress.add_task(stage.name, total=steps, completed=step, note=""), False
         with computing:
             _ask_ahead(stage, compute, stop, console, lambda note: progress.update(bar, note=note))
         while step < steps:
-            epoch, started, history = step // per_epoch, time.monotonic(), list[dict[str, float]]()
+            epoch, first, started, history = step // per_epoch, step, time.monotonic(), list[dict[str, float]]()
             order = _seed(config.seed, stage.name, epoch)
             modules.train()
             mine = data.train_batches(
@@ -242,7 +243,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 step += 1
                 note = f"epoch {epoch + 1}/{stage.config.epochs} loss {history[-1]['loss']:.3f}"
                 progress.update(bar, completed=step, note=note)
-                if stopping:
+                if stopping and step % per_epoch:
                     save()
                     raise InterruptedTrainingError
             modules.eval()
@@ -250,7 +251,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 measured = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
             means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
             seconds = time.monotonic() - started
-            record = {"stage": stage.name, "epoch": epoch + 1, "step": step, **means}
+            record = {"stage": stage.name, "epoch": epoch + 1, "from_step": first, "step": step, **means}
             record |= {"test_accuracy": measured, "seconds": seconds}
             parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
             shown = [f"loss {means['loss']:.3f}"]
@@ -258,6 +259,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             shown += [f"test {measured:.2%}", f"{seconds:.0f} s"]
             console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: {', '.join(shown)}")
             save()
+            if stopping:
+                raise InterruptedTrainingError
 
 
 def _check_finite(what: str, value: float, stage: Stage, step: int, steps: int, path: Path) -> None:
@@ -294,24 +297,11 @@ def _running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, 
     return optimizer_tensors(optimizer) | adversary
 
 
-def _restore(
-    path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
-) -> dict[str, Any]:
-    """Put a stage's checkpoint in place, if there is one, and give its metadata; refuse one of another config."""
-    if not parallel.same(path.exists()):
-        message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
-        raise CheckpointError(message)
+def _restore(path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a stage's checkpoint in place, if there is one, and give its metadata."""
     if not path.exists():
         return {"step": 0, "finished": False}
     checkpoint = read_checkpoint(path)
-    theirs, ours = checkpoint.about.get("made_by", {}), json.loads(json.dumps(made_by))
-    changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
-    if changed:
-        message = (
-            f"{path} was made with other settings in: {', '.join(changed)}. Give the run another name, or remove the "
-            "file to train the stage again."
-        )
-        raise CheckpointError(message)
     state = ("optimizer.", "adversary.")
     weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(state)}
     load_weights(modules, weights, path)
@@ -320,6 +310,25 @@ def _restore(
         if stage.adversary is not None:
             stage.adversary.restore(checkpoint.tensors, path)
     return checkpoint.about
+
+
+def _check_checkpoints(todo: tuple[Stage, ...], config: RunConfig, folder: Path, compute: Compute) -> None:
+    """Refuse checkpoints of another config, also those of later stages, before time is spent."""
+    others = []
+    for stage in todo:
+        path = folder / f"{stage.name}.safetensors"
+        if not parallel.same(path.exists()):
+            message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
+            raise CheckpointError(message)
+        if path.exists():
+            theirs = read_checkpoint(path).about.get("made_by", {})
+            ours = json.loads(json.dumps(_made_by(stage, config, compute)))
+            changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
+            others += [f"{path} was made with other settings in: {', '.join(changed)}"] if changed else []
+    if others:
+        files = "this file to train its stage" if len(others) == 1 else "these files to train their stages"
+        message = f"{'; '.join(others)}. Give the run another name, or remove {files} again."
+        raise CheckpointError(message)
 
 
 def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
@@ -414,11 +423,14 @@ def _seed(*parts: object) -> int:
 
 
 def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any]:
+    """What decides a stage's weights: sections of the config, the budgets of the stages before it, and its own."""
     everything = msgspec.to_builtins(config)
     # A section whose every value is the default is not among the values.
     sections = {section: everything[section] for section in stage.sections if section in everything}
+    budgets = everything["train"]
+    earlier = itertools.takewhile(lambda name: name != stage.name, budgets)  # a config has them in their order
     precision = {} if compute.precision == "bfloat16" else {"precision": compute.precision}
-    return sections | {"train": msgspec.to_builtins(stage.config) | precision}
+    return sections | {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
 
 
 def progress_bar(console: Console) -> Progress:
