@@ -113,7 +113,8 @@ def verified_graph(folder: Path, model: str) -> bytes:
     """The ONNX graph of a server's folder, checked against the folder's manifest.
 
     Raises:
-        BundleError: the folder is missing, changed, or holds no such graph.
+        BundleError: the folder is missing or changed.
+        ConfigError: it holds no such graph.
     """
     manifest = decode_server_manifest(read_manifest_bytes(folder))
     name = f"{model}/1/model.onnx"

@@ -18,15 +18,15 @@ from typing import Any
 
 import msgspec
 import torch
-from _common import EXIT_ERROR, EXIT_INTERRUPTED, RESULTS, ROOT, made_by, write_results
+from _common import EXIT_ERROR, EXIT_INTERRUPTED, RESULTS, ROOT, BenchError, made_by, write_results
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from privdfs import Error
 from privdfs_training.config import Config, load_config
-from privdfs_training.data import DataSet
-from privdfs_training.loop import build_optimizer
+from privdfs_training.data import DataSet, image_shape
+from privdfs_training.loop import build_optimizer, check
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.grouped import grouped_answers
 from privdfs_training.models.system import System
@@ -34,7 +34,6 @@ from privdfs_training.precision import autocast
 from privdfs_training.stages import Stage, stages, trained_modules
 
 CONFIGS = [ROOT / "configs" / "fashion-resnet20.toml", ROOT / "configs" / "cifar10-resnet20.toml"]
-SHAPES = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 BATCH, GRID, BLOCKS, CLASSES = 128, 4, 2, 10
 WARM_UP, SEED = 3, 0
 
@@ -101,13 +100,14 @@ def branches(servers: int, width: int, channels: int, precision: str, rounds: in
     }
 
 
-def stage_step(stage: Stage, system: System, data: DataSet) -> Callable[[], None]:
+def stage_step(stage: Stage, system: System, data: DataSet, precision: str) -> Callable[[], None]:
     """A whole step of a stage: loss, backward, optimiser.
 
     Args:
         stage: of a run.
         system: its networks.
         data: one batch of images.
+        precision: of the run.
 
     Returns:
         What makes the step.
@@ -117,7 +117,7 @@ def stage_step(stage: Stage, system: System, data: DataSet) -> Callable[[], None
 
     def step() -> None:
         modules.train()
-        with autocast("cpu"):
+        with autocast("cpu", precision):
             loss, _ = stage.loss(data.train_images, data.train_labels, 0.01)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -134,28 +134,28 @@ def steps(config: Config, rounds: int) -> dict[str, Any]:
         rounds: how often each.
 
     Returns:
-        One entry of the results. `masks` is a step that draws owners; it is timed with a head of its own where the
-        config takes a finished one.
+        One entry of the results.
 
     Raises:
         Error: the config does not fit its own images.
     """
-    shape, batch = SHAPES[config.data.name], config.train.masks.batch
+    shape, batch = image_shape(config.data), config.train.masks.batch
     torch.manual_seed(SEED)
     images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
     labels = torch.arange(batch) % CLASSES
     data = DataSet(config.data.name, tuple(map(str, range(CLASSES))), images, labels, images, labels)
-    config = msgspec.structs.replace(config, head=msgspec.structs.replace(config.head, checkpoint=None))
     system = System(config, image_shape=shape, classes=CLASSES)
     system.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     baseline, masks, finetune, *_ = stages(config, system, data)
     for stage in (baseline, masks):
         stage.prepare()
-    ways = {stage.name: stage_step(stage, system, data) for stage in (baseline, masks)}
+    precision = config.train.precision
+    ways = {stage.name: stage_step(stage, system, data, precision) for stage in (baseline, masks)}
     found = interleaved(ways, rounds)
     finetune.prepare()
     # The baseline once more: the int8 head comes later, and the machine may be another one by then.
-    later = interleaved({"baseline": ways["baseline"], "finetune": stage_step(finetune, system, data)}, rounds)
+    int8 = stage_step(finetune, system, data, precision)
+    later = interleaved({"baseline": ways["baseline"], "finetune": int8}, rounds)
     return {
         "config": config.name,
         "batch": batch,
@@ -164,6 +164,27 @@ def steps(config: Config, rounds: int) -> dict[str, Any]:
         "masks_ratio": round(found["masks"] / found["baseline"], 3),
         "finetune_ratio": round(later["finetune"] / later["baseline"], 3),
     }
+
+
+def read_run(path: Path) -> Config:
+    """A config whose steps can be timed, before time is spent.
+
+    Args:
+        path: its file.
+
+    Returns:
+        The config, with a head of its own where it takes a finished one: `masks` is a step that draws owners.
+
+    Raises:
+        Error: the config cannot be used, or is of images with attributes.
+    """
+    config = load_config(path)
+    if config.data.task == "attributes":
+        message = f"{path} is about attributes; steps are timed for images with one class"
+        raise BenchError(message)
+    config = msgspec.structs.replace(config, head=msgspec.structs.replace(config.head, checkpoint=None))
+    check(config)
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,9 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
     """
     parser = argparse.ArgumentParser(prog="branches", description="Time training steps on this processor.")
-    parser.add_argument(
-        "configs", nargs="*", type=Path, metavar="CONFIG", help=f"on {', '.join(SHAPES)} (default: two references)"
-    )
+    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run (default: two references)")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each way (default: 20)")
     parser.add_argument("--servers", type=int, nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64], help="of a branch (default: 32 64)")
@@ -187,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     console = Console()
     try:
-        runs = [load_config(path) for path in options.configs or CONFIGS]
+        runs = [read_run(path) for path in options.configs or CONFIGS]
         table = Table("servers", "width", "channels", "precision", "loop", "grouped", "grouped / loop")
         results: dict[str, Any] = {"branches": [], "steps": []}
         with console.status("branches"):

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ from privdfs_training.attacks.decoder import DecoderBudget, reconstruct, train_d
 from privdfs_training.attacks.floors import class_means, mean_image
 from privdfs_training.attacks.linear import by_linear_score
 from privdfs_training.attacks.metrics import score
+from privdfs_training.attacks.view import side_by_side
 from privdfs_training.checkpoint import load_system
 from privdfs_training.config import Config, config_from_dict, read_toml
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import TrainingConfigError
-from privdfs_training.loop import InterruptedTrainingError, train
+from privdfs_training.loop import InterruptedTrainingError, check, train
 from privdfs_training.parallel import CPU, choose_device
 from privdfs_training.readouts import linear_readouts
 
@@ -110,11 +111,28 @@ def read_sweep(path: Path) -> Sweep:
         runs.append(
             Run(full, change, config_from_dict(_changed(common, {"name": full} | change), f"{path}, run {name}"))
         )
+        if runs[-1].config.keys is not None or runs[-1].config.data.task == "attributes":
+            message = f"{path}, run {name}: what is measured here is for images with one class, cut without keys"
+            raise TrainingConfigError(message)
+    return Sweep(runs, _attack_budget(raw["attack"], path))
+
+
+def _attack_budget(values: dict[str, Any], path: Path) -> DecoderBudget:
+    known = {field.name for field in fields(DecoderBudget)}
     try:
-        return Sweep(runs, msgspec.convert(raw["attack"], DecoderBudget))
+        budget = msgspec.convert(values, DecoderBudget)
     except msgspec.ValidationError as error:
         message = f"{path}: attack: {error}"
         raise TrainingConfigError(message) from error
+    if values.keys() - known:  # which msgspec lets pass in a dataclass
+        message = (
+            f"{path}: attack knows no {', '.join(sorted(values.keys() - known))}; it has {', '.join(sorted(known))}"
+        )
+        raise TrainingConfigError(message)
+    if min(budget.epochs, budget.batch, budget.width, budget.blocks) < 1 or budget.learning_rate <= 0:
+        message = f"{path}: attack: every number must be above 0"
+        raise TrainingConfigError(message)
+    return budget
 
 
 def _changed(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +248,7 @@ def _attack(
     device: torch.device,
 ) -> dict[str, Any]:
     """What a decoder of one coalition's shares, trained from scratch, reconstructs of the test images."""
-    seen, seen_test = (torch.cat([every[server] for server in members], dim=1) for every in (shares, shares_test))
+    seen, seen_test = side_by_side(shares, members), side_by_side(shares_test, members)
     decoder = train_decoder(
         seen, data.train_images, budget, seed=SEED, progress=lambda _done, _loss: None, device=device
     )
@@ -361,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 known = ", ".join(run.name for run in sweep.runs)
                 message = f"the sweep has no run '{options.only}'; it has {known}"
                 raise BenchError(message)
+            for run in wanted:
+                check(run.config)
             for run in wanted:
                 _make(run, sweep.attack, options, console, device)
     except (KeyboardInterrupt, InterruptedTrainingError):

@@ -99,6 +99,10 @@ def test_another_kind_of_section_starts_afresh(sweep: Path) -> None:
     ("change", "told"),
     [
         ('[attack]\nepochs = "many"', "attack"),
+        ("[attack]\nepochs = 1\nwidht = 64", "attack knows no widht; it has batch"),
+        ("[attack]\nepochs = 0", "above 0"),
+        ("[runs.x.keys]\npartitions = 4", "run x: .* cut without keys"),
+        ('[runs.x.data]\nname = "celeba-attributes"\nflip = true', "images with one class"),
         ("[runs.x.masks]\nservres = 3", "servres"),
         ("[runs.x.masks]\nservers = 1", "at least 2 servers"),
         ("[other]\nkey = 1", "other"),

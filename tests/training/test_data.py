@@ -58,6 +58,11 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFi
         ("train-images-idx3-ubyte.gz", b"not gzip", "cannot be read"),
         ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\0" * 12), "not an idx file of 1"),
         (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02" + b"\0" * 4),
+            r"images are \(2, 2\), Fashion-MNIST's",
+        ),
+        (
             "t10k-labels-idx1-ubyte.gz",
             gzip.compress(b"\0\0\x08\x01\0\0\0\x09" + b"\1" * 5),
             "5 values where its header",

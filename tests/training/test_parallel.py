@@ -49,10 +49,18 @@ def values_of_every_step() -> dict[str, Any]:
     return values
 
 
-def torchrun(*arguments: str | Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *arguments: str | Path, processes: int = 2, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
     )
 
 
@@ -97,13 +105,21 @@ def test_two_processes_stop_together_and_continue_to_the_same_weights(
 ) -> None:
     config = write_toml(tmp_path / "tiny-3.toml", values_of_every_step())
     arguments = (config, "--data", few_images, "--out", tmp_path)
-    stopped = torchrun(WORKER, str(STEPS["baseline"] + 3), *arguments)
+    stopped = torchrun(WORKER, "stop", str(STEPS["baseline"] + 3), *arguments)
     assert "stopped and saved" in stopped.stdout, stopped.stderr
     assert read_checkpoint(tmp_path / "tiny-3" / "masks.safetensors").about["step"] == 3
     done = torchrun("-m", "privdfs_training", *arguments)
     assert "masks: continuing at step 3" in done.stdout, done.stderr
     resumed, whole = (read_checkpoint(run / "system.safetensors").tensors for run in (tmp_path / "tiny-3", pair))
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all(tmp_path: Path, few_images: Path) -> None:
+    config = write_toml(tmp_path / "tiny-3.toml", values_of_every_step())
+    done = torchrun(WORKER, "fail", "2", config, "--data", few_images, "--out", tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert "privdfs-train: process 1: one picture cannot be read" in done.stderr
 
 
 def test_a_batch_that_the_processes_cannot_divide_is_an_error_before_anything_starts(

@@ -132,8 +132,13 @@ def test_a_keyed_system_grows_on_the_head_and_masks_of_a_finished_one(
     ("stage", "changes", "message"),
     [
         ("masks", {}, r"is of a stage before fine-tuning\. Pass finetune\.safetensors or system\.safetensors"),
-        ("finetune", {"masks": {"values": 8}}, r"has 12 values of 5 levels for a server, the config 8 of 5"),
-        ("finetune", {"masks": {"levels": 3}}, r"has 12 values of 5 levels for a server, the config 12 of 3"),
+        (
+            "finetune",
+            {"masks": {"values": 8}},
+            "has 12 values of 5 fixed levels for a server, the config 8 values of 5",
+        ),
+        ("finetune", {"masks": {"levels": 3}}, "has 12 values of 5 fixed .*, the config 12 values of 3 fixed levels"),
+        ("finetune", {"masks": {"learned_levels": True}}, "has 12 values of 5 fixed .* of 5 learned levels"),
         (
             "finetune",
             {"masks": {"servers": 5, "values": 4}},

@@ -9,7 +9,7 @@ from torch import Tensor
 from privdfs_training.attacks.decoder import Decoder, DecoderBudget, reconstruct, train_decoder
 from privdfs_training.attacks.floors import mean_image
 from privdfs_training.attacks.metrics import score
-from privdfs_training.checkpoint import read_checkpoint, write_checkpoint
+from privdfs_training.checkpoint import load_system, read_checkpoint, write_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.config import read_toml
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -294,6 +294,8 @@ def test_a_rival_can_be_cut_from_the_backbone(data: DataSet) -> None:
         ({"defence": {"kind": "disco", **DEFENCES["disco"], "weight": 2.0}}, "divides one between"),
         ({"defence": {"kind": "shredder", **DEFENCES["shredder"]}}, "add \\[train.noise\\]"),
         ({"masks": {"servers": 1}}, "unknown key 'masks'"),
+        ({"loss": rival_values("none")["loss"] | {"label_smoothing": -1.0}}, "from 0 to 1"),
+        ({"branch": rival_values("none")["branch"] | {"together": True}}, "a rival has one"),
         ({"data": {"name": "celeba-attributes", "flip": True}}, "not for rivals"),
         ({"head": rival_values("none")["head"] | {"checkpoint": "other.safetensors"}}, "a rival has none"),
     ],
@@ -330,6 +332,11 @@ def test_the_command_trains_a_config_with_a_defence(
     assert main([str(config), "--data", str(data_folder), "--out", str(tmp_path)]) == 0
     assert "privdfs-export" not in capsys.readouterr().out
     assert isinstance(load_rival(tmp_path / "rival-fashion-nopeek" / "rival.safetensors"), Rival)
+
+
+def test_a_rival_is_no_system_to_export(rivals: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="holds a rival, not a finished system"):
+        load_system(rivals["none"])
 
 
 def test_a_file_that_is_no_rival_is_refused(tmp_path: Path, rivals: dict[str, Path]) -> None:

@@ -203,13 +203,15 @@ def load_system(path: Path) -> TrainedSystem:
         The system, in evaluation mode, and what made it.
 
     Raises:
-        CheckpointError: The file is missing, damaged, of a single stage, or does not fit its own config.
+        CheckpointError: The file is missing, damaged, of a single stage or a rival, or does not fit its own config.
+        TrainingConfigError: This version cannot use the config that made it.
     """
     checkpoint = read_checkpoint(path)
-    if "classes" not in checkpoint.about:
+    if "config" not in checkpoint.about:
+        kind = "a rival" if "rival" in checkpoint.about else "one stage"
         message = (
-            f"{path} holds one stage, not a finished system. Finish the run with privdfs-train, then pass its "
-            "system.safetensors."
+            f"{path} holds {kind}, not a finished system. Finish a run of a config with [masks] with privdfs-train, "
+            "then pass its system.safetensors."
         )
         raise CheckpointError(message)
     config = config_from_dict(checkpoint.about["config"], str(path))

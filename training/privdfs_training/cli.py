@@ -10,10 +10,10 @@ from rich.console import Console
 
 from privdfs_training import parallel
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
-from privdfs_training.config import load_config, read_toml
+from privdfs_training.config import Config, load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
-from privdfs_training.loop import InterruptedTrainingError, train
+from privdfs_training.loop import InterruptedTrainingError, check, train
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival
 
@@ -59,6 +59,8 @@ def _run(options: argparse.Namespace) -> int:
             message = "rivals and priors train in one process, on the processor; leave out torchrun and --device"
             raise TrainingConfigError(message)
         device = parallel.CPU if alone else parallel.choose_device(options.device)
+        if isinstance(config, Config):
+            check(config)
         data = load_data(config.data, options.data)  # what may take minutes comes after what may be wrong
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -72,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
             path = train(config, data, folder, console, device=device)
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
-        parallel.same(EXIT_INTERRUPTED)  # all leave at once: torchrun ends those that are left when one has gone
+        parallel.leave_together()
         return EXIT_INTERRUPTED
     except TrainingError as error:
         process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
@@ -80,6 +82,7 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     following = "" if alone else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
     console.print(f"finished: {path}{following}", soft_wrap=True)
+    parallel.leave_together()
     return 0
 
 

@@ -37,7 +37,7 @@ class DataConfig(Section, frozen=True):
     name: Literal["fashion-mnist", "cifar10", "cifar100", "celeba-attributes", "celeba-identity", "imagenet"]
     flip: bool
     image_size: int | None = None  # CelebA and ImageNet: height and width in pixels; None means 64 and 224
-    identity_images: int = 30  # celeba-identity: people with fewer images are left out
+    identity_images: int | None = None  # celeba-identity: people with fewer images are left out; None means 30
     layout: Literal["folder", "shards"] = "folder"  # imagenet: one folder for each class, or WebDataset shards
 
     @property
@@ -128,7 +128,7 @@ class FusionConfig(Section, frozen=True):
     """The client network that combines the answers."""
 
     hidden: int  # width of the network that corrects the sorted answers; 0 leaves it out
-    branch_dropout: float  # probability that an answer is withheld during training
+    branch_dropout: float  # probability that an answer is withheld in training, where its server was not drawn to stay
 
 
 class LossConfig(Section, frozen=True):
@@ -371,6 +371,8 @@ def _problems(config: Config) -> list[str]:
         *key_problems(config),
         *_adversary_problems(config),
         *_fusion_problems(config),
+        *loss_problems(config.loss),
+        *_budget_problems(config),
         *_other_problems(config),
     ]
 
@@ -394,9 +396,59 @@ def data_problems(data: DataConfig) -> list[str]:
             f"data.image_size is {data.image_size}; images need at least 16 pixels",
         ),
         (
-            data.identity_images < 5,
+            data.layout != "folder" and data.name != "imagenet",
+            f"data.layout is for ImageNet; {data.name} has one layout",
+        ),
+        (
+            data.identity_images is not None and data.name != "celeba-identity",
+            f"data.identity_images is for celeba-identity, not for {data.name}",
+        ),
+        (
+            data.identity_images is not None and data.identity_images < 5,
             f"data.identity_images is {data.identity_images}; a person with fewer than 5 has no test image",
         ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> list[str]:
+    """What is wrong with the budget of a stage.
+
+    Args:
+        name: Of its section.
+        stage: The section.
+        least_epochs: 0 for a stage that may take finished weights as they are.
+
+    Returns:
+        A message for each problem.
+    """
+    checks = (
+        (
+            stage.epochs < least_epochs or stage.batch < 2,
+            f"{name} needs at least 1 epoch and a batch of at least 2",
+        ),
+        (not stage.learning_rate > 0, f"{name}.learning_rate is {stage.learning_rate}; it must be above 0"),
+        (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
+        (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def loss_problems(loss: Section) -> list[str]:
+    """What is wrong with the weights of a loss.
+
+    Args:
+        loss: The section; it has distillation_temperature, label_smoothing, and weights.
+
+    Returns:
+        A message for each problem.
+    """
+    weights = msgspec.structs.asdict(loss)
+    temperature, smoothing = weights.pop("distillation_temperature"), weights.pop("label_smoothing")
+    checks = (
+        (not temperature > 0, f"loss.distillation_temperature is {temperature}; it must be above 0"),
+        (not 0 <= smoothing <= 1, f"loss.label_smoothing is {smoothing}; it is a share, from 0 to 1"),
+        *((not weight >= 0, f"loss.{key} is {weight}; it must be 0 or more") for key, weight in weights.items()),
     )
     return [problem for wrong, problem in checks if wrong]
 
@@ -426,6 +478,10 @@ def _mask_problems(config: Config) -> list[str]:
         ),
         (masks.values < 1, f"masks.values is {masks.values}; every server needs at least one value"),
         (
+            not min(masks.temperature) > 0,
+            f"masks.temperature is {list(masks.temperature)}; both must be above 0",
+        ),
+        (
             not 0 < masks.settled <= 1,
             f"masks.settled is {masks.settled}; it is a share of the stage, above 0 and at most 1",
         ),
@@ -454,39 +510,40 @@ def _mask_problems(config: Config) -> list[str]:
 
 
 def _adversary_problems(config: Config) -> list[str]:
-    adversary, checks = config.adversary, [(config.loss.decorrelation < 0, "loss.decorrelation must not be negative")]
-    if adversary is not None:
-        lifetime = adversary.proxies * adversary.restart
-        checks += [
-            (
-                config.masks.servers < 3,
-                f"adversary needs at least 3 servers: with {config.masks.servers} no minority coalition has a member",
-            ),
-            (
-                adversary.weight <= 0,
-                f"adversary.weight is {adversary.weight}; it must be above 0. Remove the section to train without",
-            ),
-            (
-                min(adversary.proxies, adversary.steps, adversary.width) < 1 or adversary.learning_rate <= 0,
-                "adversary.proxies, steps, width and learning_rate must be above 0",
-            ),
-            (
-                adversary.proxies > min(config.train.masks.batch, config.train.finetune.batch),
-                f"adversary.proxies is {adversary.proxies}; they divide a batch, which has fewer images",
-            ),
-            (
-                min(adversary.restart, adversary.warm_up) < 0,
-                "adversary.restart and adversary.warm_up are numbers of steps, 0 or more",
-            ),
-            (
-                0 < lifetime <= adversary.warm_up,
-                f"adversary.warm_up must be below the {lifetime} steps that a proxy lives (proxies * restart)",
-            ),
-            (
-                not 0 <= adversary.start < 1,
-                f"adversary.start is {adversary.start}; it is a share of the masks stage, from 0 to below 1",
-            ),
-        ]
+    adversary = config.adversary
+    if adversary is None:
+        return []
+    lifetime = adversary.proxies * adversary.restart
+    checks = (
+        (
+            config.masks.servers < 3,
+            f"adversary needs at least 3 servers: with {config.masks.servers} no minority coalition has a member",
+        ),
+        (
+            adversary.weight <= 0,
+            f"adversary.weight is {adversary.weight}; it must be above 0. Remove the section to train without",
+        ),
+        (
+            min(adversary.proxies, adversary.steps, adversary.width) < 1 or adversary.learning_rate <= 0,
+            "adversary.proxies, steps, width and learning_rate must be above 0",
+        ),
+        (
+            adversary.proxies > min(config.train.masks.batch, config.train.finetune.batch),
+            f"adversary.proxies is {adversary.proxies}; they divide a batch, which has fewer images",
+        ),
+        (
+            min(adversary.restart, adversary.warm_up) < 0,
+            "adversary.restart and adversary.warm_up are numbers of steps, 0 or more",
+        ),
+        (
+            0 < lifetime <= adversary.warm_up,
+            f"adversary.warm_up must be below the {lifetime} steps that a proxy lives (proxies * restart)",
+        ),
+        (
+            not 0 <= adversary.start < 1,
+            f"adversary.start is {adversary.start}; it is a share of the masks stage, from 0 to below 1",
+        ),
+    )
     return [problem for wrong, problem in checks if wrong]
 
 
@@ -508,8 +565,16 @@ def _malicious(config: Config) -> float:
     return 0.0 if config.train.fusion is None else config.train.fusion.malicious
 
 
+def _budget_problems(config: Config) -> list[str]:
+    return [
+        problem
+        for name, stage in msgspec.structs.asdict(config.train).items()
+        if isinstance(stage, StageConfig)
+        for problem in stage_problems(f"train.{name}", stage, least_epochs=int(name in ("branches", "fusion")))
+    ]
+
+
 def _other_problems(config: Config) -> list[str]:
-    stages = {name: getattr(config.train, name) for name in ("baseline", "masks", "finetune", "branches", "fusion")}
     given = config.head.checkpoint is not None
     finished = (
         ("baseline", config.backbone.checkpoint is not None, "backbone"),
@@ -526,17 +591,13 @@ def _other_problems(config: Config) -> list[str]:
             config.branch.together and config.branch.kind != "residual",
             "branch.together = true is for branch.kind = 'residual' alone; remove it",
         ),
-        *(
-            (
-                stage.epochs < (name in ("branches", "fusion")) or stage.batch < 2,
-                f"train.{name} needs at least 1 epoch and a batch of at least 2",
-            )
-            for name, stage in stages.items()
-            if stage is not None
+        (
+            config.branch.together and config.train.compile,
+            "train.compile hands single branches to the compiler, and branch.together = true uses none: leave one out",
         ),
         *(
             (
-                stages[name].epochs == 0 and not there,
+                getattr(config.train, name).epochs == 0 and not there,
                 f"train.{name}.epochs = 0 takes finished weights as they are: name them in {part}.checkpoint",
             )
             for name, there, part in finished

@@ -29,12 +29,13 @@ from privdfs_training.checkpoint import (
     load_weights,
     optimizer_tensors,
     read_checkpoint,
+    read_tensors,
     restore_optimizer,
     save_system,
     write_checkpoint,
 )
 from privdfs_training.config import Config, RunConfig, StageConfig
-from privdfs_training.data import ImageData
+from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
 from privdfs_training.parallel import CPU
@@ -69,6 +70,22 @@ class StopRequest:
 
 class InterruptedTrainingError(Exception):
     """The run was stopped by the user; everything is saved."""
+
+
+def check(config: Config) -> None:
+    """Refuse networks that do not fit together, and finished weights that are not there, before images are read.
+
+    Args:
+        config: The run.
+
+    Raises:
+        CheckpointError: A file that the config names is missing or damaged.
+        TrainingConfigError: As `System`.
+    """
+    for given in (config.backbone.checkpoint, config.head.checkpoint):
+        if given is not None:
+            read_tensors(Path(given))
+    System(config, image_shape=image_shape(config.data), classes=2)
 
 
 def train(config: Config, data: ImageData, folder: Path, console: Console, *, device: torch.device = CPU) -> Path:

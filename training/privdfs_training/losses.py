@@ -75,12 +75,12 @@ def decorrelation(shares: Tensor) -> Tensor:
 
 
 def random_answered(batch: int, servers: int, dropout: float) -> Tensor:
-    """Who answers in training: each server with probability 1 - dropout, and at least one per image.
+    """Who answers in training: one server that is drawn for the image, and each other with probability 1 - dropout.
 
     Args:
         batch: Number of images.
         servers: Number of servers.
-        dropout: Probability that an answer is withheld.
+        dropout: Probability that an answer of the others is withheld.
 
     Returns:
         bool [batch, servers].

@@ -10,7 +10,6 @@ A mask decides over units: single elements (of a ViT's feature, one channel of o
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from privdfs_training.config import MaskConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.parallel import Terms
 from privdfs_training.switch import Switched
-
-Assignment = Literal["learned", "random", "channel-block"]
 
 
 class OwnerMask(Switched):

@@ -36,10 +36,17 @@ def process_group() -> Iterator[None]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
-        # Leave together: a process whose peers are gone while its own threads still run can end in an abort.
-        distributed.barrier()
     finally:
         distributed.destroy_process_group()
+
+
+def leave_together() -> None:
+    """Wait for the other processes at the end: one whose peers are gone while its own threads run can end in an abort.
+
+    Not after an error, which the others may not have: torchrun ends them when this process is gone.
+    """
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def rank() -> int:

@@ -64,17 +64,23 @@ def load_cut(system: System, path: Path) -> None:
             or other levels.
     """
     cut = nn.ModuleDict({part: getattr(system, part) for part in ("head", "quantiser", "masks")})
-    tensors = read_checkpoint(path).tensors
-    load_weights(cut, {name: value for name, value in tensors.items() if name.split(".")[0] in cut}, path)
+    checkpoint = read_checkpoint(path)
+    fitting = {name: value for name, value in checkpoint.tensors.items() if name.split(".")[0] in cut}
+    load_weights(cut, fitting, path)
     if not (system.masks.on and system.head.input.on):
         message = f"{path} is of a stage before fine-tuning. Pass finetune.safetensors or system.safetensors."
         raise CheckpointError(message)
-    values, limit = int(system.masks.owned.sum(dim=1).max()), int(system.quantiser.range.detach().max())
-    largest = system.quantiser.largest
-    if values != system.masks.values or not (limit == largest or (limit < largest and system.quantiser.learned)):
+    masks = (checkpoint.about.get("config") or checkpoint.about["made_by"])["masks"]
+    theirs = masks["values"], masks["levels"], masks.get("learned_levels", False)
+    ours = system.masks.values, 2 * system.quantiser.largest + 1, system.quantiser.learned
+    if theirs != ours:
+        said = [
+            f"{values} values of {levels} {'learned' if learned else 'fixed'} levels"
+            for values, levels, learned in (theirs, ours)
+        ]
         message = (
-            f"{path} has {values} values of {2 * limit + 1} levels for a server, the config {system.masks.values} of "
-            f"{2 * largest + 1}. Set masks.values and masks.levels to what made the file."
+            f"{path} has {said[0]} for a server, the config {said[1]}. Set masks.values, levels and learned_levels to "
+            "what made the file."
         )
         raise CheckpointError(message)
 

@@ -116,7 +116,7 @@ class ActivationQuantiser(Switched):
         """Choose the sign.
 
         Args:
-            signed: int8 in [-127, 127]; otherwise uint8, for what follows a ReLU.
+            signed: int8, with a range of 127 steps either way; otherwise uint8, for what follows a ReLU.
         """
         super().__init__("enabled")
         self.signed = signed

@@ -18,7 +18,7 @@ from privdfs_training.checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
-from privdfs_training.config import DataConfig, Section, StageConfig, data_problems, refuse_unknown_keys
+from privdfs_training.config import DataConfig, Section, StageConfig, data_problems, refuse_unknown_keys, stage_problems
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError, build_optimizer, progress_bar, schedule, stop_on_signal
@@ -64,13 +64,11 @@ def prior_config(raw: dict[str, Any], path: Path) -> PriorConfig:
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
-    problems = data_problems(config.data)
+    problems = [*data_problems(config.data), *stage_problems("train", config.train)]
     if config.prior.width < 1 or config.prior.width % GROUPS:
         problems.append(f"prior.width is {config.prior.width}; it must be a multiple of {GROUPS}")
     if config.prior.blocks < 1:
         problems.append(f"prior.blocks is {config.prior.blocks}; it must be at least 1")
-    if config.train.epochs < 1 or config.train.batch < 1:
-        problems.append("train needs at least 1 epoch and a batch of at least 1")
     for problem in problems:
         message = f"{path}: {problem}"
         raise TrainingConfigError(message)

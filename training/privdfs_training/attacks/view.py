@@ -13,7 +13,6 @@ from privdfs_training.errors import AttackError
 class Relation(Enum):
     """How the attacker's own images stand to those that it is after."""
 
-    SAME_SET = "the same images"
     SAME_DISTRIBUTION = "other images of the same distribution"
     SHIFTED = "images of other classes"
 

@@ -16,18 +16,34 @@ from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task
 from privdfs_training.data.fashion import load_fashion_mnist
 from privdfs_training.data.imagenet import load_imagenet
 
-__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "in_memory", "load_data"]
+__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "image_shape", "in_memory", "load_data"]
 
 LOADERS: dict[str, Callable[[Path | None, DataConfig], ImageData]] = {
     "fashion-mnist": lambda root, _: load_fashion_mnist(root),
     "cifar10": lambda root, _: load_cifar10(root),
     "cifar100": lambda root, _: load_cifar100(root),
-    "celeba-attributes": lambda root, config: load_celeba_attributes(root, size=config.image_size or 64),
+    "celeba-attributes": lambda root, config: load_celeba_attributes(root, size=image_shape(config)[1]),
     "celeba-identity": lambda root, config: load_celeba_identity(
-        root, size=config.image_size or 64, images=config.identity_images
+        root, size=image_shape(config)[1], images=config.identity_images or 30
     ),
-    "imagenet": lambda root, config: load_imagenet(root, size=config.image_size or 224, layout=config.layout),
+    "imagenet": lambda root, config: load_imagenet(root, size=image_shape(config)[1], layout=config.layout),
 }
+
+
+def image_shape(config: DataConfig) -> tuple[int, int, int]:
+    """Channels, height and width of a set's images, without reading them.
+
+    Args:
+        config: The data section of a config.
+
+    Returns:
+        What `ImageData.image_shape` of the loaded set is.
+    """
+    if config.name == "fashion-mnist":
+        return 1, 28, 28
+    usual = {"cifar10": 32, "cifar100": 32, "imagenet": 224}.get(config.name, 64)
+    size = config.image_size or usual
+    return 3, size, size
 
 
 @overload

@@ -48,6 +48,9 @@ def load_fashion_mnist(root: Path | None) -> DataSet:
 def _read_split(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     images = _read_idx(folder / f"{split}-images-idx3-ubyte.gz", dimensions=3)
     labels = _read_idx(folder / f"{split}-labels-idx1-ubyte.gz", dimensions=1)
+    if images.shape[1:] != (28, 28):
+        message = f"{folder}: the {split} images are {images.shape[1:]}, Fashion-MNIST's (28, 28). {HOW_TO_GET}"
+        raise DataError(message)
     if len(images) != len(labels):
         message = (
             f"{folder}: the {split} files hold {len(images)} images but {len(labels)} labels; get them again. "

@@ -5,7 +5,16 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.config import RunConfig, Section, StageConfig, data_problems, key_problems, refuse_unknown_keys
+from privdfs_training.config import (
+    RunConfig,
+    Section,
+    StageConfig,
+    data_problems,
+    key_problems,
+    loss_problems,
+    refuse_unknown_keys,
+    stage_problems,
+)
 from privdfs_training.errors import TrainingConfigError
 
 
@@ -110,6 +119,7 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     for problem in (
         *data_problems(config.data),
         *key_problems(config),
+        *loss_problems(config.loss),
         *_defence_problems(config.defence),
         *_stage_problems(config),
     ):
@@ -145,6 +155,8 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         )
     if config.head.checkpoint is not None:
         problems.append("head.checkpoint brings a head with masks, and a rival has none: remove it")
+    if config.branch.together:
+        problems.append("branch.together is for several branches, and a rival has one: remove it")
     noise = config.train.noise
     learns_noise = isinstance(config.defence, ShredderConfig)
     if learns_noise and noise is None:
@@ -155,8 +167,8 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         problems.append("train.noise.weight_decay would shrink the noise that is to be learned: set it to 0")
     for name in ("baseline", "split", "noise"):
         stage: StageConfig | None = getattr(config.train, name)
-        if stage is not None and (stage.epochs < (name != "baseline") or stage.batch < 2):
-            problems.append(f"train.{name} needs at least 1 epoch and a batch of at least 2")
+        if stage is not None:
+            problems += stage_problems(f"train.{name}", stage, least_epochs=int(name != "baseline"))
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
         problems.append(
             "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
