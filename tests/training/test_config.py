@@ -6,7 +6,7 @@ import pytest
 from privdfs_training.cli import main
 from privdfs_training.config import config_from_dict, load_config
 from privdfs_training.errors import TrainingConfigError
-from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values
+from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -124,6 +124,27 @@ def test_what_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TrainingConfigError, match="not a TOML file"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("masks", "values", 1000, "but the feature has 196"),
+        ("head", "checkpoint", "none.safetensors", "there is no checkpoint none.safetensors"),
+        ("backbone", "checkpoint", "none.safetensors", "there is no checkpoint none.safetensors"),
+    ],
+)
+def test_networks_and_weights_are_checked_before_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, key: str, value: Any, told: str
+) -> None:
+    values = tiny_values()
+    if section == "head":
+        values["train"] |= {name: values["train"][name] | {"epochs": 0} for name in ("masks", "finetune")}
+        values["train"]["branches"] = BRANCHES_STAGE
+    values[section][key] = value
+    config = write_toml(tmp_path / "run.toml", values)
+    assert main([str(config), "--data", str(tmp_path / "no data here")]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_command_explains_and_exits_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
