@@ -484,7 +484,9 @@ def seeds_table(seeds: Mapping[str, Any], accuracy: Mapping[str, Any], privacy: 
         shown = [f"{value:.2%}" for value in values[:3]] + [f"{value:.2f} dB" for value in values[3:]]
         rows.append(f"| {name} | {' | '.join(shown)} |")
     made = "; ".join(sorted({_source(run["made_by"]) for run in seeds["runs"]}))
-    return "\n".join(rows) + f"\n\nReconstruction by the residual decoder of effort `standard` alone. {made}."
+    said = "Reconstruction by the residual decoder of effort `standard` alone"
+    said += "; the release's by that of its own audit." if apart else "."
+    return "\n".join(rows) + f"\n\n{said} {made}."
 
 
 def scaling_figures(folder: Path) -> str:
