@@ -194,7 +194,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         compute: Where and how.
 
     Raises:
-        CheckpointError: The stage's checkpoint is damaged, of another config, or cannot be written.
+        CheckpointError: The stage's checkpoint is damaged, does not fit, or cannot be written.
         DataError: An image cannot be read.
         DivergenceError: The loss or a weight stopped being finite.
         InterruptedTrainingError: `stop` was set; the checkpoint is saved, except before the first step.
