@@ -453,14 +453,11 @@ def _change(change: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def seeds_table(seeds: Mapping[str, Any], accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
-    """Markdown table of trainings from several seeds, with mean and spread; the release is that of seed 0.
-
-    Unless they bring a run of their own of seed 0, as seeds of an earlier recipe do: then the release stands apart.
-    """
+    """Markdown table of trainings from several seeds, with mean and spread; the release is that of seed 0."""
     release, audit = accuracy["releases"]["fashion-resnet20"], privacy["releases"]["fashion-resnet20"]
     alike = {
         str(len(one["members"])): one["psnr"] for one in audit["coalitions"] if one["attack"] == "decoder"
-    }  # the attack of the other seeds, on the coalitions chosen as theirs
+    }  # the network of the other seeds' attack, on the coalitions chosen as theirs
     ours = (
         *(release["fused"], release["missing"]["1"]["worst"], release["linear_readouts"]),
         *(alike[size] for size in ("1", "2", "3")),
@@ -472,20 +469,18 @@ def seeds_table(seeds: Mapping[str, Any], accuracy: Mapping[str, Any], privacy: 
         )
         for run in seeds["runs"]
     }
-    found = theirs if "0" in theirs else {"0, the release": ours} | theirs
+    found = {"0, the release": ours} | theirs
     columns = list(zip(*found.values(), strict=True))
     spread = {
         "mean": tuple(statistics.mean(column) for column in columns),
         "standard deviation": tuple(statistics.stdev(column) for column in columns),
     }
-    apart = {"the release, of a later recipe": ours} if "0" in theirs else {}
     rows = ["| seed | fused | one missing (worst) | linear readouts | 1 of 3 | 2 of 3 | 3 of 3 |", "| --- " * 7 + "|"]
-    for name, values in (found | spread | apart).items():
+    for name, values in (found | spread).items():
         shown = [f"{value:.2%}" for value in values[:3]] + [f"{value:.2f} dB" for value in values[3:]]
         rows.append(f"| {name} | {' | '.join(shown)} |")
     made = "; ".join(sorted({_source(run["made_by"]) for run in seeds["runs"]}))
-    said = "Reconstruction by the residual decoder of effort `standard` alone"
-    said += "; the release's by that of its own audit." if apart else "."
+    said = "Reconstruction by the residual decoder of effort `standard` alone; the release's by that of its own audit."
     return "\n".join(rows) + f"\n\n{said} {made}."
 
 
