@@ -283,8 +283,8 @@ def frontier_figures(folder: Path) -> str:
     Returns:
         Markdown.
     """
-    accuracy, privacy, sweeps, seeds = (
-        read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "frontier", "seeds")
+    accuracy, privacy, sweeps, seeds, accuracy_of_seeds = (
+        read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "frontier", "seeds", "seeds-accuracy")
     )
     if not sweeps:
         return f"{BEGIN}\n\nNot measured yet: `python bench/frontier.py`.\n\n{END}"
@@ -304,7 +304,9 @@ def frontier_figures(folder: Path) -> str:
             bars_table(points),
             *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
             "## Seeds",
-            seeds_table(seeds, accuracy, privacy) if seeds else "Not measured yet: configs/seeds/fashion.toml.",
+            seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
+            if seeds
+            else "Not measured yet: configs/seeds/fashion.toml.",
             END,
         )
     )
@@ -452,41 +454,40 @@ def _change(change: Mapping[str, Any], prefix: str = "") -> str:
     )
 
 
-def seeds_table(seeds: Mapping[str, Any], accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
-    """Markdown table of trainings from several seeds, with mean and spread; the release is that of seed 0.
-
-    Unless they bring a run of their own of seed 0, as seeds of an earlier recipe do: then the release stands apart.
-    """
-    release, audit = accuracy["releases"]["fashion-resnet20"], privacy["releases"]["fashion-resnet20"]
+def seeds_table(
+    seeds: Mapping[str, Any],
+    accuracy_of_seeds: Mapping[str, Any],
+    accuracy: Mapping[str, Any],
+    privacy: Mapping[str, Any],
+) -> str:
+    """Markdown table of trainings from several seeds, with mean and spread; the release is that of seed 0."""
+    audit = privacy["releases"]["fashion-resnet20"]
     alike = {
         str(len(one["members"])): one["psnr"] for one in audit["coalitions"] if one["attack"] == "decoder"
-    }  # the attack of the other seeds, on the coalitions chosen as theirs
-    ours = (
-        *(release["fused"], release["missing"]["1"]["worst"], release["linear_readouts"]),
-        *(alike[size] for size in ("1", "2", "3")),
-    )
-    theirs = {
-        str(run["made_by"]["seed"]): (
-            *(run["accuracy"], run["one_missing"], run["linear_readouts"]),
-            *(run["worst"][size]["psnr"] for size in ("1", "2", "3")),
-        )
-        for run in seeds["runs"]
-    }
-    found = theirs if "0" in theirs else {"0, the release": ours} | theirs
+    }  # the network of the other seeds' attack, on the coalitions chosen as theirs
+    found = {"0, the release": _headlines(accuracy["releases"]["fashion-resnet20"], alike)}
+    sources = []
+    for run in seeds["runs"]:
+        entry, reached = accuracy_of_seeds["releases"][run["name"]], run["worst"].items()
+        found[str(run["made_by"]["seed"])] = _headlines(entry, {size: one["psnr"] for size, one in reached})
+        sources += [_source(run["made_by"]), _source(entry["made_by"])]
     columns = list(zip(*found.values(), strict=True))
-    spread = {
-        "mean": tuple(statistics.mean(column) for column in columns),
-        "standard deviation": tuple(statistics.stdev(column) for column in columns),
-    }
-    apart = {"the release, of a later recipe": ours} if "0" in theirs else {}
-    rows = ["| seed | fused | one missing (worst) | linear readouts | 1 of 3 | 2 of 3 | 3 of 3 |", "| --- " * 7 + "|"]
-    for name, values in (found | spread | apart).items():
-        shown = [f"{value:.2%}" for value in values[:3]] + [f"{value:.2f} dB" for value in values[3:]]
+    found["mean"] = tuple(map(statistics.mean, columns))
+    found["standard deviation"] = tuple(map(statistics.stdev, columns))
+    head = "| seed | fused | one missing (worst) | simple lies | knows everything | linear readouts "
+    rows = [f"{head}| 1 of 3 | 2 of 3 | 3 of 3 |", "| --- " * 9 + "|"]
+    for name, values in found.items():
+        shown = [f"{value:.2%}" for value in values[:5]] + [f"{value:.2f} dB" for value in values[5:]]
         rows.append(f"| {name} | {' | '.join(shown)} |")
-    made = "; ".join(sorted({_source(run["made_by"]) for run in seeds["runs"]}))
-    said = "Reconstruction by the residual decoder of effort `standard` alone"
-    said += "; the release's by that of its own audit." if apart else "."
-    return "\n".join(rows) + f"\n\n{said} {made}."
+    said = "Reconstruction by the residual decoder of effort `standard` alone; the release's by that of its own audit."
+    return "\n".join(rows) + f"\n\n{said} {'; '.join(sources)}."
+
+
+def _headlines(entry: Mapping[str, Any], psnr: Mapping[str, float]) -> tuple[float, ...]:
+    """A row of the seeds' table: accuracies, and what a decoder reaches by the number of servers."""
+    lies = (_lied_to(entry) or ())[1:]  # of three servers, so one may lie
+    told = tuple(psnr[size] for size in ("1", "2", "3"))
+    return entry["fused"], entry["missing"]["1"]["worst"], *lies, entry["linear_readouts"], *told
 
 
 def scaling_figures(folder: Path) -> str:
