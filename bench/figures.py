@@ -305,7 +305,7 @@ def frontier_figures(folder: Path) -> str:
             *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
             "## Seeds",
             seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
-            if seeds
+            if seeds and accuracy_of_seeds
             else "Not measured yet: configs/seeds/fashion.toml.",
             END,
         )
