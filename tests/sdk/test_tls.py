@@ -119,7 +119,7 @@ def test_certificates_are_replaced_while_the_client_runs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("privdfs._wire.RELOAD_AFTER_S", 0.0)
+    monkeypatch.setattr("privdfs._channel.RELOAD_AFTER_S", 0.0)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def write(own: dict[str, bytes]) -> None:
