@@ -138,6 +138,7 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
+            self.peek()  # what the other side said before it closed, such as TLS's alert, says more
             raise self._broken(error) from None
         del self._out[:sent]
         return True
@@ -204,8 +205,11 @@ class Stream:
         if self._lost:  # `interrupt`, from another thread
             return Trouble("was left while the call ran", "close a client only when its calls have ended", again=False)
         self._lost = True
-        both = "that both sides use TLS or neither"
-        if self._security is not None:
-            both += ", and that the server accepts this device's certificate"
+        if self._security is None:
+            also = "that both sides use TLS or neither"
+        elif self._security.named:
+            also = "that it accepts this device's certificate"
+        else:
+            also = "whether it wants a certificate of this device, TLS(cert=…, key=…)"
         how = "closed the connection" if error is None else f"lost the connection ({type(error).__name__})"
-        return Trouble(f"{how} before it answered", f"check that the server runs there, {both}")
+        return Trouble(f"{how} before it answered", f"check that the server runs there, and {also}")

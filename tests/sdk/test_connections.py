@@ -43,7 +43,7 @@ def doors(fakes: list[FakeServer]) -> Iterator[Proxies]:
 
 
 def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # ------------------------------------------------------------------------------------- who answers at an endpoint now
