@@ -83,6 +83,7 @@ class Connection:
         self._running = 0  # the id of HTTP/2's stream of the present call
         self._calls = 0
         self._busy = False
+        self._greeting = b""  # the first bytes that came
         self._leaving = False  # the server said that it will close the connection
         self._used_at = time.monotonic()
 
@@ -173,7 +174,7 @@ class Connection:
                 self._handle((yield from self._stream.receive()), stream, answer)
             if body:  # the server answered without waiting for all of it
                 http.reset_stream(stream, _CANCEL)
-            yield from self._stream.send(http.data_to_send())
+            self._leaving |= not self._stream.try_to_send(http.data_to_send())  # the answer is here all the same
         except H2Error as error:
             raise Trouble(f"breaks the rules of HTTP/2 ({type(error).__name__})", _NOT_GRPC) from None
         return _read(answer)
@@ -193,6 +194,7 @@ class Connection:
         """Take in bytes; what belongs to `stream` goes into the answer."""
         from h2 import events
 
+        self._check_greeting(data)
         answer.overhead += len(data)
         happened: list[Any] = self._http.receive_data(data)
         for event in happened:
@@ -215,23 +217,29 @@ class Connection:
         if self._leaving and not answer.ended:
             raise Trouble("closed the connection before it answered", "check that the server runs there")
 
+    def _check_greeting(self, data: bytes) -> None:
+        """An HTTP/2 server begins with a SETTINGS frame; h2 would wait for as much as another one's bytes promise."""
+        if len(self._greeting) < 4:
+            self._greeting += data[: 4 - len(self._greeting)]
+            if self._greeting[3:] not in {b"", b"\x04"}:
+                raise Trouble("does not speak HTTP/2", _NOT_GRPC)
+
     def _headers(self, method: str, timeout: float, more: Sequence[tuple[str, str]]) -> list[Any]:
-        from hpack import NeverIndexedHeaderTuple
+        from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
         ms = min(max(1, round(timeout * 1e3)), _MAX_TIMEOUT_MS)
-        return [
-            (":method", "POST"),
-            (":scheme", "http" if self.security is None else "https"),
-            (":path", f"/inference.GRPCInferenceService/{method}"),
-            (":authority", self.endpoint),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-            ("user-agent", "privdfs"),
-            NeverIndexedHeaderTuple(
-                "grpc-timeout", f"{ms:08d}m"
-            ),  # another one each time: not worth a place in a table
-            *(NeverIndexedHeaderTuple(name, value) for name, value in more),
-        ]
+        same = (
+            (b":method", b"POST"),
+            (b":scheme", b"http" if self.security is None else b"https"),
+            (b":path", b"/inference.GRPCInferenceService/" + method.encode()),
+            (b":authority", self.endpoint.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", b"privdfs"),
+        )
+        # A timeout is another one each time, so it is not worth a place in HTTP/2's table; a secret must not be in it.
+        private = ((b"grpc-timeout", b"%08dm" % ms), *((name.encode(), value.encode()) for name, value in more))
+        return [*(HeaderTuple(*pair) for pair in same), *(NeverIndexedHeaderTuple(*pair) for pair in private)]
 
     def _cancel(self) -> bool:
         """Tell the server that nobody waits for its answer any more; whether the connection can still be used."""
