@@ -227,14 +227,14 @@ def read_rest(file: IO[bytes]) -> bytes:
 
 def _block(file: IO[bytes]) -> bytes:
     try:
-        block: object = file.read(_BLOCK_BYTES)
+        block = cast("object", file.read(_BLOCK_BYTES))
     except Exception as error:  # a file of another library raises what it likes
         raise ImageError(_unreadable(error)) from error
     if isinstance(block, str):
         raise ImageError("the file is open in text mode: open it with mode 'rb'")
     if not isinstance(block, (bytes, bytearray, memoryview)):
         raise ImageError(f"the file gives {type(block).__name__}, not bytes: pass one that is open in binary mode")
-    return bytes(block)
+    return bytes(cast("bytes", block))
 
 
 def _unreadable(error: Exception) -> str:

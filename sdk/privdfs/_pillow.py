@@ -8,6 +8,7 @@
 - Resizing goes one axis at a time, horizontal first. Pillow 13 changed the order of its passes.
 """
 
+import functools
 import importlib
 import io
 import os
@@ -18,7 +19,7 @@ import threading
 import zlib
 from typing import Any, cast
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from privdfs._errors import ImageError
 
@@ -69,16 +70,28 @@ def lock_of(thing: object) -> threading.Lock:
 
 def open_image(data: bytes) -> Image.Image | None:
     """Read the header of an image file; None if no format fits."""
-    for name, place in FORMATS.items():
-        module, factory = place.split(".")
+    for name in FORMATS:
         try:
-            opened: Image.Image = getattr(importlib.import_module(f"PIL.{module}"), factory)(io.BytesIO(data), "")
+            opened = _image_class(name)(io.BytesIO(data), "")
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(_bomb()) from error
         except Exception:  # noqa: BLE001, S112 - decoders raise anything on foreign bytes; the next format is tried
             continue
         return None if name == "PNG" and not _png_is_sound(data) else opened
     return None
+
+
+@functools.cache
+def _image_class(name: str) -> type[ImageFile.ImageFile]:
+    module, kind = FORMATS[name].split(".")
+    found: type[ImageFile.ImageFile] = getattr(importlib.import_module(f"PIL.{module}"), kind)
+    if name == "JPEG":  # it would read the resolution from the EXIF block, and warn of whatever else is wrong there
+        return type(kind, (found,), {"_read_dpi_from_exif": _nothing})
+    return found
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -164,6 +177,8 @@ def _load(image: Image.Image) -> None:
         ]
     if image.format in {"JPEG", "MPO"}:  # its own would end a truncated file as if it were whole
         vars(image)["load_read"] = file.read
+    if image.format == "TIFF":
+        vars(image)["load_end"] = functools.partial(_end_of_tiff, image)
     try:
         image.load()
     except BaseException:
@@ -171,6 +186,15 @@ def _load(image: Image.Image) -> None:
         raise
     finally:
         vars(image).pop("load_read", None)
+        vars(image).pop("load_end", None)
+
+
+def _end_of_tiff(image: ImageFile.ImageFile) -> None:
+    """Pillow turns a TIFF as it decodes it, but gives up before that where other tags are wrong."""
+    try:
+        type(image).load_end(image)
+    except Exception:  # noqa: BLE001 - whatever is wrong with the other tags, the pixels are all right
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _png_is_sound(data: bytes) -> bool:
