@@ -50,7 +50,7 @@ env: $(ENV)  ## the environment of all three packages (.venv)
 
 tensorrt: $(TENSORRT_ENV)  ## what the tests check engines with, without a GPU (100 MB)
 
-pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which resizes otherwise (20 MB)
+pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which resizes otherwise (35 MB)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 

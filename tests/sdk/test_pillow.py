@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 #: Other versions than the environment's, which `make pillow` installs: the oldest supported, and the last that resized
 #: horizontally first.
 VERSIONS = {"11": "11.0.0", "12": "12.3.0"}
+ENVIRONMENT = tuple(int(part) for part in PIL.__version__.split("."))
 RGB = ImageSpec(height=12, width=10, channels=3)
 
 DIGESTS = {
@@ -194,7 +196,7 @@ def test_half_an_image_is_refused_whatever_is_set(
     for length in (len(whole) // 4, len(whole) // 2, len(whole) * 3 // 4):
         try:
             image = way(whole[:length])
-        except OSError:  # Pillow sees from the header that it is cut off
+        except (OSError, ValueError):  # Pillow sees from the header that it is cut off
             continue
         for _ in range(2):  # the second call must not be given what the first has decoded
             with pytest.raises(ImageError):
@@ -240,7 +242,7 @@ def test_the_applications_limit_of_pixels_is_named_or_plays_no_part(form: str, m
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        if form in {"WEBP", "TIFF"}:  # Pillow checks inside these decoders
+        if form == "TIFF" or (form == "WEBP" and ENVIRONMENT >= (13,)):  # Pillow checks inside these decoders
             with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
                 load_image(data, RGB)
         else:
@@ -401,7 +403,9 @@ def raw_tiff(image: Image.Image, *extra: tuple[int, int, int, bytes]) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + bytes(4)
 
 
-@pytest.mark.parametrize("odd", [name for name in ODD if name != "the width as bytes"])
+@pytest.mark.parametrize(
+    "odd", [name for name in ODD if name not in {"the width as bytes", "more values than there are"}]
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_odd_tags_of_a_tiff_do_not_keep_it_from_being_turned(odd: str) -> None:
     image = picture((10, 12)).convert("L")
