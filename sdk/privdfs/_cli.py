@@ -52,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")
     try:
         code: int = options.run(options) or 0
-        output.flush()
+        print(end="", flush=True)
     except Error as error:
         _complain(error.message)
         return _FAILED
-    except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # so that Python's last flush does not fail too
+        if not isinstance(error, BrokenPipeError):  # the reader of the output, `head` for example, has seen enough
+            _complain(f"the output cannot be written ({error.strerror}): check where it goes")
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -166,8 +168,11 @@ def _source(image: str) -> str | bytes:
             raise ImageError("standard input is closed: name a file instead")
         data = read_rest(sys.stdin.buffer)
     elif _is_pipe(image):
-        with Path(image).open("rb") as pipe:
-            data = read_rest(pipe)
+        try:
+            with Path(image).open("rb") as pipe:
+                data = read_rest(pipe)
+        except OSError as error:
+            raise ImageError(f"the pipe cannot be read ({error.strerror}): check its permissions") from error
     else:
         return image
     if not data:
