@@ -11,14 +11,18 @@
 `--trust` names the public key of the releases' signer. `predict`, `install` and `rollback` insist on it (or on
 --allow-unsigned); the others say whether the signature was checked. A BUNDLE is a folder, or a store's, of which the
 bundle in use is taken. Results go to standard output (`--json` for programs). What goes wrong is
-one line on standard error and exit code 2.
+one line on standard error and exit code 2. An IMAGE is a file, a pipe, or `-` for standard input. One that is not an
+image does not keep the others from being classified.
 """
 
 import argparse
+import io
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -28,12 +32,14 @@ from privdfs._client import Client
 from privdfs._config import Server
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
+from privdfs._images import read_rest
 from privdfs._keys import UserKey
 from privdfs._result import Result
 from privdfs._store import BundleStore, is_store
 from privdfs._tls import TLS
 from privdfs._verify import verify
 
+_STDIN = "-"
 _FAILED = 2
 _INTERRUPTED = 130
 
@@ -41,24 +47,30 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parse(arguments)
+    output: TextIO = sys.stdout
+    if isinstance(output, io.TextIOWrapper):  # a terminal may lack the letters of a file's name or of a class
+        cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")
     try:
-        options.run(options)
+        code: int = options.run(options) or 0
+        print(end="", flush=True)
     except Error as error:
-        print(f"privdfs: {' '.join(error.message.split())}", file=sys.stderr)
+        _complain(error.message)
         return _FAILED
-    except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
-        sys.stderr.close()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # so that Python's last flush does not fail too
+        if not isinstance(error, BrokenPipeError):  # the reader of the output, `head` for example, has seen enough
+            _complain(f"the output cannot be written ({error.strerror}): check where it goes")
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return 0
+    return code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Like `parse_args`, but images may also stand behind the options, which argparse cannot do in a subcommand."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.run is not _predict or any(word.startswith("-") for word in rest)):
+    if rest and (options.run is not _predict or any(word.startswith("-") and word != _STDIN for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.images += rest
@@ -73,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="classify images")
     predict.set_defaults(run=_predict)
     predict.add_argument("bundle", metavar="BUNDLE", help="client folder of a release (an image with --local)")
-    predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files")
+    predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files, - for standard input")
     predict.add_argument(
         "--server",
         action="append",
@@ -122,30 +134,82 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> int:
+    rows: list[dict[str, Any]] = []
     with _client(options) as client:
         images = [options.bundle, *options.images] if options.local else options.images
         if not images:
             raise ConfigError("no image was given: privdfs predict BUNDLE IMAGE... --server HOST:PORT ...")
-        results = [_predict_file(client, image) for image in images]
-        if options.json:
-            rows = [{"image": image, **_plain(result)} for image, result in zip(images, results, strict=True)]
-            _print_json({"release": client.bundle.release, "results": rows})
-            return
-    width = max(len(image) for image in images)
-    for image, result in zip(images, results, strict=True):
-        who = f"{sum(result.answered)}/{len(result.answered)} servers"
-        print(
-            f"{image:<{width}}  {result.label:<16} {result.probability:7.2%}  {who}  "
-            f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up"
-        )
+        width = max(len(_shown(image)) for image in images)
+        failed = False
+        try:
+            for image in images:
+                row: dict[str, Any] = {"image": _unicode(image)}
+                try:
+                    result = client.predict(_source(image))
+                except ImageError as error:
+                    failed = True
+                    _complain(f"{_shown(image)}: {error.message}")
+                    rows.append(row | {"error": _unicode(error.message)})
+                    continue
+                rows.append(row | _plain(result))
+                if not options.json:
+                    _print_line(f"{_shown(image):<{width}}", result)
+        finally:  # whatever stops the rest, what is known is not lost
+            if options.json and rows:
+                _print_json({"release": client.bundle.release, "results": rows})
+    return _FAILED if failed else 0
 
 
-def _predict_file(client: Client, image: str) -> Result:
+def _source(image: str) -> str | bytes:
+    """What the client reads: the path of a file; of a pipe or standard input, which end only once, the bytes."""
+    if image in {_STDIN, "/dev/stdin"}:
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, where the shell closed it
+            raise ImageError("standard input is closed: name a file instead")
+        data = read_rest(sys.stdin.buffer)
+    elif _is_pipe(image):
+        try:
+            with Path(image).open("rb") as pipe:
+                data = read_rest(pipe)
+        except OSError as error:
+            raise ImageError(f"the pipe cannot be read ({error.strerror}): check its permissions") from error
+    else:
+        return image
+    if not data:
+        raise ImageError("nothing came from the pipe: it is empty, or was read before")
+    return data
+
+
+def _is_pipe(image: str) -> bool:
     try:
-        return client.predict(image)
-    except ImageError as error:  # among many files, which one
-        raise ImageError(f"{image}: {error.message}") from error
+        return Path(image).is_fifo()
+    except (OSError, ValueError):
+        return False
+
+
+def _print_line(image: str, result: Result) -> None:
+    who = f"{sum(result.answered)}/{len(result.answered)} servers"
+    print(
+        f"{image}  {result.label:<16} {result.probability:7.2%}  {who}  "
+        f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up",
+        flush=True,
+    )
+
+
+def _complain(message: str) -> None:
+    print(f"privdfs: {_shown(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _shown(text: str) -> str:
+    """Text for a terminal: what would break the line, or the terminal, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in _unicode(text)
+    )
+
+
+def _unicode(text: str) -> str:
+    """Text for any reader: bytes of a file's name that are not UTF-8 become escapes, as in a shell."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _client(options: argparse.Namespace) -> Client:
@@ -239,7 +303,7 @@ def _in_use(options: argparse.Namespace, bundle: Bundle) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(json.dumps(msgspec.to_builtins(value), indent=2), flush=True)  # ASCII, which every terminal and pipe takes
 
 
 if __name__ == "__main__":

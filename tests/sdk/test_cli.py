@@ -1,15 +1,17 @@
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from privdfs import __version__
+from privdfs import Client, __version__
 from privdfs._cli import main
 from privdfs.testing import FakeServer, Fault
 
@@ -53,7 +55,198 @@ def test_the_file_that_is_not_an_image_is_named(
 ) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
-    assert str(text) in failed(capsys, "predict", "--local", str(release), pictures[0], str(text))
+    assert str(text) in failed(capsys, "predict", "--local", str(release), str(text))
+
+
+def run(
+    release: Path, *arguments: str | bytes, encoding: str = "utf-8", data: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """`privdfs predict --local` as a process, in a terminal of some encoding."""
+    return subprocess.run(
+        [sys.executable, "-m", "privdfs._cli", "predict", "--local", release, *arguments],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        input=data,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_one_bad_file_does_not_cost_the_answers_of_the_others(
+    release: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    files = [pictures[0], str(text), "", str(tmp_path), pictures[1], pictures[0]]
+    assert main(["predict", "--local", str(release), *files]) == 2
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == [pictures[0], pictures[1], pictures[0]]
+    complaints = captured.err.splitlines()
+    assert len(complaints) == 3
+    for line, part in zip(complaints, (str(text), "the path is empty", "a folder"), strict=True):
+        assert line.startswith("privdfs: ")
+        assert part in line
+
+    assert main(["predict", "--local", str(release), *files, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 3
+    rows = json.loads(captured.out)["results"]
+    assert [row["image"] for row in rows] == files
+    assert [i for i, row in enumerate(rows) if "error" in row] == [1, 2, 3]
+    assert all("label" in rows[i] for i in (0, 4, 5))
+
+
+def test_a_line_is_there_as_soon_as_it_is_known(release: Path, pictures: list[str], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "privdfs._cli", "predict", "--local", release, pictures[0], pipe]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(pictures[0])  # and only now comes the second image
+        pipe.write_bytes(Path(pictures[1]).read_bytes())
+        assert process.stdout.readline().startswith(str(pipe))
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_answers_that_are_known_are_not_lost_when_the_servers_fail(
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    pictures: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    form: list[str],
+) -> None:
+    predict = Client.predict
+
+    def then_fail(self: Client, image: Any) -> Any:
+        result = predict(self, image)
+        fakes[0].fault = Fault(status="UNAVAILABLE")
+        return result
+
+    monkeypatch.setattr(Client, "predict", then_fail)
+    assert main(["predict", str(release / "client"), *options(endpoints), *pictures, *form]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("privdfs: ")
+    assert "server 0: " in captured.err
+    if form:
+        assert [row["image"] for row in json.loads(captured.out)["results"]] == pictures[:1]
+    else:
+        assert captured.out.startswith(pictures[0])
+        assert captured.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_standard_input_is_an_image(release: Path, pictures: list[str], name: str) -> None:
+    data = Path(pictures[0]).read_bytes()
+    for arguments in ((name, "--json"), ("--json", name)):
+        ran = run(release, *arguments, data=data)
+        assert ran.returncode == 0, ran.stderr
+        (row,) = json.loads(ran.stdout)["results"]
+        assert (row["image"], "label" in row) == (name, True)
+    ran = run(release, name, name, data=data)  # it ends only once
+    assert (ran.returncode, ran.stdout.count(b"\n"), ran.stderr.count(b"\n")) == (2, 1, 1)
+    assert b"was read before" in ran.stderr
+
+
+def in_bash(command: str, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of the shell; $0 is Python, $1 and so on are the arguments."""
+    bash = shutil.which("bash")
+    assert bash
+    return subprocess.run(
+        [bash, "-c", command, sys.executable, *arguments], capture_output=True, check=False, timeout=60
+    )
+
+
+def test_pipes_and_endless_files(release: Path, pictures: list[str]) -> None:
+    command = '"$0" -m privdfs._cli predict --local "$1" <(cat "$2") /dev/zero "$2" - </dev/zero'
+    ran = in_bash(command, release, pictures[0])
+    assert ran.returncode == 2
+    lines = ran.stdout.decode().splitlines()
+    assert len(lines) == 2
+    assert lines[0].split()[1] == lines[1].split()[1]  # the same image, the same class
+    zero, endless = ran.stderr.decode().splitlines()
+    assert "not a regular file" in zero
+    assert "more than" in endless
+
+
+@pytest.mark.parametrize(("redirect", "message"), [("<&-", "closed"), ("</dev/null", "empty")])
+def test_standard_input_that_is_closed_or_empty(
+    release: Path, pictures: list[str], redirect: str, message: str
+) -> None:
+    ran = in_bash(f'"$0" -m privdfs._cli predict --local "$1" - "$2" {redirect}', release, pictures[0])
+    assert ran.returncode == 2
+    assert re.search(f"^privdfs: -: .*{message}", ran.stderr.decode())
+    assert ran.stdout.decode().startswith(pictures[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_of_any_bytes_in_any_terminal(release: Path, tmp_path: Path, pictures: list[str], encoding: str) -> None:
+    raw = [b"caf\xff.png", "caf\u00e9 \u2603.png".encode(), b"a\nb\x1b[31m.png"]
+    names = [os.fsencode(tmp_path) + b"/" + name for name in raw]
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes(Path(pictures[0]).read_bytes())
+    missing = os.fsencode(tmp_path) + b"/none\xff\x1b.png"
+    ran = run(release, *names, missing, encoding=encoding)
+    assert ran.returncode == 2
+    assert b"Traceback" not in ran.stderr
+    lines = ran.stdout.decode(encoding).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"{tmp_path}/caf\\xff.png ")
+    assert lines[1].startswith(
+        f"{tmp_path}/caf{shown}" if (shown := {"ascii": "\\xe9"}.get(encoding)) else f"{tmp_path}/caf\u00e9"
+    )
+    assert lines[2].startswith(f"{tmp_path}/a\\nb\\x1b[31m.png ")
+    assert b"\x1b" not in ran.stdout + ran.stderr
+    assert b"none\\xff\\x1b.png" in ran.stderr
+    assert ran.stderr.count(b"\n") == 1
+
+    ran = run(release, *names, missing, "--json", encoding=encoding)
+    assert ran.returncode == 2
+    rows = json.loads(ran.stdout)["results"]
+    assert [Path(row["image"]).name for row in rows] == [
+        "caf\\xff.png",
+        "caf\u00e9 \u2603.png",
+        "a\nb\x1b[31m.png",
+        "none\\xff\x1b.png",
+    ]
+
+
+def test_a_reader_that_has_seen_enough(release: Path, pictures: list[str]) -> None:
+    command = '"$0" -m privdfs._cli predict --local "$1" "$2" "$2" "$2" "$2" | head -1; exit ${PIPESTATUS[0]}'
+    ran = in_bash(command, release, pictures[0])
+    assert ran.stdout.count(b"\n") == 1
+    assert not ran.stderr
+    assert ran.returncode in {0, 2}  # 0 if all was written before `head` ended
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_has_no_room(release: Path, pictures: list[str]) -> None:
+    ran = in_bash('"$0" -m privdfs._cli predict --local "$1" "$2" > /dev/full', release, pictures[0])
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(b"privdfs: the output cannot be written (No space left on device)")
+    assert ran.stderr.count(b"\n") == 1
+
+
+def test_output_that_is_closed(release: Path, pictures: list[str]) -> None:
+    ran = in_bash('"$0" -m privdfs._cli predict --local "$1" "$2" >&-', release, pictures[0])
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_output_that_nobody_reads(release: Path, pictures: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for arguments in (["predict", "--local", release, pictures[0]], ["describe", release / "client", "--json"]):
+        ran = subprocess.run(
+            [sys.executable, "-m", "privdfs._cli", *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+        assert (ran.returncode, ran.stderr) == (2, b"")
+    os.close(writer)
 
 
 def test_predict_in_json_is_the_same_in_local_mode(
