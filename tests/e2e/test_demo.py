@@ -95,6 +95,7 @@ def test_the_table_fits_a_narrow_terminal(trained_release: Path, tmp_path: Path)
     assert all(len(row.rstrip()) <= 80 and "…" not in row and row.rstrip().endswith("3x12") for row in rows)
 
 
+@pytest.mark.usefixtures("_hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_demo_and_servers(trained_release: Path, tmp_path: Path, number: signal.Signals) -> None:
     line = command(trained_release, "--out", tmp_path / "report")

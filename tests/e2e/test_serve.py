@@ -325,6 +325,7 @@ def test_a_signal_ends_all_servers(process: "subprocess.Popen[str]", number: sig
     assert wait_until_gone(below, 1) == set()
 
 
+@pytest.mark.usefixtures("_hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ready", [True, False], ids=["ready", "starting"])
 def test_a_signal_leaves_no_log_no_copy_and_no_shared_memory(
