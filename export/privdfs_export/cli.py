@@ -9,9 +9,11 @@ the others do not.
 """
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from privdfs import Error
 from privdfs._command_line import signals_interrupt
@@ -38,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and words[0] in COMMANDS else None
+    if name is None and words:
+        meant = difflib.get_close_matches(words[0], COMMANDS, 1)
+        if meant and not Path(words[0]).exists():
+            print(f"privdfs-export: there is no command {words[0]!r}. Did you mean {meant[0]!r}?", file=sys.stderr)
+            return 2
     command = importlib.import_module(_BUILD if name is None else COMMANDS[name])
     program = "privdfs-export" if name is None else f"privdfs-export {name}"
     parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)

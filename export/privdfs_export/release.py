@@ -11,6 +11,7 @@ Guarantees:
 
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ def export_release(
         ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
             released; nothing was written.
     """
-    _refuse_existing(out)
+    refuse_existing(out)
     planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     if data.task == "attributes":
         message = (
@@ -449,7 +450,18 @@ def _digest(built: Graphs) -> str:
     return digest.hexdigest()[:12]
 
 
-def _refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path) -> None:
+    """Refuse a place that is taken, or where nothing can be written, before minutes are spent.
+
+    Args:
+        out: Folder of a release that is to be made.
+
+    Raises:
+        ExportError: It exists, or its folder cannot be written to.
+    """
     if out.exists():
         message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
         raise ExportError(message)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ExportError(f"cannot write in {place}. Choose another folder with --out.")

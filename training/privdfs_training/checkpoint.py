@@ -106,6 +106,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is missing, damaged (NaN and infinity count as damage), or of another format.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Pass the safetensors file that lies in it.")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
