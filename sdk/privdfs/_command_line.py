@@ -2,7 +2,7 @@
 
 import argparse
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
@@ -28,7 +28,7 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Generator[None, None, None]:
     """Inside it every stopping signal raises KeyboardInterrupt, so that what was begun is cleaned up.
 
     A shell starts background jobs with SIGINT ignored; it counts all the same.

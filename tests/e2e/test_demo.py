@@ -114,7 +114,7 @@ def test_a_signal_ends_demo_and_servers(trained_release: Path, tmp_path: Path, n
 
 
 def test_no_proxy_stands_between_the_demo_and_its_servers(trained_release: Path, tmp_path: Path) -> None:
-    done = run(command(trained_release, "--out", tmp_path / "report"), **proxies(), TMPDIR=str(tmp_path))
+    done = run(command(trained_release, "--out", tmp_path / "report"), 120, **proxies(), TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 

@@ -73,11 +73,11 @@ def shares(count: int, seed: int = 0) -> np.ndarray:
 
 
 def _start_command(
-    release: Path, scratch: Path, *prefix: str, log_dir: Path | None = None, **settings: str
+    release: Path, scratch: Path, *prefix: str, log_dir: Path | None = None, settings: dict[str, str] | None = None
 ) -> "subprocess.Popen[str]":
     line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json"]
     line += [] if log_dir is None else ["--log-dir", str(log_dir)]
-    environment = {**os.environ, "TMPDIR": str(scratch), **settings}
+    environment = {**os.environ, "TMPDIR": str(scratch), **(settings or {})}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -381,7 +381,7 @@ def test_nohup_keeps_the_servers_when_the_terminal_closes(release: Path, tmp_pat
 
 
 def test_no_proxy_stands_between_the_command_and_its_servers(release: Path, tmp_path: Path) -> None:
-    with _start_command(release, tmp_path, **proxies()) as started:
+    with _start_command(release, tmp_path, settings=proxies()) as started:
         try:
             assert len(_first_line(started)["endpoints"]) == 3
         finally:
