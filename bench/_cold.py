@@ -87,7 +87,7 @@ def floor(client: Path, image: Path, endpoints: Sequence[str], mark: Callable[[s
     feeds = {"image": np.asarray(opened).reshape(1, height, width, channels)}
     partition = {one.name: np.zeros((1, 1), np.int32) for one in keyed}
     shares = encoder.run(None, feeds | partition)
-    channels_to = [grpc.insecure_channel(endpoint) for endpoint in endpoints]
+    channels_to = [grpc.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)]) for endpoint in endpoints]
     calls = []
     for channel, share in zip(channels_to, shares, strict=True):
         request = messages.ModelInferRequest(model_name="branch")

@@ -38,6 +38,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Bundle, Client, ConfigError, Error
+from privdfs._command_line import signals_interrupt
 from privdfs._manifest import ENCODER_NAME, FUSION_NAME, bytes_up, key_spec, read_verified
 from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
@@ -286,4 +287,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

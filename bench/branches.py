@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs_training.config import Config, load_config
 from privdfs_training.data import DataSet, image_shape
 from privdfs_training.loop import build_optimizer, check
@@ -198,9 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="branches", description="Time training steps on this processor.")
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run (default: two references)")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each way (default: 20)")
-    parser.add_argument("--servers", type=int, nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64], help="of a branch (default: 32 64)")
+    parser.add_argument("--rounds", type=whole_number(1, 10**9), default=20, help="steps of each way (default: 20)")
+    parser.add_argument("--servers", type=whole_number(2, 1000), nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
+    parser.add_argument(
+        "--widths", type=whole_number(1, 10**6), nargs="+", default=[32, 64], help="of a branch (default: 32 64)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "branches.json", help="(default: bench/results/…)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -234,4 +237,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

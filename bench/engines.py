@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt
 from privdfs_export.engine import BuildOptions, build_engine
 from privdfs_export.precision import PRECISIONS, Precision, with_precision
 from privdfs_export.repository import Repository, read_repository
@@ -106,4 +107,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -40,6 +40,7 @@ from rich.table import Table
 from torch import Tensor
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs_export import evaluate
 from privdfs_export.graphs import baseline_graph, branch_graph, count_macs, encoder_graph, fusion_graph
 from privdfs_training.attacks.decoder import DecoderBudget, reconstruct, train_decoder
@@ -365,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs") / "frontier", help="folder of the trainings")
     parser.add_argument("--out", type=Path, default=RESULTS / "frontier.json", help="file to add to")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -414,4 +415,5 @@ def _make(run: Run, budget: DecoderBudget, options: argparse.Namespace, console:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -67,6 +67,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs import Bundle, Error
+from privdfs._command_line import signals_interrupt
 from privdfs._constants import ONNX_THREADS
 from privdfs._images import load_image
 from privdfs_export.serve import serve_measured
@@ -380,4 +381,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -42,6 +42,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs_export.release import MAY_BE_PASSED_ON
 from privdfs_training.attacks import selfchecks
 from privdfs_training.attacks.perceptual import load_lpips
@@ -228,9 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = release_parser("privacy", "Measure what coalitions of servers can reconstruct.")
     parser.add_argument("--effort", choices=EFFORTS, default="standard", help="how much attackers spend")
-    parser.add_argument("--pairs", type=int, help="the attacker's own images, at most")
-    parser.add_argument("--images", type=int, help="test images to attack, at most")
-    parser.add_argument("--epochs", type=int, help="of every decoder")
+    parser.add_argument("--pairs", type=whole_number(1, 10**9), help="the attacker's own images, at most")
+    parser.add_argument("--images", type=whole_number(1, 10**9), help="test images to attack, at most")
+    parser.add_argument("--epochs", type=whole_number(1, 10**9), help="of every decoder")
     parser.add_argument("--seconds", type=float, help="stop the training of a decoder after so long")
     parser.add_argument(
         "--prior",
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="CPU threads (default: one for each core)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     options = parser.parse_args(arguments)
     threads = options.threads or os.cpu_count() or 1
@@ -285,4 +286,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -40,6 +40,7 @@ from rich.table import Table
 from torch import Tensor
 
 from privdfs import Bundle, Error
+from privdfs._command_line import signals_interrupt
 from privdfs_training.attacks.decoder import DecoderBudget, reconstruct, train_decoder
 from privdfs_training.attacks.metrics import mean_interval
 from privdfs_training.attacks.reidentify import by_classifier, by_nearest, rank_hits
@@ -203,4 +204,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

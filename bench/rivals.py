@@ -38,6 +38,7 @@ from rich.table import Table
 from torch import Tensor
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs_training.attacks.decoder import DecoderBudget, Form, reconstruct, train_decoder
 from privdfs_training.attacks.floors import class_means, mean_image
 from privdfs_training.attacks.linear import rank_by_linear_score
@@ -348,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "rivals.json", help="file to add to")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=whole_number(1, 1024), help="CPU threads")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -401,4 +402,5 @@ def _add(path: Path, options: argparse.Namespace, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs import AsyncClient, Bundle, Client, Error
+from privdfs._command_line import signals_interrupt
 from privdfs._manifest import bytes_up, read_verified
-from privdfs_export.serve import RunningServer, serve_measured
+from privdfs_export.serve import LOOPBACK_OPTIONS, RunningServer, serve_measured
 from privdfs_training.config import Config, load_config
 
 CONFIG = ROOT / "configs" / "fashion-resnet20.toml"
@@ -99,7 +100,10 @@ def measure_point(release: Release, batch: int, samples: int, console: Console) 
     images = list(release.images(batch))
     manifest = release.bundle.manifest
     with ExitStack() as stack:
-        channels = [stack.enter_context(grpc.insecure_channel(endpoint)) for endpoint in release.endpoints]
+        channels = [
+            stack.enter_context(grpc.insecure_channel(endpoint, options=LOOPBACK_OPTIONS))
+            for endpoint in release.endpoints
+        ]
         stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
         client = stack.enter_context(Client(release.bundle, release.endpoints, timeout=TIMEOUT_S))
         floor = Floor(release.bundle, read_verified(release.folder / "client", manifest.files), stubs)
@@ -265,4 +269,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import EXIT_ERROR, RESULTS, ROOT, BenchError, made_by, write_results
+from _common import EXIT_ERROR, EXIT_INTERRUPTED, RESULTS, ROOT, BenchError, made_by, write_results
 from random_release import write_random_release
 
 from privdfs import Bundle, Client, Error, NotEnoughAnswersError, Result, Retries, Server
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs._local import open_branch
 from privdfs.testing import FakeServer
 from privdfs_export.serve import find_tritonserver
@@ -246,10 +247,16 @@ def straggler(release: Path, calls: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 0 done, 2 an error that the message explains."""
+    """Entry point; exit code 0 done, 2 an error that the message explains, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="soak", description="Predict while servers are killed and started again.")
-    parser.add_argument("--predictions", type=int, default=100_000, metavar="N")
-    parser.add_argument("--straggler-calls", type=int, default=1000, metavar="N", help="of each system (default: 1000)")
+    parser.add_argument("--predictions", type=whole_number(1, 10**9), default=100_000, metavar="N")
+    parser.add_argument(
+        "--straggler-calls",
+        type=whole_number(1, 10**9),
+        default=1000,
+        metavar="N",
+        help="of each system (default: 1000)",
+    )
     parser.add_argument("--config", type=Path, default=CONFIG, help="of the release with random weights")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args(arguments)
@@ -266,10 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Error, OSError) as error:
         print(f"soak: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        shutil.rmtree(folder)
+        return EXIT_INTERRUPTED
     shutil.rmtree(folder)
     print(json.dumps({name: found[name] for name in ("straggler", "soak")}, indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals_interrupt():
+        sys.exit(main())

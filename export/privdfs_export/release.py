@@ -5,11 +5,13 @@ Guarantees:
 - Nothing is written before every graph agrees with torch on real images.
 - The release appears whole, under its final name, or not at all.
 - A server's folder holds nothing of another server, nor of the head or the fusion.
-- The release id is derived from the bytes of all graphs: two releases with one id are one release.
+- The release id is derived from the bytes of the graphs: two releases with one id answer alike. Nor do they state
+  different accuracies: data on which the system does not reach what training measured are refused.
 """
 
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +117,7 @@ def export_release(
         ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
             released; nothing was written.
     """
-    _refuse_existing(out)
+    refuse_existing(out)
     planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     if data.task == "attributes":
         message = (
@@ -131,6 +133,13 @@ def export_release(
         raise ExportError(message)
     pixels, numbers = data.sample("test")
     images, labels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()), numbers.numpy()
+    # A keyed release is measured over its whole family, image by image.
+    partitions = _dealt(trained.system, len(images))
+    batches = zip(pixels.split(evaluate.BATCH), numbers.split(evaluate.BATCH), strict=True)
+    parts = itertools.repeat(None) if partitions is None else iter(partitions.split(evaluate.BATCH))
+    reached = accuracy(lambda images: trained.system(images, next(parts)), batches)
+    sampled = partitions is not None or len(labels) < data.test_size
+    parity.check_data(data.name, reached, trained.accuracy["fused"], len(labels) if sampled else None)
 
     console.print("graphs: encoder, branches, fusion, baseline")
     system = trained.system
@@ -149,8 +158,6 @@ def export_release(
         baseline=baseline.SerializeToString(),
     )
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(images))} test images")
-    # A keyed release is measured over its whole family, image by image.
-    partitions = _dealt(system, len(images))
     dealt = None if partitions is None else partitions.numpy()
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
     tried = np.concatenate([examples[:GOLDEN_IMAGES], images[:PARITY_IMAGES]])
@@ -165,9 +172,7 @@ def export_release(
         labels=labels,
         partitions=dealt,
     )
-    batches = zip(pixels.split(evaluate.BATCH), numbers.split(evaluate.BATCH), strict=True)
-    parts = itertools.repeat(None) if partitions is None else iter(partitions.split(evaluate.BATCH))
-    parity.check_accuracy(measured.fused, accuracy(lambda images: system(images, next(parts)), batches))
+    parity.check_accuracy(measured.fused, reached)
 
     console.print(f"INT8 ranges on {CALIBRATION_IMAGES} training images, accuracy of {', '.join(MEASURED_PRECISIONS)}")
     calibration = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
@@ -445,9 +450,18 @@ def _digest(built: Graphs) -> str:
     return digest.hexdigest()[:12]
 
 
-def _refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path) -> None:
+    """Refuse a place that is taken, or where nothing can be written, before minutes are spent.
+
+    Args:
+        out: Folder of a release that is to be made.
+
+    Raises:
+        ExportError: It exists, or its folder cannot be written to.
+    """
     if out.exists():
-        message = (
-            f"{out} exists already; a release is never changed in place. Remove it or choose another folder with --out."
-        )
+        message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
         raise ExportError(message)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ExportError(f"cannot write in {place}. Choose another folder with --out.")
