@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
+from privdfs._given import check_flag, check_path
 from privdfs._keys import UserKey, check_partition, partition_of
 from privdfs._manifest import (
     ENCODER_NAME,
@@ -99,8 +100,10 @@ class Bundle:
             BundleIntegrityError: a file is missing or changed.
             ConfigError: a key cannot be read, or both `trust` and `allow_unsigned` were given.
         """
-        folder = Path(path)
-        if not (folder / MANIFEST_NAME).exists() and (folder / "client" / MANIFEST_NAME).exists():
+        folder = check_path(path, "the bundle")
+        check_flag(allow_unsigned, "allow_unsigned")
+        whole = folder / "client" / MANIFEST_NAME
+        if not os.path.exists(folder / MANIFEST_NAME) and os.path.exists(whole):  # noqa: PTH110 - pathlib's raise
             raise BundleIntegrityError(
                 f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
             )

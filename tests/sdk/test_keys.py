@@ -55,8 +55,9 @@ def test_the_partition_is_the_documented_hash_of_the_key(keyed_release: Path) ->
         (b"", "0 bytes, not 16"),
         (SECRET[:15], "15 bytes, not 16"),
         (SECRET + b"1", "17 bytes, not 16"),
-        (SECRET.hex()[:-2], "15 bytes, not 16"),
-        (SECRET.hex() + "zz", "not hexadecimal"),
+        (SECRET.hex()[:-2], "not 32 hexadecimal digits"),
+        (SECRET.hex() + "\n", "not 32 hexadecimal digits"),
+        (SECRET.hex() + "zz", "not 32 hexadecimal digits"),
         (bytearray(SECRET), "not bytearray"),
         (7, "not int"),
     ],
@@ -211,8 +212,8 @@ def test_the_command_takes_a_key_file(
     command = ["predict", "--local", str(keyed_release), str(tmp_path / "image.png")]
     assert main([*command, "--key-file", str(good)]) == 0
     for path, problem in (
-        (short, "15 bytes"),
-        (binary, "not text"),
+        (short, "not 32 hexadecimal digits"),
+        (binary, "not 32 hexadecimal digits"),
         (tmp_path / "missing", "cannot be read"),
         (tmp_path, "cannot be read"),
     ):

@@ -333,7 +333,7 @@ def test_addresses_that_bundles_are_not_fetched_from(store: BundleStore, source:
 
 def test_a_file_address_and_what_is_no_folder(store: BundleStore, sources: list[Path], tmp_path: Path) -> None:
     assert store.install(sources[0].as_uri()).release == "tiny-0"
-    with pytest.raises(BundleStoreError, match="is no folder"):
+    with pytest.raises(BundleStoreError, match="is not a folder"):
         store.install(tmp_path / "none")
 
 
