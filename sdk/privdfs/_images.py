@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS, MIN_SIDE
 from privdfs._errors import ImageError
+from privdfs._given import shown
 from privdfs._manifest import ImageSpec
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -124,15 +125,14 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise ImageError(f"there is no image file at {path}: check the path")
+            raise ImageError(f"there is no image file at {shown(path)}: check the path")
         size = path.stat().st_size
         if size > MAX_ENCODED_BYTES:
             raise ImageError(_too_many_bytes(size))
         return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ImageError(
-            f"{path!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-        ) from error
+    except (OSError, ValueError) as error:  # it names the path, in the place of which an image may have been passed
+        problem = type(error).__name__
+    raise ImageError(f"{shown(path)} cannot be read ({problem}): check the path and its permissions")
 
 
 def _too_many_bytes(size: int) -> str:

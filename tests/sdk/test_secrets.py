@@ -54,6 +54,8 @@ PLACES: dict[str, Callable[[Any, Path], object]] = {
     "release": lambda text, _: Client.local(text),
     "store": lambda text, _: BundleStore(text, allow_unsigned=True).open(),
     "source": lambda text, release: BundleStore(release / "none", allow_unsigned=True).install(text),
+    "image": lambda text, release: Client.local(release).predict(text),
+    "images": lambda text, release: Client.local(release).predict_batch([text]),
     "user key": lambda text, _: UserKey(text + "0"),
     "user key's file": lambda text, _: UserKey.read(text),
     "timeout": lambda text, _: check_timeout(text),
