@@ -18,8 +18,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from privdfs._errors import ConfigError
-from privdfs._given import read_file
 from privdfs._manifest import MANIFEST_NAME, SIGNATURE_NAME, read_manifest_bytes
 from privdfs._signature import check_signature, key_id, signature_line
 from privdfs._verify import verify
@@ -98,12 +96,11 @@ def read_private_key(path: Path, password_file: Path | None = None) -> Ed25519Pr
         ExportError: A file cannot be read, the key is of another kind, or the password is missing or wrong.
     """
     try:
-        data = read_file(path, "the signing key")
-        # The password itself may have been given in the place of its file.
-        lines = None if password_file is None else read_file(password_file, "the password", secret=True).splitlines()
-    except ConfigError as error:
-        raise ExportError(error.message) from None
-    password = None if lines is None else (lines or [b""])[0]
+        data = path.read_bytes()
+        password = None if password_file is None else (password_file.read_bytes().splitlines() or [b""])[0]
+    except OSError as error:
+        message = f"{error.filename} cannot be read ({error.strerror}). Check the path and its permissions."
+        raise ExportError(message) from error
     if password is None and b"BEGIN ENCRYPTED" in data:
         if not sys.stdin.isatty():
             message = f"{path} has a password, and there is no terminal to ask at. Pass --password-file."
