@@ -14,9 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
 COMMANDS: Mapping[str, str] = {
+    "keygen": "privdfs_export.keygen",
     "leakage": "privdfs_export.leakage",
     "plan": "privdfs_export.plan",
     "sign": "privdfs_export.sign",
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line; None means those of the process.
 
     Returns:
-        Exit code: 0 done, 2 an error that the message explains.
+        Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and words[0] in COMMANDS else None
@@ -44,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_arguments(parser)
     options = parser.parse_args(words)
     try:
-        command.run(options)
+        with signals_interrupt():
+            command.run(options)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped before it was done", file=sys.stderr)
+        return 130
     except Error as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2

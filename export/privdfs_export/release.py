@@ -447,7 +447,5 @@ def _digest(built: Graphs) -> str:
 
 def _refuse_existing(out: Path) -> None:
     if out.exists():
-        message = (
-            f"{out} exists already; a release is never changed in place. Remove it or choose another folder with --out."
-        )
+        message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
         raise ExportError(message)
