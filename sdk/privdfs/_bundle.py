@@ -89,8 +89,8 @@ class Bundle:
 
         Args:
             path: the folder.
-            trust: Ed25519 public key of whoever signs the releases (PEM file, its bytes, or the key's 32 bytes), or
-                several, of which one must have signed.
+            trust: Ed25519 public key of whoever signs the releases (the path of a PEM file, what is in one, or the
+                key's 32 bytes), or several, of which one must have signed.
             allow_unsigned: open it without asking who made it, for development.
 
         Raises:

@@ -210,14 +210,14 @@ def test_the_command_takes_a_key_file(
     short.write_text(SECRET.hex()[:30])
     binary.write_bytes(SECRET)
     command = ["predict", "--local", str(keyed_release), str(tmp_path / "image.png")]
-    assert main([*command, "--key-file", str(good)]) == 0
+    assert main([*command, "--user-key", str(good)]) == 0
     for path, problem in (
         (short, "not 32 hexadecimal digits"),
         (binary, "not 32 hexadecimal digits"),
         (tmp_path / "missing", "cannot be read"),
         (tmp_path, "cannot be read"),
     ):
-        assert main([*command, "--key-file", str(path)]) == 2
+        assert main([*command, "--user-key", str(path)]) == 2
         error = capsys.readouterr().err
         assert problem in error
         assert SECRET.hex()[:8] not in error
