@@ -16,6 +16,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from privdfs._errors import ConfigError
+from privdfs._given import read_file
 from privdfs._manifest import MANIFEST_NAME, SIGNATURE_NAME, read_manifest_bytes
 from privdfs._signature import check_signature, key_id, signature_line
 from privdfs._verify import verify
@@ -95,7 +97,7 @@ def read_private_key(path: Path, password_file: Path | None = None) -> Ed25519Pr
     Raises:
         ExportError: A file cannot be read, the key is of another kind, or the password is missing or wrong.
     """
-    data = _read(path)
+    data = _read(path, "the signing key")
     password = None if password_file is None else read_password(password_file)
     if password is None and b"BEGIN ENCRYPTED" in data:
         if not sys.stdin.isatty():
@@ -128,15 +130,15 @@ def read_password(path: Path) -> bytes:
     Raises:
         ExportError: The file cannot be read.
     """
-    return (_read(path).splitlines() or [b""])[0]
+    # The password itself may have been given in the place of its file.
+    return (_read(path, "the password", secret=True).splitlines() or [b""])[0]
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        message = f"{path} cannot be read ({error.strerror}). Check the path and its permissions."
-        raise ExportError(message) from error
+        return read_file(path, what, secret=secret)
+    except ConfigError as error:
+        raise ExportError(error.message) from None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -41,6 +41,7 @@ from privdfs._manifest import ClientManifest, key_spec
 from privdfs._messages import Message
 from privdfs._onnx import PARTITION, partition_feed
 from privdfs._routing import Replicas
+from privdfs._security import make_security
 
 MODEL = "branch"
 SHARE = "share"
@@ -102,7 +103,7 @@ class ServerChannel:
         self._stamp: tuple[object, ...] = (
             () if server.tls is None else server.tls.stamp()
         )  # before the files are read: no change is missed
-        self._security = None if server.tls is None else server.tls.security()
+        self._security = None if server.tls is None else make_security(server.tls)
         self._looked_at = time.monotonic()
         self.replicas = Replicas(branch.server, server.endpoints, self._open, self._usable)
 
@@ -228,7 +229,7 @@ class ServerChannel:
         if stamp == self._stamp:
             return
         try:
-            self._security, self._stamp = tls.security(), stamp
+            self._security, self._stamp = make_security(tls), stamp
         except ConfigError as error:
             _log.warning("the certificates of server %d changed but cannot be used yet: %s", self.server, error.message)
         else:

@@ -19,8 +19,8 @@ from typing import Any
 from privdfs._config import split_endpoint
 from privdfs._constants import IDLE_CONNECTION_S, MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION, MAX_OVERHEAD_BYTES
 from privdfs._dial import Steps, Trouble
+from privdfs._security import Security
 from privdfs._stream import Stream
-from privdfs._tls import Security
 
 #: By number (https://grpc.io/docs/guides/status-codes).
 STATUSES = (

@@ -19,6 +19,7 @@ from PIL import Image
 
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS, MIN_SIDE
 from privdfs._errors import ImageError
+from privdfs._given import shown
 from privdfs._manifest import ImageSpec
 from privdfs._pillow import FORMATS, lock_of, open_image, resize, upright, upright_copy
 
@@ -180,14 +181,13 @@ def _read_path(name: str) -> bytes:
                 if (size := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
                     raise ImageError(_too_many_bytes(size))
                 return read_rest(file)
-    except FileNotFoundError as error:
-        raise ImageError(f"there is no image file at {path}: check the path") from error
+        what = "which is a folder" if stat.S_ISDIR(mode) else "which is not a regular file (open a pipe and pass it)"
+        problem = f"there is no image file at {shown(path)}, {what}: check the path"
+    except FileNotFoundError:  # errors name the path, in the place of which an image may have been passed
+        problem = f"there is no image file at {shown(path)}: check the path"
     except (OSError, ValueError) as error:
-        raise ImageError(
-            f"{path!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-        ) from error
-    what = "a folder" if stat.S_ISDIR(mode) else "not a regular file (to read a pipe, open it and pass the open file)"
-    raise ImageError(f"there is no image file at {path}, which is {what}: check the path")
+        problem = f"{shown(path)} cannot be read ({type(error).__name__}): check the path and its permissions"
+    raise ImageError(problem)
 
 
 def _read_file(file: IO[bytes]) -> bytes:

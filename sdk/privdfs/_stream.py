@@ -10,7 +10,7 @@ import ssl
 from contextlib import suppress
 
 from privdfs._dial import READ, WRITE, Steps, Trouble, Wait, dial
-from privdfs._tls import NOT_PINNED, Security, explain
+from privdfs._security import NOT_PINNED, Security, explain
 
 _CHUNK = 64 * 1024
 

@@ -5,42 +5,23 @@ changed file is noticed within `RELOAD_AFTER_S`, and a new connection is made wi
 as in the middle of a replacement, leave the old connection in use.
 """
 
-import os
+import inspect
 import re
-import ssl
-import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import ConfigError
+from privdfs._given import check_path, is_pem, read_file, shown
 
 Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 
-_HEADER = re.compile(r"^[a-z0-9][a-z0-9_.-]{0,127}$")
-_TOKEN = re.compile(r"^[!-~](?:[ -~]{0,8190}[!-~])?$")
-
-
-#: What a server's certificate lacks, to follow the endpoint in a sentence, and what to do about it; by the numbers of
-#: OpenSSL's verification errors (x509_vfy.h).
-_LACKS = {
-    10: ("shows a certificate that has expired", "renew it there, and check this device's clock"),
-    9: ("shows a certificate that is not valid yet", "check this device's clock, and the server's"),
-    **dict.fromkeys(
-        (62, 64),  # host name, address
-        (
-            "shows a certificate for another name",
-            "give the endpoint by a name or an address that the certificate has, or issue one that has it",
-        ),
-    ),
-}
-NOT_PINNED = (
-    "shows another certificate than the pinned one",
-    "pin the server's own certificate, TLS(pin=…), or find out who answers there",
-)
+_HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
+_TOKEN = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
+#: What Triton's --grpc-restricted-protocol looks for; behind it comes a name, which is no secret.
+_TRITON_HEADER = "triton-grpc-protocol-"
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,26 +34,9 @@ class Pems:
     pinned: frozenset[bytes]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Security:
-    """TLS made ready for connections.
-
-    Attributes:
-        context: OpenSSL's settings: whom to trust, and this device's certificate.
-        pinned: the certificates of which the server must show one, in DER form; empty: any that `context` trusts.
-        trusts: whose signature on the server's certificate counts, for errors.
-        named: whether this device has a certificate of its own.
-    """
-
-    context: ssl.SSLContext
-    pinned: frozenset[bytes]
-    trusts: str
-    named: bool
-
-
 @dataclass(frozen=True, repr=False)
 class TLS:
-    """How to trust a server, and how to be trusted by it. Every field is a PEM file, or the bytes of one.
+    """How to trust a server, and how to be trusted by it. Every field is the path of a PEM file, or what is in one.
 
     Attributes:
         ca: certificates that may sign the server's; the system's when None.
@@ -82,7 +46,7 @@ class TLS:
             for each replica, or the next one beside the present one.
 
     Raises:
-        ConfigError: `cert` without `key` or the other way round, or `ca` together with `pin`.
+        ConfigError: `cert` without `key` or the other way round, `ca` together with `pin`, or a field of another type.
     """
 
     ca: Pem = None
@@ -91,6 +55,8 @@ class TLS:
     pin: Pem = None
 
     def __post_init__(self) -> None:
+        for name in ("ca", "cert", "key", "pin"):
+            object.__setattr__(self, name, _check_pem(name, getattr(self, name)))
         if (self.cert is None) != (self.key is None):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise ConfigError(f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither")
@@ -118,33 +84,6 @@ class TLS:
             raise ConfigError("TLS `key` is not the private key of the first certificate in `cert`: pass the pair")
         return Pems(pin or ca, cert, key, frozenset(_der(certificate) for certificate in pinned))
 
-    def security(self) -> Security:
-        """Read the files and make them ready for connections.
-
-        Raises:
-            ConfigError: as `read`.
-        """
-        pems = self.read()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if pems.roots is None:
-            context.load_default_certs()
-        else:
-            context.load_verify_locations(cadata=pems.roots.decode("ascii", "replace"))
-        if pems.pinned:  # the server's certificate is trusted by itself, whoever signed it
-            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        if pems.cert is not None and pems.key is not None:
-            with _as_file(pems.cert + b"\n" + pems.key) as path:
-                try:
-                    context.load_cert_chain(path)
-                except ssl.SSLError as error:
-                    raise ConfigError(
-                        f"TLS refuses this device's certificate or key ({error.reason}): use an RSA key of at least "
-                        "2048 bits, or an ECDSA or Ed25519 key"
-                    ) from None
-        trusts = "the authorities of this system" if self.ca is None else "the authorities in TLS(ca=…)"
-        return Security(context, pems.pinned, trusts, pems.cert is not None)
-
     def stamp(self) -> tuple[object, ...]:
         """What changes when one of the files does."""
         return tuple(_stamp(source) for source in (self.ca, self.cert, self.key, self.pin))
@@ -160,98 +99,93 @@ class Token:
             --grpc-restricted-protocol it is "triton-grpc-protocol-<key>", and the token goes as it is.
 
     Raises:
-        ConfigError: a header that is none, or a token that is empty, too long, or not printable ASCII.
+        ConfigError: a header that a token cannot travel in, or a token that is not text, empty, longer than 8192
+            characters, or not printable ASCII.
     """
 
     value: str | Callable[[], str]
     header: str = "authorization"
 
     def __post_init__(self) -> None:
-        if not _HEADER.match(self.header) or self.header.startswith("grpc-") or self.header.endswith("-bin"):
-            raise ConfigError(
-                f"{self.header!r} is not a header that a token can travel in: use lower case, as in HTTP/2"
-            )
+        _check_header(self.header)
+        if inspect.iscoroutinefunction(self.value):
+            raise ConfigError("the token is an async function, which is not awaited: pass one that gives the text")
         if not callable(self.value):
             _check_token(self.value)
 
     def __repr__(self) -> str:
-        return f"Token(…, header={self.header!r})"
+        return f"Token(…, header={_shown_header(self.header)})"
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The header and its present value.
 
         Raises:
-            ConfigError: the function gives something that is no token.
+            ConfigError: the function fails, or gives something that cannot be a token; what it gave, and what it
+                raised, is not shown.
         """
-        value = _check_token(self.value() if callable(self.value) else self.value)
+        value = _check_token(_call(self.value) if callable(self.value) else self.value)
         return ((self.header, f"Bearer {value}" if self.header == "authorization" else value),)
 
 
-def explain(error: ssl.SSLError, security: Security) -> tuple[str, str]:
-    """What a failed handshake means, to follow the endpoint in a sentence, and what to do about it."""
-    reason = error.reason or type(error).__name__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        unsigned = (
-            f"shows a certificate that {security.trusts} did not sign",
-            "give the authority that signed it, TLS(ca=…), or pin the certificate, TLS(pin=…)",
+def _check_header(header: object) -> None:
+    """Check the name of a header. It may be the token, passed in its place, so only names of Triton's are shown."""
+    if not isinstance(header, str):
+        raise ConfigError(
+            f"the token's header has the type {type(header).__name__}: pass its name, as text in lower case"
         )
-        found = _LACKS.get(error.verify_code, NOT_PINNED if security.pinned else unsigned)
-    elif reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}:
-        found = "does not speak TLS", "start the server with TLS, or check the port"
-    elif "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-        ours = "another one" if security.named else "a certificate of this device, TLS(cert=…, key=…)"
-        found = (
-            f"does not accept this device's certificate ({reason})",
-            f"give {ours} that the server's authority signed",
+    if _HEADER.fullmatch(header.lower()) and header != header.lower():
+        raise ConfigError(
+            f"the token's header {_shown_header(header)} has upper-case letters, which no header has in HTTP/2: write "
+            "it in lower case, here and where the server is told of it"
         )
-    else:
-        found = (
-            f"could not agree on TLS ({reason})",
-            "check that both sides have a TLS version, a cipher and a type of key in common",
+    if not _HEADER.fullmatch(header) or header.startswith("grpc-") or header.endswith("-bin"):
+        raise ConfigError(
+            "the token's header is not one that a token can travel in: use lower-case letters, digits and -_. (1 to "
+            "128 of them), not beginning with `grpc-` and not ending with `-bin`"
         )
-    return found
 
 
-@contextmanager
-def _as_file(data: bytes) -> Generator[str]:
-    """A path under which OpenSSL reads a secret; in memory where the system can, else a file that is gone at once."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("privdfs")
-        try:
-            os.write(descriptor, data)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    descriptor, path = tempfile.mkstemp(prefix="privdfs-")  # readable by this user alone
-    try:
-        os.write(descriptor, data)
-        os.close(descriptor)
-        yield path
-    finally:
-        Path(path).unlink()
+def _shown_header(header: str) -> str:
+    named = header.lower() == "authorization" or header.lower().startswith(_TRITON_HEADER)
+    return shown(header) if named else "…"
 
 
 def _check_token(value: object) -> str:
-    if not isinstance(value, str) or not _TOKEN.match(value):  # the message does not show it
+    if not isinstance(value, str):
         raise ConfigError(
-            "the token is empty, too long, or holds what is not printable ASCII: look at where it is from"
+            f"the token has the type {type(value).__name__}: pass text, a function that gives text, or a Token"
+        )
+    if not _TOKEN.fullmatch(value):  # the message does not show it
+        raise ConfigError(
+            "the token is empty, longer than 8192 characters, begins or ends with a space, or holds a line break or "
+            "another character that is not printable ASCII: check where it comes from"
         )
     return value
+
+
+def _call(function: Callable[[], object]) -> object:
+    problem = ""
+    try:
+        return function()
+    except Exception as error:  # noqa: BLE001 - the caller's function; what it raises may name the token
+        problem = type(error).__name__
+    raise ConfigError(f"the function that gives the token failed ({problem}): catch and log the error inside it")
+
+
+def _check_pem(name: str, source: object) -> Pem:
+    """A field of `TLS`: PEM text as bytes, anything else as it is."""
+    if source is None or isinstance(source, bytes):
+        return source
+    if is_pem(source):
+        return str(source).encode("utf-8", "replace")
+    path = check_path(source, f"TLS {name}")
+    return source if isinstance(source, str) else path
 
 
 def _read_pem(name: str, source: Pem) -> bytes | None:
     if source is None:
         return None
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-            ) from error
+    data = source if isinstance(source, bytes) else read_file(source, f"TLS {name}", secret=name == "key")
     if b"-----BEGIN " not in data:
         raise ConfigError(f"TLS {name} is not in PEM form: convert it, or pass the right file")
     return data
@@ -303,4 +237,4 @@ def _stamp(source: Pem) -> tuple[int, int, int] | None:
 
 
 def _shown(source: Pem) -> str:
-    return "…" if isinstance(source, bytes) else repr(None if source is None else str(source))
+    return "…" if isinstance(source, bytes) else shown(source)

@@ -62,6 +62,8 @@ def test_a_key_with_a_password(release: Path, tmp_path: Path, capsys: pytest.Cap
     assert signs(release, LOCKED, "--password-file", str(word)) == 2
     assert signs(release, LOCKED) == 2
     assert signs(release, PLAIN, "--password-file", str(word)) == 2
+    assert signs(release, LOCKED, "--password-file", "open sesame") == 2, "the password in the place of its file"
+    assert signs(release, LOCKED, "--password-file", "open\0sesame") == 2
     assert "sesame" not in capsys.readouterr().err
 
 

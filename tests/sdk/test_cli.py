@@ -4,11 +4,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 
 from privdfs import Client, __version__
@@ -289,7 +294,7 @@ def test_predict_with_a_server_missing(
         (["predict", "CLIENT", "PICTURE", "--server", "127.0.0.1:1,127.0.0.1:1"], "twice"),
         (["predict", "CLIENT", "PICTURE", "--server", "a.example:1"], "TLS"),
         (["predict", "CLIENT", "PICTURE", "SERVERS", "--timeout", "0"], "timeout"),
-        (["predict", "CLIENT", "PICTURE", "--server", "a.example:1", "--cert", "c.pem"], "mutual TLS needs both"),
+        (["predict", "CLIENT", "PICTURE", "--server", "a.example:1", "--tls-cert", "c.pem"], "mutual TLS needs both"),
         (["predict", "--local", "RELEASE", "PICTURE", "SERVERS"], "drop one"),
         (["predict", "CLIENT", "PICTURE"], "allow_unsigned"),
         (["predict", "none", "PICTURE", "SERVERS"], "manifest.json"),
@@ -311,6 +316,200 @@ def test_mistakes_are_one_line_and_exit_code_2(
         known = {"CLIENT": [str(release / "client")], "RELEASE": [str(release)], "PICTURE": pictures[:1]}
         words += options(endpoints) if argument == "SERVERS" else known.get(argument, [argument])
     assert message in failed(capsys, *words)
+
+
+# -------------------------------------------------------------------------------------------- which servers, and how
+
+
+class Secured:
+    """Three servers with TLS, each with a certificate and a token of its own, that want one of the device."""
+
+    def __init__(self, stack: ExitStack, release: Path, folder: Path) -> None:
+        self.folder, self.seen = folder, [[], [], []]
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        trustme.CA().cert_pem.write_to_path(folder / "other-ca.pem")
+        device = authority.issue_cert("device.example")
+        device.cert_chain_pems[0].write_to_path(folder / "device.pem")
+        device.private_key_pem.write_to_path(folder / "device.key")
+        self.endpoints: list[str] = []
+        for i in range(3):
+            own = authority.issue_cert("127.0.0.1")
+            own.cert_chain_pems[0].write_to_path(folder / f"{i}.pem")
+            (folder / f"{i}.token").write_text(f"secret-{i}\n")
+            pair = own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes()
+            credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=True)
+            fake = stack.enter_context(FakeServer.for_release(release, i, credentials=credentials))
+            fake._model_infer = partial(self._infer, i, fake._model_infer)
+            self.endpoints.append(fake.endpoint)
+
+    def _infer(self, index: int, real: Any, request: Any, context: Any) -> Any:
+        self.seen[index] += [value for name, value in context.invocation_metadata() if name in HEADERS]
+        return real(request, context)
+
+    def options(self, *names: str) -> list[str]:
+        """Of every server's endpoint, then options whose values are files in the folder."""
+        servers = [word for endpoint in self.endpoints for word in ("--server", endpoint)]
+        return [*servers, *(word if word.startswith("--") else str(self.folder / word) for word in names)]
+
+
+HEADERS = {"authorization", "triton-grpc-protocol-x"}
+DEVICE = ("--tls-cert", "device.pem", "--tls-key", "device.key")
+
+
+@pytest.fixture
+def secured(release: Path, tmp_path: Path) -> Iterator[Secured]:
+    with ExitStack() as stack:
+        yield Secured(stack, release, tmp_path)
+
+
+def test_options_once_for_all_servers(
+    release: Path, secured: Secured, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(release / "client"), pictures[0], "--allow-unsigned"]
+    assert main([*words, *secured.options("--ca", "ca.pem", *DEVICE, "--token-file", "0.token")]) == 0
+    assert "3/3 servers" in capsys.readouterr().out
+    assert secured.seen == [["Bearer secret-0"]] * 3
+
+
+def test_options_once_for_each_server(
+    release: Path, secured: Secured, pictures: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    words = ["predict", str(release / "client"), pictures[0], "--allow-unsigned"]
+    pins = ["--pin", "0.pem", "--pin", "1.pem", "--pin", "2.pem"]
+    tokens = [word for i in range(3) for word in ("--token-env", f"TOKEN_{i}")]
+    for i in range(3):
+        monkeypatch.setenv(f"TOKEN_{i}", f"secret-{i}")
+    header = ["--token-header", "triton-grpc-protocol-x"]
+    assert main([*words, *secured.options(*pins, *DEVICE), *tokens, *header]) == 0
+    assert "3/3 servers" in capsys.readouterr().out
+    assert secured.seen == [["secret-0"], ["secret-1"], ["secret-2"]]
+    shifted = ["--pin", "1.pem", "--pin", "2.pem", "--pin", "0.pem"]
+    assert main([*words, *secured.options(*shifted, *DEVICE), *tokens, *header]) == 2
+    assert "server 0" in capsys.readouterr().err
+    assert main([*words, *secured.options("--pin", "0.pem", *DEVICE), *tokens]) == 2
+    assert "the same pinned certificate" in capsys.readouterr().err
+    assert [len(seen) for seen in secured.seen] == [1, 1, 1]
+
+
+def servers_file(secured: Secured, **changes: Any) -> Path:
+    first, second, third = secured.endpoints
+    device = {"cert": "device.pem", "key": str(secured.folder / "device.key")}
+    servers = [
+        {"endpoints": [first], "ca": "ca.pem", "token_file": "0.token", **device},
+        {"endpoints": [second], "pin": "1.pem", "token_env": "TOKEN_1", **device},
+        {"endpoints": [third], "ca": "ca.pem", **device, **changes},
+    ]
+    path = secured.folder / "servers.json"
+    path.write_text(json.dumps({"servers": servers}))
+    return path
+
+
+@pytest.mark.parametrize("command", ["predict", "health"])
+def test_a_file_says_it_for_each_server(
+    release: Path,
+    secured: Secured,
+    pictures: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.setenv("TOKEN_1", "secret-1")
+    words = [command, str(release / "client"), "--allow-unsigned", *(pictures[:1] if command == "predict" else [])]
+    assert main([*words, "--servers", str(servers_file(secured))]) == 0
+    out = capsys.readouterr().out
+    if command == "predict":
+        assert "3/3 servers" in out
+        assert secured.seen == [["Bearer secret-0"], ["Bearer secret-1"], []]
+        return
+    assert [line.split()[:2] + line.split()[3:] for line in out.splitlines()] == [
+        ["server", str(i), "ok"] for i in range(3)
+    ]
+    assert main([*words, "--servers", str(servers_file(secured, ca="other-ca.pem")), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert [row["ok"] for row in json.loads(captured.out)["endpoints"]] == [True, True, False]
+    assert captured.err.startswith(f"privdfs: 1 of 3 endpoints cannot be used: {secured.endpoints[2]}")
+    assert secured.seen == [[], [], []], "no share was sent"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pin", "a.pem", "--pin", "b.pem"], "--pin was given 2 times for 3 servers"),
+        (["--ca", "zz-none.pem"], "zz-none.pem' cannot be read"),
+        (["--token-file", "zz-secret"], "the token: the file cannot be read"),
+        (["--token-env", "zz-secret"], "the environment variable of the token is not set"),
+        (["--token-env", "ZZ_SECRET"], "the environment variable of the token is not set"),
+        (["--token-env", "HOME", "--token-file", "x"], "drop one of them"),
+        (["--token-header", "triton-grpc-protocol-X", "--token-env", "HOME"], "in lower case"),
+        (["--token-header", "zz-secret"], "no token"),
+        (["--servers", "servers.json"], "--servers and --server were both given"),
+        (["--tls-key", "k.pem"], "mutual TLS needs both"),
+        (["--ca", "ca.pem", "--pin", "a.pem"], "drop one of them"),
+        (["--insecure", "--tls"], "drop one of them"),
+    ],
+)
+def test_connection_options_that_do_not_fit(
+    release: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    servers = options(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"])
+    line = failed(capsys, "predict", str(release / "client"), pictures[0], *servers, *words)
+    assert message in line
+    assert "zz-secret" not in line.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be used"),
+        ("[]", "Expected `object`"),
+        ('{"servers": [{"endpoints": "a:1"}]}', "Expected `array`"),
+        ('{"servers": [{"endpoints": ["127.0.0.1:1"], "token": "zz-secret"}]}', "unknown field `token`"),
+        ('{"servers": []}', "the release has 3 servers, 0 were given"),
+        ("\xff", "cannot be used"),
+    ],
+)
+def test_a_servers_file_that_does_not_fit(
+    release: Path,
+    pictures: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    message: str,
+) -> None:
+    (tmp_path / "servers.json").write_bytes(content.encode("latin-1"))
+    words = ["--allow-unsigned", "--servers", str(tmp_path / "servers.json")]
+    line = failed(capsys, "predict", str(release / "client"), pictures[0], *words)
+    assert message in line
+    assert "zz-secret" not in line
+
+
+def test_old_names_of_options_still_work_and_say_the_new_one(
+    release: Path, secured: Secured, pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(release / "client"), pictures[0], "--allow-unsigned"]
+    old = ["--ca", "ca.pem", "--cert", "device.pem", "--key", "device.key"]
+    assert main([*words, *secured.options(*old)]) == 0
+    captured = capsys.readouterr()
+    assert "3/3 servers" in captured.out
+    assert captured.err.splitlines() == [
+        "privdfs predict: --cert is now --tls-cert; the next version drops the old name",
+        "privdfs predict: --key is now --tls-key; the next version drops the old name",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["--token", "zz-secret"], ["--token=zz-secret"], ["--tok=zz-secret"], ["--pas=zz-secret"]]
+)
+def test_a_token_on_the_command_line_is_refused_and_not_repeated(
+    release: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", str(release / "client"), pictures[0], *words])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "zz-secret" not in error
+    assert ("--token-file" in error.splitlines()[-1]) == words[0].startswith("--token")
 
 
 def test_describe(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
