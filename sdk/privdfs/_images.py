@@ -181,8 +181,10 @@ def _read_path(name: str) -> bytes:
                 if (size := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
                     raise ImageError(_too_many_bytes(size))
                 return read_rest(file)
-        what = "which is a folder" if stat.S_ISDIR(mode) else "which is not a regular file (open a pipe and pass it)"
-        problem = f"there is no image file at {shown(path)}, {what}: check the path"
+        what = (
+            "a folder" if stat.S_ISDIR(mode) else "not a regular file (to read a pipe, open it and pass the open file)"
+        )
+        problem = f"there is no image file at {shown(path)}, which is {what}: check the path"
     except FileNotFoundError:  # errors name the path, in the place of which an image may have been passed
         problem = f"there is no image file at {shown(path)}: check the path"
     except (OSError, ValueError) as error:
