@@ -49,6 +49,7 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("train", "masks", BRANCHES_STAGE | {"learning_rate": 0.0}, r"train\.masks\.learning_rate is 0\.0"),
         ("train", "finetune", BRANCHES_STAGE | {"weight_decay": -1.0}, r"train\.finetune\.weight_decay is -1"),
         ("train", "baseline", BRANCHES_STAGE | {"crop_padding": -1}, r"train\.baseline\.crop_padding is -1"),
+        ("train", "masks", BRANCHES_STAGE | {"clip": -1.0}, r"train\.masks\.clip is -1"),
         ("data", "layout", "shards", "layout is for ImageNet"),
         ("data", "identity_images", 30, "for celeba-identity, not for fashion-mnist"),
         ("head", "stages", [], "at least one"),

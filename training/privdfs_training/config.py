@@ -167,6 +167,7 @@ class StageConfig(Section, frozen=True):
     learning_rate: float
     weight_decay: float
     crop_padding: int  # pixels added on each side before a random crop of the original size; 0 crops nothing
+    clip: float = 0.0  # norm that a gradient is cut to; 0 cuts none
 
 
 class FusionStageConfig(StageConfig, frozen=True):
@@ -442,6 +443,7 @@ def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> l
         ),
         (not stage.learning_rate > 0, f"{name}.learning_rate is {stage.learning_rate}; it must be above 0"),
         (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
+        (not stage.clip >= 0, f"{name}.clip is {stage.clip}; it is a norm, or 0 to cut no gradient"),
         (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
     )
     return [problem for wrong, problem in checks if wrong]

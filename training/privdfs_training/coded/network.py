@@ -25,6 +25,8 @@ Reals = NDArray[np.float64]
 SPREAD = 0.4
 #: Standard deviations at which values are cut before they are shared.
 CUT = 2.0
+#: Of the running spread of what is squared.
+MOMENTUM = 0.05
 #: Binary digits of the factors by which the device scales results, as far as int64 has room for them.
 FACTOR_BITS = 20
 #: Up to here float64 has every integer.
@@ -135,7 +137,7 @@ class PolynomialRound(nn.Module):
         super().__init__()
         self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest
         self.pool, self.skip, self.skipped, self.progress = planned.pool, planned.skip, skipped, 1.0
-        self.hidden, self.linear = nn.ModuleList(), nn.ParameterList()
+        self.hidden, self.linear, self.spreads = nn.ModuleList(), nn.ParameterList(), nn.ModuleList()
         # What one unit of training is worth in integers: for the result of each hidden map, and for the last square.
         self.worth, self.square_worth = list[float](), 1.0
         shape = inputs
@@ -146,6 +148,7 @@ class PolynomialRound(nn.Module):
             self.square_worth = self.worth[-1] ** 2
             self.hidden.append(layer)
             self.linear.append(nn.Parameter(torch.ones(layer.outputs[0])))
+            self.spreads.append(nn.BatchNorm2d(layer.outputs[0], momentum=MOMENTUM, affine=False))
             shape = layer.outputs
         if shape[1] % self.pool or shape[2] % self.pool:
             message = f"pool = {self.pool} does not divide the {shape[1]} x {shape[2]} positions that it sums over"
@@ -167,9 +170,11 @@ class PolynomialRound(nn.Module):
             Results of about unit variance, with what a skip adds, float32 [batch, *outputs].
         """
         values, before = shared[-1], 1.0
-        for layer, gain, worth in zip(self._squared(), self.linear, self.worth, strict=True):
+        for index, (layer, worth) in enumerate(zip(self._squared(), self.worth, strict=True)):
             values = layer(values) * (before / worth)
-            k = gain * worth
+            if self.training:
+                self.spreads[index](values.detach())
+            k = self._linear(index)
             square = values * (values + ((k + (k.round() - k).detach()) / worth)[:, None, None])
             values = square if self.progress == 1 else torch.lerp(2 * F.relu(values), square, self.progress)
             before = worth**2
@@ -183,9 +188,9 @@ class PolynomialRound(nn.Module):
         """Binary digits that sums of absolute weights prove to be enough, mean over the outputs; float32 scalar."""
         with torch.autocast(self.norm.weight.device.type, enabled=False):
             high = torch.full((1, *self.inputs), float(self.largest), device=self.norm.weight.device)
-            for layer, gain, worth in zip(self._squared(), self.linear, self.worth, strict=True):
+            for index, layer in enumerate(self._squared()):
                 high = layer.absolute(high)
-                high = high * (high + (gain.abs() * worth)[:, None, None])
+                high = high * (high + self._linear(index).abs()[:, None, None])
             high = F.avg_pool2d(high, self.pool, divisor_override=1) if self.pool > 1 else high
             return self.output.absolute(high).log2().mean()
 
@@ -196,10 +201,7 @@ class PolynomialRound(nn.Module):
         Raises:
             RangeError: Results can grow so large that they would not be exact in float64.
         """
-        linear = tuple(
-            (gain * worth).round().cpu().numpy().astype(np.int64)
-            for gain, worth in zip(self.linear, self.worth, strict=True)
-        )
+        linear = tuple(self._linear(index).round().cpu().numpy().astype(np.int64) for index in range(len(self.linear)))
         maps = tuple(layer.plain() for layer in (*self._squared(), self.output))
         network = IntegerNetwork(self.inputs, self.largest, maps, linear, self.pool)
         bound = interval_bound(network)
@@ -209,9 +211,7 @@ class PolynomialRound(nn.Module):
                 "fewer bits, or narrower hidden maps."
             )
             raise RangeError(message)
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        if mean is None or variance is None:  # only where statistics are switched off, which this module never does
-            raise AssertionError
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
         gain = self.norm.weight.double() / torch.sqrt(variance.double() + self.norm.eps)
         bias = self.norm.bias.double() - mean.double() * gain
         gain = (gain / (self.square_worth * self.pool**2)).cpu().numpy()
@@ -221,6 +221,11 @@ class PolynomialRound(nn.Module):
         skip = np.zeros(len(gain)) if self.skip_gain is None else self.skip_gain.double().cpu().numpy()
         skip = skip * CUT / max(self.skipped, 1)
         return IntegerRound(network, self._relay(gain * steps, bias.cpu().numpy() * steps, skip * steps, bound))
+
+    def _linear(self, index: int) -> Tensor:
+        """The k of one square, not rounded yet, float [channels]: a learned factor times the spread of what is squared."""
+        variance = self.spreads[index].get_buffer("running_var")
+        return self.linear[index] * variance.sqrt() * self.worth[index]
 
     def _squared(self) -> list[PolynomialMap]:
         """The hidden maps."""

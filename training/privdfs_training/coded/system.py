@@ -67,7 +67,8 @@ class CodedSystem(nn.Module):
         Returns:
             Logits, float [batch, classes].
         """
-        return self.readout(values.detach().flatten(1) / self.polynomials[0].largest)
+        with torch.autocast(values.device.type, enabled=False):  # the same logits in a run and after it
+            return self.readout(values.detach().flatten(1) / self.polynomials[0].largest)
 
     def answer(self, values: Tensor) -> Tensor:
         """The answer after all rounds: in training by floating point, in evaluation by exact integers.
