@@ -253,8 +253,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     group["lr"] = stage.config.learning_rate * schedule(step / steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                if stage.config.clip:
-                    nn.utils.clip_grad_norm_(modules.parameters(), stage.config.clip)
+                nn.utils.clip_grad_norm_(modules.parameters(), stage.config.clip or math.inf)
                 optimizer.step()
                 # One exchange tells every process the loss of the whole batch, and whether any is to stop. It comes
                 # last because a GPU works on while the processor prepares the rest of a step, but not while it reads.

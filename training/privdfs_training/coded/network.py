@@ -173,7 +173,7 @@ class PolynomialRound(nn.Module):
         for index, (layer, worth) in enumerate(zip(self._squared(), self.worth, strict=True)):
             values = layer(values) * (before / worth)
             if self.training:
-                self.spreads[index](values.detach())
+                self.spreads[index](values.detach())  # which watches, and gives nothing that is used
             k = self._linear(index)
             square = values * (values + ((k + (k.round() - k).detach()) / worth)[:, None, None])
             values = square if self.progress == 1 else torch.lerp(2 * F.relu(values), square, self.progress)
@@ -223,7 +223,7 @@ class PolynomialRound(nn.Module):
         return IntegerRound(network, self._relay(gain * steps, bias.cpu().numpy() * steps, skip * steps, bound))
 
     def _linear(self, index: int) -> Tensor:
-        """The k of one square, not rounded yet, float [channels]: a learned factor times the spread of what is squared."""
+        """The k of one square, not rounded yet, float [channels]: a learned factor times its input's spread."""
         variance = self.spreads[index].get_buffer("running_var")
         return self.linear[index] * variance.sqrt() * self.worth[index]
 
