@@ -421,7 +421,7 @@ def test_the_command_trains_a_coded_config(
     assert load_coded(tmp_path / "runs" / "tiny-3" / "system.safetensors").rounds[0].degree == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- config
+# ------- config
 
 
 def changed(change: Callable[[dict[str, Any]], Any], kind: str = "rounds") -> dict[str, Any]:
