@@ -102,6 +102,8 @@ def write_toml(path: Path, values: dict[str, Any]) -> Path:
     def inline(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{key} = {inline(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(inline, value)) + "]"
         return json.dumps(value)
 
     path.write_text("".join(f"{key} = {inline(value)}\n" for key, value in values.items()))

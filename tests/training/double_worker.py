@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 
 from privdfs_training import loop, parallel, quantise
-from privdfs_training.config import load_config
+from privdfs_training.coded.config import CodedConfig, coded_config
+from privdfs_training.coded.system import CodedSystem
+from privdfs_training.coded.train import coded_stages
+from privdfs_training.config import load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.models.system import System
 from privdfs_training.stages import stages
@@ -22,12 +25,19 @@ torch.fake_quantize_per_channel_affine = lambda weight, scale, _zero, axis, *_li
     weight, scale, axis
 )
 
-config, data = load_config(Path(sys.argv[1])), load_data("fashion-mnist", Path(sys.argv[2]))
+path, data = Path(sys.argv[1]), load_data("fashion-mnist", Path(sys.argv[2]))
+raw = read_toml(path)
+config = coded_config(raw, path) if "sharing" in raw else load_config(path)
 with parallel.process_group():
     torch.manual_seed(config.seed)
-    system = System(config, image_shape=data.image_shape, classes=len(data.classes))
+    if isinstance(config, CodedConfig):
+        system = CodedSystem(config, image_shape=data.image_shape, classes=len(data.classes))
+        todo = coded_stages(config, system, data)
+    else:
+        system = System(config, image_shape=data.image_shape, classes=len(data.classes))
+        todo = stages(config, system, data)
     parallel.synchronise(system)
-    for stage in stages(config, system, data):
+    for stage in todo:
         loop.run_stage(
             stage, config, system, data, Path(sys.argv[3]), QUIET, loop.StopRequest(), loop.Compute(precision="float32")
         )

@@ -7,13 +7,18 @@ import msgspec
 import pytest
 
 from privdfs_training.checkpoint import load_system
-from privdfs_training.config import config_from_dict, load_config
+from privdfs_training.coded.config import coded_config
+from privdfs_training.coded.system import load_coded
+from privdfs_training.coded.train import check_coded, train_coded
+from privdfs_training.config import config_from_dict, load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.loop import train
 from tests.official import write_official
 from tests.trained import QUIET
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+COMMITTED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+CODED = [path for path in COMMITTED if "[sharing]" in path.read_text()]
+CONFIGS = [path for path in COMMITTED if path not in CODED]
 
 
 def small(values: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +52,24 @@ def test_a_committed_config_runs(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     run_small(msgspec.to_builtins(config), tmp_path)
+
+
+@pytest.mark.parametrize("path", CODED, ids=lambda path: path.stem)
+def test_a_committed_coded_config_runs(path: Path, tmp_path: Path) -> None:
+    """With fewer channels in the squares, so that ranges are proven soon."""
+    raw = read_toml(path)
+    assert coded_config(raw, path).name == path.stem
+    for planned in raw["rounds"]:
+        for layer in planned.get("hidden", []):
+            layer["outputs"] = 8
+    for stage in raw["train"].values():
+        stage |= {"epochs": min(1, stage["epochs"]), "batch": 8}
+    config = coded_config(raw, path)
+    check_coded(config)
+    data = load_data(config.data, write_official(config.data.name, config.data.layout, tmp_path / "data"))
+    trained = load_coded(train_coded(config, data, tmp_path / "run", QUIET))
+    assert trained.classes == data.classes
+    assert len(trained.rounds) == len(raw["rounds"])
 
 
 def test_imagenet_may_come_in_shards(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
 }
 STEPS = {"baseline": 4, "masks": 6, "finetune": 3, "branches": 5, "fusion": 5}  # the last: frozen parts are asked ahead
+CODED_STEPS = {"baseline": 4, "rounds": 6, "finetune": 3}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,27 @@ def pair(tmp_path_factory: pytest.TempPathFactory, few_images: Path) -> Path:
     return folder / "tiny-3"
 
 
+def coded_values_of_every_step() -> dict[str, Any]:
+    values = {key: copy.deepcopy(tiny_values()[key]) for key in ("name", "seed", "data", "backbone", "head", "train")}
+    stage = values["train"]["masks"] | {"batch": 60, "learning_rate": 1e-3, "clip": 1.0}
+    values["train"] = {name: stage | {"epochs": epochs} for name, epochs in CODED_STEPS.items()}
+    values["train"]["precision"] = "float32"
+    values["sharing"] = {"kind": "coded", "annealed": 0.5}
+    values["rounds"] = [
+        {"levels": 15, "hidden": [{"outputs": 8, "kernel": 3}], "output": {"outputs": 4, "kernel": 3}, "skip": 1},
+        {"levels": 9, "hidden": [{"outputs": 8, "over": "all"}], "output": {"over": "all"}},
+    ]
+    loss = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
+    return values | {"loss": loss}
+
+
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(tmp_path: Path, few_images: Path) -> None:
-    config = write_toml(tmp_path / "tiny-3.toml", values_of_every_step())
+@pytest.mark.parametrize("kind", ["masked", "coded"])
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, few_images: Path, kind: str) -> None:
+    values, steps_of = (
+        (values_of_every_step(), STEPS) if kind == "masked" else (coded_values_of_every_step(), CODED_STEPS)
+    )
+    config = write_toml(tmp_path / "tiny-3.toml", values)
     for folder in ("alone", "pair"):
         (tmp_path / folder).mkdir()
     worker = [str(Path(__file__).parent / "double_worker.py"), str(config), str(few_images)]
@@ -89,13 +108,15 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path, few_images: Path) 
     done = torchrun(*worker, tmp_path / "pair")
     assert done.returncode == 0, done.stderr
     ours, theirs = metrics(tmp_path / "pair"), metrics(tmp_path / "alone")
-    assert [line["stage"] for line in ours] == [name for name, steps in STEPS.items() for _ in range(steps)]
-    assert {"loss", "fused", "auxiliary", "distillation", "test_accuracy"} <= ours[STEPS["baseline"]].keys()
+    assert [line["stage"] for line in ours] == [name for name, steps in steps_of.items() for _ in range(steps)]
+    terms = {"masked": {"fused", "auxiliary", "distillation"}, "coded": {"coded", "readout", "range"}}[kind]
+    assert terms | {"loss", "test_accuracy"} <= ours[STEPS["baseline"]].keys()
     for our, their in zip(ours, theirs, strict=True):
         for line in (our, their):
             del line["seconds"]
         assert our.pop("stage") == their.pop("stage")
-        assert our == pytest.approx(their, rel=1e-7)  # Adam makes steps of sums that only rounding keeps from zero
+        # Adam makes steps of sums that only rounding keeps from zero.
+        assert our == pytest.approx(their, rel=1e-7, abs=1e-7)
     assert len({line["loss"] for line in ours}) == len(ours)  # something was learned, or at least drawn
 
 

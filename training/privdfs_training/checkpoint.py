@@ -222,10 +222,11 @@ def load_system(path: Path) -> TrainedSystem:
     """
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint.about:
-        kind = "a rival" if "rival" in checkpoint.about else "one stage"
+        kinds = {"rival": "a rival", "coded": "a coded system"}
+        kind = next((name for key, name in kinds.items() if key in checkpoint.about), "one stage")
         message = (
-            f"{path} holds {kind}, not a finished system. Finish a run of a config with [masks] with privdfs-train, "
-            "then pass its system.safetensors."
+            f"{path} holds {kind}, not a finished system of masked shares. Finish a run of a config with [masks] with "
+            "privdfs-train, then pass its system.safetensors."
         )
         raise CheckpointError(message)
     config = config_from_dict(checkpoint.about["config"], str(path))

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from rich.console import Console
@@ -11,13 +12,16 @@ from rich.console import Console
 from privdfs._command_line import whole_number
 from privdfs_training import parallel
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
+from privdfs_training.coded.config import CodedConfig, coded_config
+from privdfs_training.coded.train import check_coded, train_coded
 from privdfs_training.config import Config, load_config, read_toml
-from privdfs_training.data import load_data
+from privdfs_training.data import ImageData, load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
 from privdfs_training.loop import InterruptedTrainingError, check, train
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival
 
+AnyConfig: TypeAlias = Config | CodedConfig | RivalConfig | PriorConfig
 EXIT_INTERRUPTED = 130
 
 
@@ -50,13 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     console = Console(quiet=parallel.rank() > 0)
     try:
-        raw = read_toml(options.config)
-        if "defence" in raw:
-            config = rival_config(raw, options.config)
-        elif "prior" in raw:
-            config = prior_config(raw, options.config)
-        else:
-            config = load_config(options.config)
+        config = _read(options.config)
         alone = isinstance(config, RivalConfig | PriorConfig)
         if alone and (parallel.world() > 1 or options.device not in {None, "cpu"}):
             message = "rivals and priors train in one process, on the processor; leave out torchrun and --device"
@@ -64,17 +62,14 @@ def _run(options: argparse.Namespace) -> int:
         device = parallel.CPU if alone else parallel.choose_device(options.device)
         if isinstance(config, Config):
             check(config)
+        elif isinstance(config, CodedConfig):
+            check_coded(config)
         data = load_data(config.data, options.data)  # what may take minutes comes after what may be wrong
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
         console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)
-        if isinstance(config, RivalConfig):
-            path = train_rival(config, data, folder, console)
-        elif isinstance(config, PriorConfig):
-            path = train_prior(config, data, folder, console)
-        else:
-            path = train(config, data, folder, console, device=device)
+        path = _train(config, data, folder, console, device)
     except InterruptedTrainingError:
         console.print("[yellow]stopped and saved; the same command continues[/]")
         parallel.leave_together()
@@ -83,10 +78,34 @@ def _run(options: argparse.Namespace) -> int:
         process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
         print(f"privdfs-train: {process}{error}", file=sys.stderr)
         return 2
-    following = "" if alone else f"\nnext: privdfs-export {path} --out model_repository/{config.name}"
+    exported = isinstance(config, Config)
+    following = f"\nnext: privdfs-export {path} --out model_repository/{config.name}" if exported else ""
     console.print(f"finished: {path}{following}", soft_wrap=True)
     parallel.leave_together()
     return 0
+
+
+def _read(path: Path) -> AnyConfig:
+    """A config of any kind: the sections that it has say which."""
+    raw = read_toml(path)
+    if "defence" in raw:
+        return rival_config(raw, path)
+    if "prior" in raw:
+        return prior_config(raw, path)
+    if "sharing" in raw:
+        return coded_config(raw, path)
+    return load_config(path)
+
+
+def _train(config: AnyConfig, data: ImageData, folder: Path, console: Console, device: torch.device) -> Path:
+    """Run it; gives the path of what came out."""
+    if isinstance(config, RivalConfig):
+        return train_rival(config, data, folder, console)
+    if isinstance(config, PriorConfig):
+        return train_prior(config, data, folder, console)
+    if isinstance(config, CodedConfig):
+        return train_coded(config, data, folder, console, device=device)
+    return train(config, data, folder, console, device=device)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class DataConfig(Section, frozen=True):
     image_size: int | None = None  # CelebA and ImageNet: height and width in pixels; None means 64 and 224
     identity_images: int | None = None  # celeba-identity: people with fewer images are left out; None means 30
     layout: Literal["folder", "shards"] = "folder"  # imagenet: one folder for each class, or WebDataset shards
+    held_out: int = 0  # training images that take the place of the test images, to choose a design by; 0: none
 
     @property
     def task(self) -> Literal["classes", "attributes"]:
@@ -166,6 +167,7 @@ class StageConfig(Section, frozen=True):
     learning_rate: float
     weight_decay: float
     crop_padding: int  # pixels added on each side before a random crop of the original size; 0 crops nothing
+    clip: float = 0.0  # norm that a gradient is cut to; 0 cuts none
 
 
 class FusionStageConfig(StageConfig, frozen=True):
@@ -194,11 +196,16 @@ class RunConfig(Section, frozen=True):
     data: DataConfig
     backbone: BackboneConfig
     head: HeadConfig
+
+
+class BranchedConfig(RunConfig, frozen=True):
+    """What every run has whose servers have networks of their own."""
+
     branch: BranchConfig
 
 
-class Config(RunConfig, frozen=True):
-    """A whole run."""
+class Config(BranchedConfig, frozen=True):
+    """A whole run of masked shares."""
 
     masks: MaskConfig
     fusion: FusionConfig
@@ -324,8 +331,11 @@ def key_problems(config: RunConfig) -> list[str]:
         A message for each.
     """
     problems = []
+    branch = config.branch if isinstance(config, BranchedConfig) else None
     for name, kinds in _KEYS.items():
-        section = getattr(config, name)
+        section = getattr(config, name, None)  # a coded run has no branches
+        if section is None:
+            continue
         kind = section.name if name == "backbone" else section.kind
         needed, allowed = kinds[kind]
         every = {key for keys in kinds.values() for group in keys for key in group}
@@ -347,10 +357,10 @@ def key_problems(config: RunConfig) -> list[str]:
             f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
             "crashes on processors without AVX-512"
         )
-    if config.branch.kind == "backbone" and bool(config.branch.split) == (config.head.kind == "backbone"):
+    if branch is not None and branch.kind == "backbone" and bool(branch.split) == (config.head.kind == "backbone"):
         problems.append(
             "branch.split does not go with head.kind = 'backbone': the branches continue where the head ends"
-            if config.branch.split
+            if branch.split
             else "branch.kind = 'backbone' behind a compact head needs branch.split: the last layer that branches lack"
         )
     return problems
@@ -404,6 +414,10 @@ def data_problems(data: DataConfig) -> list[str]:
             f"data.identity_images is for celeba-identity, not for {data.name}",
         ),
         (
+            data.held_out < 0,
+            f"data.held_out is {data.held_out}; it is a number of training images, 0 for none",
+        ),
+        (
             data.identity_images is not None and data.identity_images < 5,
             f"data.identity_images is {data.identity_images}; a person with fewer than 5 has no test image",
         ),
@@ -429,6 +443,7 @@ def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> l
         ),
         (not stage.learning_rate > 0, f"{name}.learning_rate is {stage.learning_rate}; it must be above 0"),
         (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
+        (not stage.clip >= 0, f"{name}.clip is {stage.clip}; it is a norm, or 0 to cut no gradient"),
         (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
     )
     return [problem for wrong, problem in checks if wrong]

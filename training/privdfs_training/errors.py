@@ -5,6 +5,7 @@ privdfs.Error
     ├── TrainingConfigError the config file is wrong; nothing was started
     ├── DataError           the data set is missing or damaged; nothing was started
     ├── CheckpointError     a checkpoint is missing, damaged, or of another config
+    ├── RangeError          results of a coded round can grow beyond what its primes tell apart
     ├── AttackError         an attack cannot be run as asked
     └── DivergenceError     the loss stopped being finite; the last good checkpoint is kept
 """
@@ -26,6 +27,10 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged, or was made by another config."""
+
+
+class RangeError(TrainingError):
+    """Results of a coded round can grow beyond what the allowed primes tell apart; the message says what would help."""
 
 
 class AttackError(TrainingError):

@@ -4,6 +4,7 @@ Every step seeds torch from (seed, stage, step), so a run that was interrupted a
 a GPU up to the order in which its kernels sum.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -168,7 +169,9 @@ def run_stages(
             if stage.known is not None:
                 stage.known.forget()
             system.eval()
-            result[stage.name] = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
+            result[stage.name] = accuracy(
+                on_device(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH)
+            )
             console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
     return result
 
@@ -252,6 +255,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     group["lr"] = stage.config.learning_rate * schedule(step / steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                nn.utils.clip_grad_norm_(modules.parameters(), stage.config.clip or math.inf)
                 optimizer.step()
                 # One exchange tells every process the loss of the whole batch, and whether any is to stop. It comes
                 # last because a GPU works on while the processor prepares the rest of a step, but not while it reads.
@@ -267,16 +271,24 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     raise InterruptedTrainingError
             modules.eval()
             with computing:
-                measured = accuracy(_on(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH))
+                ways = {"": stage.classify} | {f"_{name}": way for name, way in stage.beside.items()}
+                measured = {
+                    f"test_accuracy{name}": accuracy(
+                        on_device(compute.device, way), data.test_batches(EVALUATION_BATCH)
+                    )
+                    for name, way in ways.items()
+                }
             means = {name: sum(values[name] for values in history) / len(history) for name in history[0]}
             seconds = time.monotonic() - started
             record = {"stage": stage.name, "epoch": epoch + 1, "from_step": first, "step": step, **means}
-            record |= {"test_accuracy": measured, "seconds": seconds}
+            record |= measured | {"seconds": seconds}
             parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
             save()  # before anything is said: there may be nobody left to say it to
             shown = [f"loss {means['loss']:.3f}"]
             shown += [f"{name} {means[name]:.1%}" for name in ("sparsity", "overlap") if name in means]
-            shown += [f"test {measured:.2%}", f"{seconds:.0f} s"]
+            shown += [f"test {measured['test_accuracy']:.2%}"]
+            shown += [f"{name} {measured[f'test_accuracy_{name}']:.2%}" for name in stage.beside]
+            shown += [f"{seconds:.0f} s"]
             console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: {', '.join(shown)}")
             if stopping:
                 raise InterruptedTrainingError
@@ -382,8 +394,16 @@ def _compile(system: System, device: torch.device) -> None:
         network.compile()
 
 
-def _on(device: torch.device, classify: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Images anywhere to logits on the processor, computed on a device."""
+def on_device(device: torch.device, classify: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A classifier of images anywhere, with logits on the processor.
+
+    Args:
+        device: Where to compute.
+        classify: Images to logits, on the device.
+
+    Returns:
+        The same for images anywhere.
+    """
     return lambda images: classify(images.to(device)).cpu()
 
 
@@ -444,12 +464,20 @@ def _seed(*parts: object) -> int:
 def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any]:
     """What decides a stage's weights: sections of the config, the budgets of the stages before it, and its own."""
     everything = msgspec.to_builtins(config)
-    # A section whose every value is the default is not among the values.
-    sections = {section: everything[section] for section in stage.sections if section in everything}
+    # A section or a key whose every value is the default is not among the values.
+    sections = {
+        name: value
+        for name in stage.sections
+        if (value := functools.reduce(_value, name.split("."), everything)) is not None
+    }
     budgets = everything["train"]
     earlier = itertools.takewhile(lambda name: name != stage.name, budgets)  # a config has them in their order
     precision = {} if compute.precision == "bfloat16" else {"precision": compute.precision}
     return sections | {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
+
+
+def _value(section: Any, key: str) -> Any:  # noqa: ANN401  of a config
+    return section.get(key) if isinstance(section, dict) else None
 
 
 def progress_bar(console: Console) -> Progress:

@@ -214,7 +214,7 @@ def averaging(modules: nn.Module, loss: Callable[..., tuple[Tensor, Terms]]) -> 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all processes, on any device; torch's own knows GPUs only.
 
-    With weight, bias and running averages, as all normalisations of this project have them.
+    With running averages, as all normalisations of this project have them.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch names it
@@ -234,8 +234,10 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             running_mean.lerp_(mean, momentum)
             running_variance.lerp_(variance * count / (count - 1), momentum)
-        gain = self.weight * torch.rsqrt(variance + self.eps)
-        normalised = (values - mean[:, None, None]) * gain[:, None, None] + self.bias[:, None, None]
+        gain = torch.rsqrt(variance + self.eps)
+        gain = self.weight * gain if self.affine else gain
+        normalised = (values - mean[:, None, None]) * gain[:, None, None]
+        normalised = normalised + self.bias[:, None, None] if self.affine else normalised
         return normalised.to(input.dtype)
 
 

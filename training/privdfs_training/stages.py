@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from privdfs_training.liars import mixed_lies
 from privdfs_training.losses import branches_alone, choices, decorrelation, random_answered, split_loss
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.backbone import Backbone
+from privdfs_training.models.head import Head
 from privdfs_training.models.system import Encoded, System, start_from
 from privdfs_training.pretrained import load_cut, load_pretrained
 from privdfs_training.replay import replayed
@@ -49,6 +50,7 @@ class Stage:
         adversary: Proxies that `loss` trains by itself. They are saved while the stage lasts, and gone after it.
         networks: Those of its networks that `loss` calls once; on a GPU they may be recorded (replay.py).
         known: What `loss` asks of finished networks, where images come again; filled ahead on a processor.
+        beside: Other ways to classify, by name, whose accuracy is reported beside that of `classify`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Stage:
     adversary: Adversary | None = None
     networks: tuple[nn.Module, ...] = ()
     known: Known | None = None
+    beside: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]:
@@ -128,7 +131,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             classify=system,
             adversary=masks_adversary,
             networks=networks,
-            known=_known(masks_teacher),
+            known=known_of(masks_teacher),
         ),
         Stage(
             name="finetune",
@@ -140,7 +143,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
             classify=system,
             adversary=finetune_adversary,
             networks=networks,
-            known=_known(finetune_teacher),
+            known=known_of(finetune_teacher),
         ),
     ]
     if config.train.branches is not None:
@@ -161,15 +164,26 @@ def _start(system: System, data: ImageData) -> None:
 
 
 def _to_int8(system: System, data: ImageData) -> None:
-    """Freeze the masks; measure the ranges of the head's activations, and compute in int8 from now on."""
+    """Freeze the masks; compute the head in int8 from now on."""
     system.masks.freeze()
-    system.head.eval()
-    system.head.calibrate(on=True)
+    head_to_int8(system.head, data, system.masks.logits.device)
+
+
+def head_to_int8(head: Head, data: ImageData, device: torch.device) -> None:
+    """Measure the ranges of a head's activations, and compute in int8 from now on.
+
+    Args:
+        head: Trained in floating point.
+        data: Its images.
+        device: Where the head is.
+    """
+    head.eval()
+    head.calibrate(on=True)
     with torch.no_grad():
         for images in data.sample("train", CALIBRATION_IMAGES)[0].split(256):
-            system.head(images.to(system.masks.logits.device))
-    system.head.calibrate(on=False)
-    system.head.quantise()
+            head(images.to(device))
+    head.calibrate(on=False)
+    head.quantise()
 
 
 def _branches_stage(
@@ -202,7 +216,7 @@ def _branches_stage(
         loss=loss,
         classify=system,
         networks=tuple(system.branches),
-        known=_known(inputs),
+        known=known_of(inputs),
     )
 
 
@@ -243,27 +257,52 @@ def _fusion_stage(
         prepare=_nothing,
         loss=loss,
         classify=system,
-        known=_known(ask),
+        known=known_of(ask),
     )
 
 
-def _frozen(config: Config, data: ImageData, budget: StageConfig, compute: Frozen, *, draws: bool = False) -> Frozen:
+def frozen(
+    compute: Frozen, data: ImageData, budget: StageConfig, *, flip: bool, record: bool = True, draws: bool = False
+) -> Frozen:
     """A function of images whose networks are finished, for one stage: no gradient, recorded or known where it can be.
 
     Recorded where one process computes on a GPU (replay.py), known where its images come again (known.py). Neither
     where it draws partitions: those come from the processor, anew in every step.
+
+    Args:
+        compute: Images to float [batch, …].
+        data: Where they come from.
+        budget: Of the stage.
+        flip: Whether training mirrors half of them.
+        record: Whether it may be recorded.
+        draws: Whether it draws partitions.
+
+    Returns:
+        The same function, sooner.
     """
-    alone = parallel.world() == 1 and not config.train.compile
-    asked = replayed(compute) if alone and config.keys is None else torch.no_grad()(compute)
+    asked = replayed(compute) if record and parallel.world() == 1 else torch.no_grad()(compute)
     # Each process fills a table of all images, and is asked about its part of them in an epoch.
-    passes = (1 + config.data.flip) * parallel.world()
+    passes = (1 + flip) * parallel.world()
     if draws or budget.crop_padding or not isinstance(data, DataSet) or budget.epochs <= passes:
         return asked
-    return Known(asked, data.train_images, mirrored=config.data.flip)
+    return Known(asked, data.train_images, mirrored=flip)
 
 
-def _known(asked: Frozen | None) -> Known | None:
-    """A function of `_frozen`, if it can be prepared."""
+def _frozen(config: Config, data: ImageData, budget: StageConfig, compute: Frozen, *, draws: bool = False) -> Frozen:
+    """`frozen` for a masked run."""
+    record = not config.train.compile and config.keys is None
+    return frozen(compute, data, budget, flip=config.data.flip, record=record, draws=draws)
+
+
+def known_of(asked: Frozen | None) -> Known | None:
+    """A function of `frozen`, if it can be prepared.
+
+    Args:
+        asked: What `frozen` gave, or None.
+
+    Returns:
+        Itself, or None.
+    """
     return asked if isinstance(asked, Known) else None
 
 

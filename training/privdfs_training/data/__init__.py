@@ -12,7 +12,7 @@ import msgspec
 from privdfs_training.config import DataConfig
 from privdfs_training.data.celeba import load_celeba_attributes, load_celeba_identity
 from privdfs_training.data.cifar import load_cifar10, load_cifar100
-from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task, in_memory
+from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task, hold_out, in_memory
 from privdfs_training.data.fashion import load_fashion_mnist
 from privdfs_training.data.imagenet import load_imagenet
 
@@ -66,6 +66,8 @@ def load_data(wanted: str | DataConfig, root: Path | None) -> ImageData:
 
     Raises:
         DataError: Files are missing or damaged; the message says how to get them.
+        TrainingConfigError: More images are to be held out than there are, or of a set that is not in memory.
     """
     config = msgspec.convert({"name": wanted, "flip": False}, DataConfig) if isinstance(wanted, str) else wanted
-    return LOADERS[config.name](root, config)
+    data = LOADERS[config.name](root, config)
+    return hold_out(data, config.held_out) if config.held_out else data

@@ -199,6 +199,37 @@ def in_memory(data: ImageData) -> DataSet:
     )
 
 
+def hold_out(data: ImageData, count: int) -> DataSet:
+    """The set whose last training images take the place of the test images, so that nothing is chosen by the latter.
+
+    Args:
+        data: A set in memory; its order is random.
+        count: How many.
+
+    Returns:
+        The set without its test images.
+
+    Raises:
+        TrainingConfigError: There are not so many, or the set is not in memory.
+    """
+    if not isinstance(data, DataSet):
+        message = f"data.held_out is for sets that fit in memory, and {data.name} is read as it is needed: remove it"
+        raise TrainingConfigError(message)
+    if count >= data.train_size:
+        message = (
+            f"data.held_out is {count}, and {data.name} has {data.train_size} training images: leave some to train on"
+        )
+        raise TrainingConfigError(message)
+    return DataSet(
+        name=data.name,
+        classes=data.classes,
+        train_images=data.train_images[:-count],
+        train_labels=data.train_labels[:-count],
+        test_images=data.train_images[-count:],
+        test_labels=data.train_labels[-count:],
+    )
+
+
 def steps(order: Tensor, batch: int, *, start: int, rank: int, world: int) -> tuple[Tensor, ...]:
     """Cut the order of an epoch into one process's part of each step.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privdfs_training.config import Config, HeadConfig, RunConfig
+from privdfs_training.config import BranchedConfig, Config, HeadConfig
 from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
@@ -193,7 +193,7 @@ def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> H
     )
 
 
-def build_branch(config: RunConfig, baseline: Backbone, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_branch(config: BranchedConfig, baseline: Backbone, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """One branch of a run.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from privdfs_training.config import (
-    RunConfig,
+    BranchedConfig,
     Section,
     StageConfig,
     data_problems,
@@ -84,7 +84,7 @@ class RivalTrainConfig(Section, frozen=True):
     noise: StageConfig | None = None  # shredder alone has it: the network is frozen, and the noise is learned
 
 
-class RivalConfig(RunConfig, frozen=True):
+class RivalConfig(BranchedConfig, frozen=True):
     """A whole run of a rival."""
 
     defence: Defence

@@ -1,0 +1,493 @@
+"""Coded runs: integers that are exact, ranges that hold, training that learns, continues and refuses what cannot be."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from privdfs_training import loop
+from privdfs_training.checkpoint import load_system, read_checkpoint
+from privdfs_training.cli import main
+from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
+from privdfs_training.coded.config import CodedConfig, MapConfig, RoundConfig, coded_config
+from privdfs_training.coded.fields import decode, fewest_moduli, random_residues, share
+from privdfs_training.coded.network import PolynomialRound, exact
+from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
+from privdfs_training.coded.system import CodedSystem, load_coded
+from privdfs_training.coded.train import train_coded
+from privdfs_training.data import DataSet, load_data
+from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
+from tests.trained import QUIET, tiny_values, write_toml
+
+IMAGE, CLASSES = (1, 28, 28), 10
+ALL = {"over": "all"}
+ROUNDS = [
+    {"levels": 15, "hidden": [{"outputs": 12, "kernel": 3}], "output": {"outputs": 4, "kernel": 3}, "skip": 1},
+    {"levels": 9, "hidden": [{"outputs": 16, "kernel": 7, "stride": 7}], "output": {"outputs": 6}},
+    {"levels": 15, "hidden": [{"outputs": 32, **ALL}], "output": ALL},
+]
+#: Rounds that a ViT's layers become: patches, tokens mixed by a linear map over positions, an MLP; then a linear one.
+MIXER = [
+    {"levels": 5, "hidden": [{"outputs": 8, "kernel": 7, "stride": 7}], "output": {"outputs": 8}},
+    {
+        "levels": 15,
+        "hidden": [{"outputs": 1, "over": "positions"}],
+        "output": {"outputs": 5},
+    },
+    {"levels": 15, "output": ALL},
+]
+QUARTIC = [
+    {
+        "levels": 3,
+        "hidden": [{"outputs": 4, "kernel": 7, "stride": 7}, {"outputs": 3}],
+        "output": ALL,
+    }
+]
+POOLED = [{"levels": 7, "hidden": [{"outputs": 12, "kernel": 3}], "pool": 7, "output": ALL}]
+KINDS = {"rounds": ROUNDS, "mixer": MIXER, "quartic": QUARTIC, "pooled": POOLED}
+
+
+def coded_values(kind: str = "rounds") -> dict[str, Any]:
+    """A config that trains in seconds."""
+    values = tiny_values()
+    stage = values["train"]["masks"]
+    coded = {key: values[key] for key in ("name", "seed", "data", "backbone", "head")}
+    coded["sharing"] = {"kind": "coded", "bits": 3 if kind == "quartic" else 5, "degree": 4 if kind == "quartic" else 2}
+    coded["rounds"] = json.loads(json.dumps(KINDS[kind]))
+    coded["loss"] = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
+    coded["train"] = {name: dict(stage) for name in ("baseline", "rounds", "finetune")}
+    coded["train"]["baseline"] |= {"epochs": 1}
+    coded["train"]["rounds"] |= {"epochs": 12, "learning_rate": 0.01}
+    coded["train"]["finetune"] |= {"epochs": 1}
+    return coded
+
+
+def coded_of(kind: str = "rounds") -> CodedConfig:
+    return coded_config(coded_values(kind), "tests")
+
+
+def drawn_system(kind: str) -> CodedSystem:
+    """Random weights with running statistics of some random images, in evaluation mode."""
+    torch.manual_seed(0)
+    system = CodedSystem(coded_of(kind), image_shape=IMAGE, classes=CLASSES)
+    images = torch.randint(0, 256, (64, *IMAGE), dtype=torch.uint8)
+    system.head.normalise.fit(images)
+    for _ in range(20):
+        system.train()(images)
+    with torch.no_grad():  # terms and gains of their own for each channel
+        for current in system.polynomials:
+            for linear in current.linear:
+                linear.add_(torch.randn_like(linear))
+            current.norm.weight.mul_(torch.rand_like(current.norm.weight) + 0.5)
+            current.norm.bias.add_(torch.randn_like(current.norm.bias))
+    return system.eval()
+
+
+def drawn_values(system: CodedSystem, images: int = 20) -> np.ndarray:
+    largest = system.polynomials[0].largest
+    return np.random.default_rng(1).integers(-largest, largest + 1, (images, *system.polynomials[0].inputs))
+
+
+@pytest.fixture(scope="module")
+def data(data_folder: Path) -> DataSet:
+    whole = load_data("fashion-mnist", data_folder)
+    assert isinstance(whole, DataSet)
+    return replace(whole, test_images=whole.test_images[:200], test_labels=whole.test_labels[:200])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: DataSet) -> Path:
+    return train_coded(coded_of(), data, tmp_path_factory.mktemp("coded") / "run", QUIET)
+
+
+# ------------------------------------------------------------------------------------------------------- exact integers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_computes_what_int64_arithmetic_computes(kind: str) -> None:
+    system = drawn_system(kind)
+    values = drawn_values(system)
+    with torch.no_grad():
+        answer = system.answer(torch.from_numpy(values).float()).numpy()
+    shared, results, logits = system.run(values)
+    shared_plain, results_plain, logits_plain = run(system.plain(), values)
+    assert len(shared) == len(results) == len(KINDS[kind])
+    for found, plain in zip((*shared, *results), (*shared_plain, *results_plain), strict=True):
+        assert found.dtype == plain.dtype == np.int64
+        assert np.array_equal(found, plain)
+        assert len(np.unique(found)) > 2
+    assert np.array_equal(logits, logits_plain)
+    assert np.array_equal(answer, logits_plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_computes_the_same_up_to_rounding(kind: str) -> None:
+    system = drawn_system(kind)
+    values = drawn_values(system)
+    *_, logits = system.run(values)
+    system.train()
+    for module in system.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    with torch.no_grad():
+        answer = system.answer(torch.from_numpy(values).float()).numpy()
+    # A value just at the edge of two levels may fall on either side.
+    close = np.abs(answer - logits).max(axis=1) < 1e-3 * np.abs(logits).max()
+    assert close.mean() > 0.9
+
+
+@pytest.mark.parametrize(("servers", "colluding"), [(3, 1), (5, 2)])
+@pytest.mark.parametrize("kind", ["rounds", "mixer", "pooled"])
+def test_servers_that_see_shares_alone_give_the_networks_integers(kind: str, servers: int, colluding: int) -> None:
+    system = drawn_system(kind)
+    values = drawn_values(system, 3)
+    shared, results, logits = run(system.plain(), values)
+    sent = [values]
+    for number, current in enumerate(system.plain()):
+        network = current.network
+        moduli = fewest_moduli(interval_bound(network))
+        assert moduli is not None
+        shares = share(sent[-1], moduli, random_residues(values.shape[:1] + network.inputs, moduli, colluding), servers)
+        answers = np.stack(
+            [np.stack([network(mine, prime) for mine, prime in zip(own, moduli, strict=True)]) for own in shares]
+        )
+        assert np.abs(answers).max() <= 120
+        needed = network.degree * colluding + 1
+        found = decode(answers[-needed:], range(servers - needed + 1, servers + 1), moduli)
+        assert np.array_equal(found, results[number])
+        if isinstance(current.device, Logits):
+            assert np.array_equal(current.device(found), logits)
+        else:
+            sent.append(current.device(found, sent))
+            assert np.array_equal(sent[-1], shared[number + 1])
+    assert [current.network.degree for current in system.plain()] == [
+        2 ** len(each.get("hidden", ())) for each in KINDS[kind]
+    ]
+
+
+def test_degree_four_decodes_from_five_servers() -> None:
+    system = drawn_system("quartic")
+    values = drawn_values(system, 3)
+    (only,) = system.plain()
+    moduli = fewest_moduli(interval_bound(only.network))
+    assert moduli is not None
+    assert only.network.degree == 4
+    shares = share(values, moduli, random_residues(values.shape, moduli, 1), 5)
+    answers = np.stack(
+        [np.stack([only.network(mine, prime) for mine, prime in zip(own, moduli, strict=True)]) for own in shares]
+    )
+    assert np.array_equal(decode(answers, range(1, 6), moduli), only.network(values))
+    assert not np.array_equal(decode(answers[:4], range(1, 5), moduli), only.network(values))
+
+
+def test_a_bfloat16_context_does_not_touch_exact_integers() -> None:
+    system = drawn_system("rounds")
+    values = drawn_values(system)
+    with torch.autocast("cpu", torch.bfloat16):
+        shared, results, _ = system.run(values)
+    shared_plain, results_plain, _ = run(system.plain(), values)
+    assert all(map(np.array_equal, (*shared, *results), (*shared_plain, *results_plain)))
+
+
+def test_weights_are_integers_of_the_bits_of_the_config_and_gradients_reach_everything() -> None:
+    system = drawn_system("rounds").train()
+    for current in system.plain():
+        for layer in current.network.maps:
+            assert np.abs(layer.weight).max() == 15
+    images = torch.randint(0, 256, (16, *IMAGE), dtype=torch.uint8)
+    system(images).square().sum().backward()
+    for name, parameter in system.named_parameters():
+        if not name.startswith(("baseline", "readout")):
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_the_readout_leaves_the_head_alone() -> None:
+    system = drawn_system("rounds").train()
+    system.read(system.values(torch.randint(0, 256, (16, *IMAGE), dtype=torch.uint8))).sum().backward()
+    assert system.readout.weight.grad is not None
+    assert all(parameter.grad is None for parameter in system.head.parameters())
+
+
+def test_annealing_starts_with_a_relu() -> None:
+    system = drawn_system("pooled").train()
+    (current,) = system.polynomials
+    values = torch.from_numpy(drawn_values(system)).float()
+    current.norm.eval()
+    current.spreads[0].register_buffer("running_var", torch.ones(12))
+    current.spreads[0].eval()
+    answers = []
+    for progress in (0.0, 0.5, 1.0):
+        current.progress = progress
+        answers.append(current([values]))
+    # Batch normalisation in evaluation and the last map are affine, so half way is the mean of both ends.
+    assert torch.allclose(answers[1], (answers[0] + answers[2]) / 2, atol=1e-4)
+    assert not torch.allclose(answers[0], answers[2], atol=0.1)
+    with torch.no_grad():
+        current.linear[0].add_(1.0)
+    current.progress = 0.0
+    assert torch.equal(current([values]), answers[0])  # a ReLU has no linear term
+
+
+# --------------------------------------------------------------------------------------------------------------- ranges
+
+
+def small_network(first: IntegerMap, last: IntegerMap, k: int, largest: int) -> IntegerNetwork:
+    return IntegerNetwork((1, 2, 3), largest, (first, last), (np.full(first.outputs[0], k),), 1)
+
+
+@pytest.mark.parametrize("k", [0, 3, -40])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_input_at_all_exceeds_the_bound(seed: int, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    first = IntegerMap("all", generator.integers(-7, 8, (8, 6)), (8, 1, 1), 1, 0)
+    last = IntegerMap("all", generator.integers(-7, 8, (4, 8)), (4, 1, 1), 1, 0)
+    network = small_network(first, last, k, 2)
+    every = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 6), axis=-1).reshape(-1, 1, 2, 3)
+    results = network(every)[:, :, 0, 0]
+    low, high = interval(network)
+    eigen = eigenvalue_bounds(network)
+    assert eigen is not None
+    for below, above in ((low, high), eigen):
+        assert (results >= below[:, 0, 0]).all()
+        assert (results <= above[:, 0, 0]).all()
+    assert np.abs(results).max() <= proven_bound(network) <= interval_bound(network)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_hold_their_bound_on_the_inputs_that_push_hardest(kernel: int) -> None:
+    torch.manual_seed(0)
+    planned = RoundConfig(
+        levels=7, hidden=(MapConfig(outputs=6, kernel=3),), pool=2, output=MapConfig(outputs=3, kernel=kernel)
+    )
+    current = PolynomialRound(planned, (2, 8, 8), bits=4, classes=10, next_largest=7, skipped=0)
+    network = current.plain().network
+    bound = proven_bound(network)
+    assert bound <= interval_bound(network)
+    # Coordinate-wise ascent over corners, from several starts, for outputs in the middle and at a corner.
+    generator, reached = np.random.default_rng(0), 0
+    for place in ((0, 0), (1, 2)):
+        for sign in (1, -1):
+            values = generator.choice([-3, 3], (1, 2, 8, 8))
+            for _ in range(3):
+                for index in np.ndindex(2, 8, 8):
+                    both = np.repeat(values, 2, axis=0)
+                    both[1][index] *= -1
+                    scores = sign * network(both)[:, 0][:, place[0], place[1]]
+                    values = both[[int(scores.argmax())]]
+            reached = max(reached, int(np.abs(network(values)).max()))
+    assert reached <= bound
+    assert reached > bound / 20  # the search is worth something
+
+
+def test_eigenvalues_prove_less_than_absolute_weights_on_wide_rounds() -> None:
+    torch.manual_seed(0)
+    planned = RoundConfig(levels=15, hidden=(MapConfig(outputs=64, kernel=3),), pool=2, output=MapConfig(outputs=4))
+    network = PolynomialRound(planned, (16, 8, 8), bits=4, classes=10, next_largest=7, skipped=0).plain().network
+    assert proven_bound(network) < interval_bound(network) / 4
+
+
+def test_range_bits_follow_the_interval_and_have_a_gradient() -> None:
+    current = drawn_system("pooled").polynomials[0]
+    bits = current.range_bits()
+    low, high = interval(current.plain().network)
+    proven = np.log2(np.maximum(-low, high)).mean()
+    assert proven <= float(bits.detach()) < proven + 1  # it takes both signs of a square's range
+    bits.backward()
+    assert current.output.weight.grad is not None
+    assert float(current.output.weight.grad.abs().sum()) > 0
+
+
+def test_what_float64_would_not_hold_is_refused() -> None:
+    planned = RoundConfig(
+        levels=255,
+        hidden=(MapConfig(outputs=64, over="all"), MapConfig(outputs=64, over="all")),
+        output=MapConfig(over="all"),
+    )
+    current = PolynomialRound(planned, (64, 4, 4), bits=8, classes=10, next_largest=0, skipped=0)
+    with pytest.raises(RangeError, match=r"can reach 2\^.* exact sums end at 2\^53"):
+        current.plain()
+
+
+def test_the_device_rounds_scaled_results_to_the_nearest_level() -> None:
+    relay = Relay(np.array([3]), np.array([(5 << 4) + 8]), 4, 6, 0, np.array([0]))
+    results = np.arange(-60, 60)[:, None, None, None]
+    expected = np.clip(np.floor(results * 3 / 16 + 5 + 0.5), -6, 6)
+    assert np.array_equal(relay(results, [results]), expected)
+
+
+def test_exact_sums_do_not_depend_on_where_they_run() -> None:
+    network = drawn_system("rounds").plain()[0].network
+    values = np.random.default_rng(0).integers(-7, 8, (5, *network.inputs))
+    assert np.array_equal(exact(network, values, torch.device("cpu")), network(values))
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_coded_run_learns_and_opens_as_it_was_measured(trained: Path, data: DataSet) -> None:
+    found = load_coded(trained)
+    assert found.classes == data.classes
+    assert found.accuracy["coded"] > 0.5  # ten classes
+    with torch.inference_mode():
+        answers = found.system(data.test_images)
+        values = found.system.values(data.test_images).numpy().astype(np.int64)
+    assert float((answers.argmax(1) == data.test_labels).double().mean()) == found.accuracy["coded"]
+    _, results, logits = run(found.system.plain(), values)
+    assert np.array_equal(logits, answers.numpy())
+    for described, plain, result in zip(found.rounds, found.system.plain(), results, strict=True):
+        assert described.bound == proven_bound(plain.network)
+        assert described.moduli == fewest_moduli(described.bound)
+        assert 0 < described.seen <= described.bound
+        assert np.abs(result).max() <= described.bound
+        assert (described.degree, described.inputs) == (plain.network.degree, plain.network.inputs)
+    assert msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(found.rounds))), tuple[Round, ...]) == found.rounds
+    lines = [json.loads(line) for line in (trained.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["baseline"] + ["rounds"] * 12 + ["finetune"]
+    assert all({"test_accuracy_readout", "readout", "range", "coded_distillation"} <= line.keys() for line in lines[1:])
+    assert lines[1]["coded"] > lines[12]["coded"]
+    assert lines[-1]["test_accuracy_readout"] == found.accuracy["readout"]
+
+
+def test_an_interrupted_coded_run_ends_as_the_uninterrupted_one(
+    tmp_path: Path, data: DataSet, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, crop_and_flip = 0, loop.crop_and_flip
+
+    def stop_now_and_then(*args: torch.Tensor, **kwargs: int) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps in (3, 19, 107):  # in the middle of epochs of each stage
+            signal.raise_signal(signal.SIGINT)
+        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
+    interruptions, path = 0, None
+    while path is None:
+        try:
+            path = train_coded(coded_of(), data, tmp_path / "run", QUIET)
+        except loop.InterruptedTrainingError:
+            interruptions += 1
+    assert interruptions == 3
+    whole, resumed = read_checkpoint(trained), read_checkpoint(path)
+    assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
+    assert resumed.about == whole.about
+
+
+def test_more_primes_make_a_finished_run_what_it_failed_to_be(tmp_path: Path, data: DataSet, trained: Path) -> None:
+    run_folder, values = tmp_path / "run", coded_values()
+    values["sharing"]["primes"] = 1
+    run_folder.mkdir()
+    for file in ("baseline", "rounds", "finetune"):
+        (run_folder / f"{file}.safetensors").write_bytes((trained.parent / f"{file}.safetensors").read_bytes())
+    with pytest.raises(RangeError, match=r"round 1: results can reach 2\^.* sharing\.primes allows 1\. Raise"):
+        train_coded(coded_config(values, "tests"), data, run_folder, QUIET)
+    values["sharing"]["primes"] = 6
+    assert train_coded(coded_config(values, "tests"), data, run_folder, QUIET).exists()
+    values["sharing"]["bits"] = 6
+    with pytest.raises(CheckpointError, match=r"other settings in: sharing\.bits"):
+        train_coded(coded_config(values, "tests"), data, run_folder, QUIET)
+
+
+def test_a_coded_system_is_not_a_masked_one_nor_the_other_way(trained: Path, trained_release: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds a coded system"):
+        load_system(trained)
+    with pytest.raises(CheckpointError, match="does not hold a finished coded system"):
+        load_coded(trained_release.parent / "run" / "system.safetensors")
+    with pytest.raises(CheckpointError, match="does not hold a finished coded system"):
+        load_coded(trained.parent / "rounds.safetensors")
+
+
+def test_the_command_trains_a_coded_config(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = coded_values("pooled")
+    for stage in values["train"].values():
+        stage["epochs"] = 1
+    config = write_toml(tmp_path / "run.toml", values)
+    assert main([str(config), "--data", str(data_folder), "--out", str(tmp_path / "runs"), "--device", "cpu"]) == 0
+    output = capsys.readouterr().out
+    assert "linear readout:" in output
+    assert "round 1: degree 2, " in output
+    assert "readout" in output
+    assert load_coded(tmp_path / "runs" / "tiny-3" / "system.safetensors").rounds[0].degree == 2
+
+
+# ------- config
+
+
+def changed(change: Callable[[dict[str, Any]], Any], kind: str = "rounds") -> dict[str, Any]:
+    values = coded_values(kind)
+    change(values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda v: v.update(keys={"partitions": 64}), r"no \[keys\]: keys add nothing here"),
+        (lambda v: v.update(masks={"servers": 3}), r"no \[masks\]: .*Remove it"),
+        (lambda v: v.update(fusion={"hidden": 0}), r"no \[fusion\]"),
+        (lambda v: v.update(branch={"width": 8}), r"no \[branch\]"),
+        (lambda v: v.update(adversary={"weight": 1.0}), r"no \[adversary\]"),
+        (lambda v: v["sharing"].update(kind="masked"), r"sharing\.kind is 'masked'\. There is 'coded'"),
+        (lambda v: v["sharing"].pop("kind"), r"sharing\.kind is None"),
+        (lambda v: v["sharing"].update(bitts=4), r"unknown key 'sharing\.bitts'.*Did you mean 'bits'"),
+        (lambda v: v["sharing"].update(bits=9), "2 to 8 bits"),
+        (lambda v: v["sharing"].update(degree=3), r"sharing\.degree is 3"),
+        (lambda v: v["sharing"].update(primes=7), "there are 6 primes"),
+        (lambda v: v["sharing"].update(annealed=1.5), "from 0 to 1"),
+        (lambda v: v.update(rounds=[]), r"no \[\[rounds\]\]"),
+        (lambda v: v["rounds"][0].update(levels=16), "round 1: levels is 16; it must be odd"),
+        (lambda v: v["rounds"][1].update(levels=257), "round 2: levels is 257"),
+        (lambda v: v["rounds"][1].update(pool=0), "round 2: pool is 0"),
+        (lambda v: v["rounds"][0].update(skip=2), "round 1: skip is 2"),
+        (lambda v: v["rounds"][2].update(skip=1), "round 3: skip has no place in the last round"),
+        (lambda v: v["rounds"][2]["output"].update(outputs=10), "number of classes in the last round: leave it out"),
+        (lambda v: v["rounds"][0]["output"].pop("outputs"), "how many channels return"),
+        (lambda v: v["rounds"][0]["hidden"][0].pop("outputs"), "every hidden map needs outputs"),
+        (lambda v: v["rounds"][0]["hidden"][0].update(kernel=4), "kernel 4 with stride 1"),
+        (lambda v: v["rounds"][2]["hidden"][0].update(kernel=3), "kernel and stride are for over = 'window'"),
+        (lambda v: v["rounds"][0]["hidden"].append({"outputs": 4}), "2 squares in a row make degree 4.* allows 2"),
+        (lambda v: v["rounds"][0]["hidden"][0].update(over="tokens"), "Invalid enum value"),
+        (lambda v: v["rounds"][0].update(width=3), "unknown field `width`"),
+        (lambda v: v["loss"].update(range=-1.0), r"loss\.range is -1\.0"),
+        (lambda v: v["head"].update(checkpoint="a.safetensors"), "a coded run has none: remove it"),
+        (lambda v: v["data"].update(name="celeba-attributes"), "is not for coded runs yet"),
+        (lambda v: v["data"].update(held_out=-1), r"data\.held_out is -1"),
+        (lambda v: v["train"]["rounds"].update(epochs=0), r"train\.rounds needs at least 1 epoch"),
+        (lambda v: v["train"]["baseline"].update(epochs=0), r"name them in backbone\.checkpoint"),
+    ],
+)
+def test_a_coded_config_that_cannot_work_is_refused(change: Callable[[dict[str, Any]], Any], problem: str) -> None:
+    with pytest.raises(TrainingConfigError, match=problem):
+        coded_config(changed(change), "tests")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v["rounds"][1].update(pool=3), "round 2: pool = 3 does not divide the 1 x 1 positions"),
+        (lambda v: v["rounds"][0].update(output={"outputs": 5}), "round 1: skip = 1 adds values of"),
+        (
+            lambda v: v["rounds"][1]["hidden"][0].update(stride=1) or v["rounds"][2].update(hidden=[], output={}),
+            "not one number for each class",
+        ),
+        (lambda v: v["sharing"].update(primes=1), "already before training, round 1: results can reach"),
+        (lambda v: v["backbone"].update(checkpoint="none.safetensors"), "there is no checkpoint none.safetensors"),
+    ],
+)
+def test_rounds_and_ranges_are_checked_before_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    config = write_toml(tmp_path / "run.toml", changed(change))
+    assert main([str(config), "--data", str(tmp_path / "no data here")]) == 2
+    assert told in capsys.readouterr().err

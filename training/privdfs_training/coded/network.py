@@ -1,0 +1,265 @@
+"""Polynomial networks as training sees them: integer weights by rounding, gradients straight through it.
+
+In training the integers are computed in floating point, up to its rounding. In evaluation they are exact, and those of
+the very `IntegerRound` that servers and devices get.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from privdfs_training.coded.bounds import interval_bound, linear_map
+from privdfs_training.coded.config import MapConfig, RoundConfig
+from privdfs_training.coded.fields import Integers
+from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
+from privdfs_training.errors import RangeError, TrainingConfigError
+
+Reals = NDArray[np.float64]
+#: Root mean square of weights and of shared values, as a share of the largest one: what is divided by it has about
+#: unit variance. Batch normalisation makes up for the rest.
+SPREAD = 0.4
+#: Standard deviations at which values are cut before they are shared.
+CUT = 2.0
+#: Of the running spread of what is squared.
+MOMENTUM = 0.05
+#: Binary digits of the factors by which the device scales results, as far as int64 has room for them.
+FACTOR_BITS = 20
+#: Up to here float64 has every integer.
+EXACT = 2**53
+
+
+def to_levels(values: Tensor, largest: int) -> Tensor:
+    """Values of unit variance to integers; the gradient passes the rounding, and stops where a value is cut.
+
+    Args:
+        values: float, any shape.
+        largest: Magnitude of the largest integer.
+
+    Returns:
+        Integers as float32, same shape.
+    """
+    steps = (values.float() * (largest / CUT)).clamp(-largest, largest)
+    return steps + (steps.detach().round() - steps.detach())
+
+
+class PolynomialMap(nn.Module):
+    """One linear map whose weights are rounded to integers, every output with a step of its own.
+
+    Attributes:
+        outputs: Channels, height, width that it gives.
+        unit: About the standard deviation of what it gives for values of unit variance.
+    """
+
+    def __init__(self, planned: MapConfig, inputs: Shape, outputs: int, bits: int) -> None:
+        """Start with random weights.
+
+        Args:
+            planned: Its section.
+            inputs: Channels, height, width that it takes.
+            outputs: As in its section, or the number of classes.
+            bits: Of the integer weights.
+        """
+        super().__init__()
+        channels, height, width = inputs
+        self.over: Over = planned.over
+        self.stride = planned.stride
+        self.padding = planned.kernel // 2 if planned.kernel % 2 else 0
+        self.limit = 2 ** (bits - 1) - 1
+        self.outputs: Shape = (outputs, 1, 1)
+        shape: tuple[int, ...] = (outputs, math.prod(inputs))
+        if planned.over == "window":
+            shape = (outputs, channels, planned.kernel, planned.kernel)
+            high, wide = ((size + 2 * self.padding - planned.kernel) // planned.stride + 1 for size in (height, width))
+            self.outputs = (outputs, high, wide)
+        elif planned.over == "positions":
+            shape = (outputs, height * width)
+            self.outputs = (channels, height, width) if outputs == height * width else (channels, outputs, 1)
+        fan_in = math.prod(shape[1:])
+        # What rounds, squares and normalises does not care how large weights are, but the optimiser's steps do.
+        self.weight = nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in))
+        self.unit = SPREAD * self.limit * math.sqrt(fan_in)
+
+    def integers(self) -> Tensor:
+        """The weights as integers, float; the gradient passes the rounding straight through."""
+        step = self.weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-12) / self.limit
+        steps = self.weight / step.view(-1, *[1] * (self.weight.ndim - 1))
+        return steps + (steps.detach().round() - steps.detach())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map float [batch, channels, h, w] to float32 [batch, *outputs]."""
+        return self._mapped(values, self.integers())
+
+    def absolute(self, largest: Tensor) -> Tensor:
+        """What results cannot exceed where values do not exceed `largest`, float [1, channels, h, w]."""
+        return self._mapped(largest, self.integers().abs())
+
+    def _mapped(self, values: Tensor, weight: Tensor) -> Tensor:
+        mapped = linear_map(values, weight, self.over, self.stride, self.padding)
+        return mapped.float().view(len(values), *self.outputs)
+
+    def plain(self) -> IntegerMap:
+        """The map with its integers."""
+        weight = self.integers().detach().round().cpu().numpy().astype(np.int64)
+        return IntegerMap(self.over, weight, self.outputs, self.stride, self.padding)
+
+
+class PolynomialRound(nn.Module):
+    """All servers' network of one round, and the device's scaling of its results.
+
+    Attributes:
+        inputs: Channels, height, width of what is shared.
+        outputs: The same of the results.
+        largest: Magnitude of what is shared.
+        progress: From a ReLU, 0, to the square, 1; training alone looks at it.
+    """
+
+    def __init__(
+        self, planned: RoundConfig, inputs: Shape, *, bits: int, classes: int, next_largest: int, skipped: int
+    ) -> None:
+        """Start with random weights and a linear term as large as the square.
+
+        Args:
+            planned: Its section.
+            inputs: Channels, height, width of what is shared.
+            bits: Of the integer weights.
+            classes: Outputs of a last map that does not say how many.
+            next_largest: Magnitude of the values that the device makes of the results; 0 in the last round.
+            skipped: Magnitude of the values that a skip adds; 0 without one.
+
+        Raises:
+            TrainingConfigError: Windows do not divide what they sum over.
+        """
+        super().__init__()
+        self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest
+        self.pool, self.skip, self.skipped, self.progress = planned.pool, planned.skip, skipped, 1.0
+        self.hidden, self.linear, self.spreads = nn.ModuleList(), nn.ParameterList(), nn.ModuleList()
+        # What one unit of training is worth in integers: for the result of each hidden map, and for the last square.
+        self.worth, self.square_worth = list[float](), 1.0
+        shape = inputs
+        for each in planned.hidden:
+            layer = PolynomialMap(each, shape, each.outputs, bits)
+            spread = layer.unit * (1 if self.worth else SPREAD * self.largest)
+            self.worth.append(spread * self.square_worth)
+            self.square_worth = self.worth[-1] ** 2
+            self.hidden.append(layer)
+            self.linear.append(nn.Parameter(torch.ones(layer.outputs[0])))
+            self.spreads.append(nn.BatchNorm2d(layer.outputs[0], momentum=MOMENTUM, affine=False))
+            shape = layer.outputs
+        if shape[1] % self.pool or shape[2] % self.pool:
+            message = f"pool = {self.pool} does not divide the {shape[1]} x {shape[2]} positions that it sums over"
+            raise TrainingConfigError(message)
+        shape = (shape[0], shape[1] // self.pool, shape[2] // self.pool)
+        self.output = PolynomialMap(planned.output, shape, planned.output.outputs or classes, bits)
+        self.outputs = self.output.outputs
+        self.norm = nn.BatchNorm2d(self.outputs[0])
+        self.skip_gain = nn.Parameter(torch.ones(self.outputs[0])) if self.skip else None
+
+    def forward(self, shared: Sequence[Tensor]) -> Tensor:
+        """What training computes.
+
+        Args:
+            shared: Integers as float [batch, channels, h, w] that the device shared in every round so far; the last
+                are this round's.
+
+        Returns:
+            Results of about unit variance, with what a skip adds, float32 [batch, *outputs].
+        """
+        values, before = shared[-1], 1.0
+        for index, (layer, worth) in enumerate(zip(self._squared(), self.worth, strict=True)):
+            values = layer(values) * (before / worth)
+            if self.training:
+                self.spreads[index](values.detach())  # which watches, and gives nothing that is used
+            k = self._linear(index)
+            square = values * (values + ((k + (k.round() - k).detach()) / worth)[:, None, None])
+            values = square if self.progress == 1 else torch.lerp(2 * F.relu(values), square, self.progress)
+            before = worth**2
+        values = F.avg_pool2d(values, self.pool) if self.pool > 1 else values
+        results = self.norm(self.output(values))
+        if self.skip_gain is None:
+            return results
+        return results + self.skip_gain[:, None, None] * shared[self.skip - 1] * (CUT / self.skipped)
+
+    def range_bits(self) -> Tensor:
+        """Binary digits that sums of absolute weights prove to be enough, mean over the outputs; float32 scalar."""
+        with torch.autocast(self.norm.weight.device.type, enabled=False):
+            high = torch.full((1, *self.inputs), float(self.largest), device=self.norm.weight.device)
+            for index, layer in enumerate(self._squared()):
+                high = layer.absolute(high)
+                high = high * (high + self._linear(index).abs()[:, None, None])
+            high = F.avg_pool2d(high, self.pool, divisor_override=1) if self.pool > 1 else high
+            return self.output.absolute(high).log2().mean()
+
+    @torch.no_grad()
+    def plain(self) -> IntegerRound:
+        """The round as servers and the device get it, with batch normalisation as in evaluation.
+
+        Raises:
+            RangeError: Results can grow so large that they would not be exact in float64.
+        """
+        linear = tuple(self._linear(index).round().cpu().numpy().astype(np.int64) for index in range(len(self.linear)))
+        maps = tuple(layer.plain() for layer in (*self._squared(), self.output))
+        network = IntegerNetwork(self.inputs, self.largest, maps, linear, self.pool)
+        bound = interval_bound(network)
+        if bound >= EXACT:
+            message = (
+                f"a round's results can reach 2^{math.log2(bound):.1f}, and exact sums end at 2^53. Use fewer levels, "
+                "fewer bits, or narrower hidden maps."
+            )
+            raise RangeError(message)
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
+        gain = self.norm.weight.double() / torch.sqrt(variance.double() + self.norm.eps)
+        bias = self.norm.bias.double() - mean.double() * gain
+        gain = (gain / (self.square_worth * self.pool**2)).cpu().numpy()
+        if not self.next_largest:
+            return IntegerRound(network, Logits(gain, bias.cpu().numpy()))
+        steps = self.next_largest / CUT
+        skip = np.zeros(len(gain)) if self.skip_gain is None else self.skip_gain.double().cpu().numpy()
+        skip = skip * CUT / max(self.skipped, 1)
+        return IntegerRound(network, self._relay(gain * steps, bias.cpu().numpy() * steps, skip * steps, bound))
+
+    def _linear(self, index: int) -> Tensor:
+        """The k of one square, not rounded yet, float [channels]: a learned factor times its input's spread."""
+        variance = self.spreads[index].get_buffer("running_var")
+        return self.linear[index] * variance.sqrt() * self.worth[index]
+
+    def _squared(self) -> list[PolynomialMap]:
+        """The hidden maps."""
+        return [layer for layer in self.hidden if isinstance(layer, PolynomialMap)]
+
+    def _relay(self, gain: Reals, bias: Reals, skip: Reals, bound: int) -> Relay:
+        """Factors and offsets as integers, such that every sum fits int64."""
+        digits = min(FACTOR_BITS, 61 - math.ceil(math.log2(bound)))
+        shift = min(48, max(0, digits - math.ceil(math.log2(np.abs(gain).max()))))
+
+        def scaled(values: Reals) -> Integers:
+            return np.rint(values * 2.0**shift).astype(np.int64)
+
+        return Relay(scaled(gain), scaled(bias + 0.5), shift, self.next_largest, self.skip, scaled(skip))
+
+
+def exact(network: IntegerNetwork, values: Integers, device: torch.device) -> Integers:
+    """What servers compute, by float64 sums that stay below 2^53, which are exact in any order.
+
+    Args:
+        network: One round's.
+        values: [batch, *inputs].
+        device: Where to compute.
+
+    Returns:
+        [batch, *outputs].
+    """
+    found = torch.from_numpy(values).to(device, torch.float64)
+    with torch.autocast(device.type, enabled=False):
+        for index, layer in enumerate(network.maps):
+            if index == len(network.linear) and network.pool > 1:
+                found = F.avg_pool2d(found, network.pool, divisor_override=1)
+            weight = torch.from_numpy(layer.weight).to(found)
+            found = linear_map(found, weight, layer.over, layer.stride, layer.padding).view(-1, *layer.outputs)
+            if index < len(network.linear):
+                found = found * (found + torch.from_numpy(network.linear[index]).to(found)[:, None, None])
+    return found.cpu().numpy().astype(np.int64)
