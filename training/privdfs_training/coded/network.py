@@ -233,8 +233,10 @@ class PolynomialRound(nn.Module):
 
     def _relay(self, gain: Reals, bias: Reals, skip: Reals, bound: int) -> Relay:
         """Factors and offsets as integers, such that every sum fits int64."""
-        digits = min(FACTOR_BITS, 61 - math.ceil(math.log2(bound)))
-        shift = min(48, max(0, digits - math.ceil(math.log2(np.abs(gain).max()))))
+        largest = [float(np.abs(values).max()) for values in (gain, bias, skip)]
+        reached = bound * largest[0] + largest[1] + 1 + self.skipped * largest[2]  # in levels, before the cut
+        digits = FACTOR_BITS - math.frexp(largest[0])[1]
+        shift = max(0, min(digits, 62 - math.frexp(reached)[1]))
 
         def scaled(values: Reals) -> Integers:
             return np.rint(values * 2.0**shift).astype(np.int64)
