@@ -102,7 +102,8 @@ def train_coded(
         console.print(
             f"round {number}: degree {each.degree}, {np.prod(each.inputs)} values up to {each.largest}, "
             f"{np.prod(each.outputs)} results up to 2^{np.log2(each.bound):.1f} (seen: 2^{np.log2(each.seen):.1f}), "
-            f"{len(each.moduli)} primes"
+            f"{len(each.moduli)} primes",
+            soft_wrap=True,
         )
     readout = accuracy(on_device(device, _readout_of(system)), data.test_batches(EVALUATION_BATCH))
     console.print(f"linear readout: {readout:.2%} of {data.test_size} test images")
