@@ -525,6 +525,7 @@ def test_a_coded_config_that_cannot_work_is_refused(change: Callable[[dict[str, 
     ("change", "told"),
     [
         (lambda v: v["rounds"][1].update(pool=3), "round 2: pool = 3 does not divide the 1 x 1 positions"),
+        (lambda v: v["rounds"][1]["output"].update(kernel=2, stride=2), "round 2: kernel = 2 does not fit into 1 x 1"),
         (lambda v: v["rounds"][0].update(output={"outputs": 5}), "round 1: skip = 1 adds values of"),
         (
             lambda v: v["rounds"][1]["hidden"][0].update(stride=1) or v["rounds"][2].update(hidden=[], output={}),

@@ -63,6 +63,9 @@ class PolynomialMap(nn.Module):
             inputs: Channels, height, width that it takes.
             outputs: As in its section, or the number of classes.
             bits: Of the integer weights.
+
+        Raises:
+            TrainingConfigError: A window is larger than what it moves over.
         """
         super().__init__()
         channels, height, width = inputs
@@ -75,6 +78,9 @@ class PolynomialMap(nn.Module):
         if planned.over == "window":
             shape = (outputs, channels, planned.kernel, planned.kernel)
             high, wide = ((size + 2 * self.padding - planned.kernel) // planned.stride + 1 for size in (height, width))
+            if min(high, wide) < 1:
+                message = f"kernel = {planned.kernel} does not fit into {height} x {width} positions"
+                raise TrainingConfigError(message)
             self.outputs = (outputs, high, wide)
         elif planned.over == "positions":
             shape = (outputs, height * width)
@@ -132,7 +138,7 @@ class PolynomialRound(nn.Module):
             skipped: Magnitude of the values that a skip adds; 0 without one.
 
         Raises:
-            TrainingConfigError: Windows do not divide what they sum over.
+            TrainingConfigError: Windows are larger than what they move over, or do not divide what they sum over.
         """
         super().__init__()
         self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest

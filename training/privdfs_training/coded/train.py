@@ -144,7 +144,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         temperature, noise = temperature_and_noise(CHOICE, progress)
         values = system.values(images, temperature=temperature, noise=noise)
         total, terms = torch.zeros((), device=images.device), Terms()
-        # The readout has an optimiser's step of its own in the same loss: its gradient ends at the values.
+        # The readout learns on the same losses beside the rounds; its gradient ends at the values.
         for name, logits in (("coded", system.answer(values)), ("readout", system.read(values))):
             answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
             total, terms[name] = total + answer, answer.detach()
