@@ -7,8 +7,8 @@ Guarantees:
   it from the weights alone.
 - All primes run as one batch with one set of small integer weights, which are never reduced.
 - What leaves a graph are canonical centred residues, so that any two exact runtimes give the same bytes.
-- Randomness and interpolation weights are inputs like any other: one encoder and one relay serve every number of servers
-  and every number of colluding ones.
+- Randomness and interpolation weights are inputs like any other: one encoder and one relay serve every number of
+  servers, and every number of colluding ones.
 - The device's own arithmetic (decoding, scaling, rounding) is int64, as in `privdfs_training.coded.rounds`.
 
 Operators are those that TensorRT takes too: casts, convolutions, matrix products, rounding. See the module
@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from privdfs_export.errors import ExportError
 from privdfs_export.graphs import export_graph
-from privdfs_training.coded.network import to_levels
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay
 from privdfs_training.coded.system import CodedSystem
 
@@ -45,13 +44,12 @@ def exact_pieces(layer: IntegerMap) -> list[tuple[int, int]]:
         layer: With integer weights.
 
     Returns:
-        First and last-plus-one of each piece's channels ("window") or values ("all", "positions").
+        First and last-plus-one of each piece's inputs: channels ("window"), values ("all") or positions.
 
     Raises:
         ExportError: A single input is too much, which no trained weight of at most 8 bits is.
     """
-    weight = np.abs(layer.weight)
-    loads = weight.sum(axis=(2, 3)) if layer.over == "window" else weight  # [outputs, inputs]
+    loads = np.abs(_kernel(layer).numpy()).sum(axis=(2, 3)).astype(np.int64)  # [outputs, inputs]
     pieces, start, total = list[tuple[int, int]](), 0, np.zeros(len(loads), np.int64)
     for index in range(loads.shape[1]):
         column = loads[:, index] * REDUCED
@@ -76,7 +74,7 @@ class Residues(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """[batch * primes, ...] to centred residues, up to an approximate quotient: magnitudes stay below 128."""
-        shape = values.shape[1:]
+        shape = _sizes(values)[1:]
         split = values.reshape(-1, self.count, math.prod(shape))
         primes = self.primes[:, None]
         reduced = split - primes * torch.round(split * (1 / primes))
@@ -100,14 +98,12 @@ class RoundModule(nn.Module):
         """
         super().__init__()
         self.network, self.residues, self.count = network, Residues(moduli), len(moduli)
-        self.weights = [torch.from_numpy(layer.weight.astype(np.float32)) for layer in network.maps]
+        self.weights = [_kernel(layer) for layer in network.maps]
         self.pieces = [exact_pieces(layer) for layer in network.maps]
         primes = np.array(moduli)[:, None]
         half = primes // 2
         # The linear term's factor modulo each prime, so that h + k stays small.
-        self.linear = [
-            torch.from_numpy(((k[None] + half) % primes - half).astype(np.float32)) for k in network.linear
-        ]
+        self.linear = [torch.from_numpy(((k[None] + half) % primes - half).astype(np.float32)) for k in network.linear]
         self.places = None
         if len(sent):
             self.places = torch.full((math.prod(network.inputs),), len(sent))
@@ -131,31 +127,33 @@ class RoundModule(nn.Module):
             values = self.residues(values * self._plus_linear(index, values))
         if self.network.pool > 1:
             area = self.network.pool**2
-            values = self.residues(F.avg_pool2d(values, self.network.pool) * area)
+            # There is no sum over windows; a mean times their area is off by rounding where it is no power of two.
+            values = self.residues(torch.round(F.avg_pool2d(values, self.network.pool) * area))
         values = self.residues.canonical(self._map(len(self.network.linear), values))
         return values.reshape(-1, self.count, math.prod(self.network.outputs)).to(torch.int8)
 
     def _plus_linear(self, index: int, values: Tensor) -> Tensor:
-        """h + k, whose k is another residue for each prime."""
-        channels, *rest = values.shape[1:]
+        """H + k, whose k is another residue for each prime."""
+        _, channels, *rest = _sizes(values)
         split = values.reshape(-1, self.count, channels, math.prod(rest))
         return (split + self.linear[index][:, :, None]).reshape(-1, channels, *rest)
 
     def _map(self, index: int, values: Tensor) -> Tensor:
+        """A linear map, always as a convolution: of a matrix product ONNX Runtime would make an inexact MatMulNBits."""
         layer, weight = self.network.maps[index], self.weights[index]
-        flat = values if layer.over == "window" else values.flatten(1 if layer.over == "all" else 2)
+        if layer.over == "all":
+            values = values.reshape(-1, weight.shape[1], 1, 1)
+        elif layer.over == "positions":  # they become channels, and channels become positions
+            values = values.flatten(2).transpose(1, 2).unsqueeze(3)
         total: Tensor | None = None
         for first, last in self.pieces[index]:
-            whole = (first, last) == (0, weight.shape[1])
-            taken = flat if whole else flat[:, first:last] if layer.over != "positions" else flat[:, :, first:last]
-            part = weight if whole else weight[:, first:last]
-            if layer.over == "window":
-                result = F.conv2d(taken, part, None, layer.stride, layer.padding)
-            else:
-                result = torch.matmul(taken, part.T)
-            result = self.residues(result)
+            whole = (first, last) == (0, int(weight.shape[1]))
+            taken, part = (values, weight) if whole else (values[:, first:last], weight[:, first:last])
+            result = self.residues(F.conv2d(taken, part, None, layer.stride, layer.padding))
             total = result if total is None else self.residues(total + result)
         assert total is not None  # noqa: S101 - there is at least one piece
+        if layer.over == "positions":
+            total = total.squeeze(3).transpose(1, 2)
         return total.reshape(-1, *layer.outputs)
 
 
@@ -219,15 +217,16 @@ class Decoding(nn.Module):
 class CodedEncoder(nn.Module):
     """Pixels to shares of the first round, and the integers that are shared, for a later round that adds them."""
 
-    def __init__(self, system: CodedSystem, moduli: Sequence[int]) -> None:
+    def __init__(self, system: CodedSystem, moduli: Sequence[int], sent: Sequence[int]) -> None:
         """Take the device's head.
 
         Args:
             system: In evaluation mode.
             moduli: The primes of the first round.
+            sent: Which values travel, ascending; empty: all.
         """
         super().__init__()
-        self.head, self.largest, self.sharing = system.head, system.polynomials[0].largest, Sharing(moduli)
+        self.system, self.sharing, self.sent = system, Sharing(moduli), list(sent)
 
     def forward(self, image: Tensor, randomness: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
         """Encode.
@@ -238,10 +237,12 @@ class CodedEncoder(nn.Module):
             powers: As there.
 
         Returns:
-            Shares int8 [batch, servers, primes, values], and what they share, int8 [batch, values].
+            Shares int8 [batch, servers, primes, values sent], and what the feature's values are, int8 [batch, values],
+            zero where nothing is sent.
         """
-        values = to_levels(self.head(image.permute(0, 3, 1, 2)), self.largest).flatten(1)
-        return self.sharing(values, randomness, powers), values.to(torch.int8)
+        values = self.system.values(image.permute(0, 3, 1, 2)).flatten(1)
+        sent = values[:, self.sent] if self.sent else values
+        return self.sharing(sent, randomness, powers), values.to(torch.int8)
 
 
 class RelayModule(nn.Module):
@@ -328,22 +329,23 @@ def round_graph(network: IntegerNetwork, moduli: Sequence[int], sent: Sequence[i
     return _with_small_weights(export_graph(module, (share,), ["share"], ["residues"]))
 
 
-def encoder_graph(system: CodedSystem, moduli: Sequence[int]) -> onnx.ModelProto:
+def encoder_graph(system: CodedSystem, moduli: Sequence[int], sent: Sequence[int] = ()) -> onnx.ModelProto:
     """Image, randomness and powers to shares.
 
     Args:
         system: In evaluation mode.
         moduli: The primes of the first round.
+        sent: Which values of the feature travel, ascending; empty: all.
 
     Returns:
         Inputs `image`, `randomness`, `powers`; outputs `shares` and `values`.
     """
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    values = math.prod(system.polynomials[0].inputs)
+    values = len(sent) or math.prod(system.polynomials[0].inputs)
     inputs = (image, *_sharing_inputs(len(moduli), values))
     names = ["image", "randomness", "powers"]
-    return export_graph(CodedEncoder(system, moduli), inputs, names, ["shares", "values"], _AXES)
+    return export_graph(CodedEncoder(system, moduli, sent), inputs, names, ["shares", "values"], _AXES)
 
 
 def relay_graph(
@@ -384,9 +386,7 @@ def fusion_graph(network: IntegerNetwork, logits: Logits, moduli: Sequence[int])
         Inputs `answers` and `weights`; output `probabilities`.
     """
     inputs = _answers(len(moduli), math.prod(network.outputs))
-    return export_graph(
-        CodedFusion(logits, moduli), tuple(inputs), ["answers", "weights"], ["probabilities"], _AXES
-    )
+    return export_graph(CodedFusion(logits, moduli), tuple(inputs), ["answers", "weights"], ["probabilities"], _AXES)
 
 
 #: Axes whose length depends on how many servers there are, how many may collude, and how many answered.
@@ -399,6 +399,11 @@ _AXES: dict[str, dict[int, str]] = {
 }
 
 
+def _sizes(values: Tensor) -> tuple[int, ...]:
+    """Lengths of the axes as plain numbers, which a trace takes as they are."""
+    return tuple(int(size) for size in values.shape)
+
+
 def _sharing_inputs(primes: int, values: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(2, 2, primes, values, dtype=torch.int8), torch.zeros(primes, 5, 2, dtype=torch.int8)
 
@@ -407,22 +412,27 @@ def _answers(primes: int, outputs: int) -> list[Tensor]:
     return [torch.zeros(2, 3, primes, outputs, dtype=torch.int8), torch.zeros(primes, 3, dtype=torch.int8)]
 
 
+def _kernel(layer: IntegerMap) -> Tensor:
+    """A map's weights as those of a convolution, float32 [outputs, inputs, height, width]."""
+    weight = torch.from_numpy(layer.weight.astype(np.float32))
+    return weight if layer.over == "window" else weight[:, :, None, None]
+
+
 def _with_small_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store integer weights as int8 behind DequantizeLinear with scale 1, where an engine can use them as they are."""
+    """Store integer weights as int8 behind DequantizeLinear with scale 1, which is how TensorRT takes them."""
     graph = model.graph
-    used = {name for node in graph.node if node.op_type in {"Conv", "MatMul"} for name in node.input}
+    used = {name for node in graph.node if node.op_type == "Conv" for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name in used]:
         values: NDArray[np.generic] = numpy_helper.to_array(tensor)
-        name = tensor.name
+        name, constants = (
+            tensor.name,
+            (("int8", values.astype(np.int8)), ("scale", np.float32(1)), ("zero", np.int8(0))),
+        )
         graph.initializer.remove(tensor)
         graph.initializer.extend(
-            [
-                numpy_helper.from_array(values.astype(np.int8), f"{name}_int8"),
-                numpy_helper.from_array(np.array(1, np.float32), f"{name}_scale"),
-                numpy_helper.from_array(np.array(0, np.int8), f"{name}_zero"),
-            ]
+            numpy_helper.from_array(np.asarray(value), f"{name}_{kind}") for kind, value in constants
         )
-        inputs = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
+        inputs = [f"{name}_{kind}" for kind, _ in constants]
         graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [name], f"dequantise_{name}"))
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -8,9 +8,8 @@ import torch
 
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.cli import main
-from privdfs_training.data import fashion, load_data
 from privdfs_training.config import DataConfig
-from privdfs_training.data import DataSet, load_data
+from privdfs_training.data import DataSet, fashion, load_data
 from privdfs_training.errors import DataError, TrainingConfigError
 from tests.official import write_cifar, write_official
 from tests.trained import shifted_images
