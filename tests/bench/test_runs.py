@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench._common import merge_release, write_results
 from privdfs import Bundle
+from privdfs_bench.results import merge_release, write_results
 
 pytestmark = pytest.mark.e2e
 
