@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from privdfs import Bundle
 from privdfs._manifest import decode_client_manifest, decode_server_manifest, refuse_unlisted, verify_files
-from privdfs_export import evaluate, parity, release
+from privdfs_export import evaluate, parity, release, writing
 from privdfs_export.cli import main
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.checkpoint import load_system
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_nothing(
     def no_space(*_args: object, **_kwargs: object) -> list[str]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(release, "write_repository", no_space)
+    monkeypatch.setattr(writing, "write_repository", no_space)
     with pytest.raises(ExportError, match=r"No space left on device\. Free some disk space"):
         release.export_release(
             trained, load_data("fashion-mnist", data_folder), tmp_path / "out", engine="python", console=QUIET

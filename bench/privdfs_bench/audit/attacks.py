@@ -118,6 +118,29 @@ def reconstruct(
     if isinstance(budget, OptimiseBudget):
         found = optimise(view, budget, seed=SEED, progress=progress, device=device)
         return Found(found.images, {"gradient": found.gradient})
+    limits: dict[str, Any] = {"seconds": seconds, "progress": progress, "device": device}
+    if isinstance(budget, DecoderBudget):
+        told = view.with_answers_as_shares() if attack.hears_answers else view
+        decode, finished = _trained(told, attack, budget, **limits)
+        return Found(decode(told.received), {"finished": finished})
+    if prior is None:
+        raise AttackError("an attack by diffusion needs a prior: pass it")
+    begin = None if start is None else _trained(view, attack, start, **limits)[0]
+    return _sampled(view, budget, begin, prior, **limits)
+
+
+def _trained(
+    view: ServerView,
+    attack: Attack,
+    budget: DecoderBudget,
+    *,
+    seconds: float,
+    progress: Progress,
+    device: torch.device,
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """A decoder from shares to images, and whether its training came to its end."""
+    if attack.form is None:
+        raise AttackError("a decoder's budget needs an attack with a decoder: pass one of the table")
     last = 0.0
 
     def step(done: float, loss: float) -> None:
@@ -125,35 +148,26 @@ def reconstruct(
         last = done
         progress(done, loss)
 
-    def decode(told: ServerView, spent: DecoderBudget) -> Callable[[Tensor], Tensor]:
-        if attack.form is None:
-            raise AttackError("a decoder's budget needs an attack with a decoder: pass one of the table")
-        network = train_decoder(
-            told.shares,
-            told.images,
-            spent,
-            seed=SEED,
-            progress=step,
-            form=attack.form,
-            loss_of=attack.loss,
-            seconds=seconds,
-            device=device,
-        )
-        return partial(decoder.reconstruct, network)
-
-    if isinstance(budget, DecoderBudget):
-        told = view.with_answers_as_shares() if attack.hears_answers else view
-        return Found(decode(told, budget)(told.received), {"finished": last >= 1})
-    if prior is None:
-        raise AttackError("an attack by diffusion needs a prior: pass it")
-    return _sample(view, budget, None if start is None else decode(view, start), prior, seconds, progress, device)
+    network = train_decoder(
+        view.shares,
+        view.images,
+        budget,
+        seed=SEED,
+        progress=step,
+        form=attack.form,
+        loss_of=attack.loss,
+        seconds=seconds,
+        device=device,
+    )
+    return partial(decoder.reconstruct, network), last >= 1
 
 
-def _sample(
+def _sampled(
     view: ServerView,
     budget: DiffuseBudget,
     begin: Callable[[Tensor], Tensor] | None,
     prior: tuple[Prior, str],
+    *,
     seconds: float,
     progress: Progress,
     device: torch.device,
