@@ -85,15 +85,57 @@ def export_release(
     refuse_existing(out)
     planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     _check_data(trained, data)
+    console.print("graphs: encoder, branches, fusion, baseline")
+    built = build_graphs(trained.system)
+    found = _examine(trained, built, data, console)
+    client = client_manifest(
+        trained.system,
+        built,
+        release=f"{trained.config.name}-{built.digest}",
+        config=trained.config,
+        classes=trained.classes,
+        accuracy=found.accuracy,
+    )
+    write_release(
+        out,
+        client,
+        built,
+        engine=engine if planner is None else "onnxruntime",
+        golden=found.golden,
+        sidecars=_sidecars(built, found),
+        finish=None if planner is None else partial(_plan, options=plans or PlanOptions("fp16"), planner=planner),
+    )
+    reached = f"baseline {found.accuracy.baseline:.2%}, fused {found.accuracy.fused:.2%}"
+    console.print(f"{client.release}: {reached}, written to {out}")
+    return client
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What is known of a release's graphs before they are written.
+
+    Attributes:
+        golden: The client's examples, by name.
+        accuracy: As the manifest states it.
+        ranges: Of the activations of every branch, and last of the baseline.
+    """
+
+    golden: Mapping[str, NDArray[np.generic]]
+    accuracy: Accuracy
+    ranges: Sequence[Mapping[str, float]]
+
+    def __repr__(self) -> str:
+        """No images."""
+        return f"Findings({self.accuracy.fused:.2%})"
+
+
+def _examine(trained: TrainedSystem, built: Graphs, data: ImageData, console: Console) -> Findings:
+    """Compare the graphs with torch, and measure them."""
     system, on = trained.system, _test_images(trained.system, data)
     reached = _reached(system, on)
-
-    console.print("graphs: encoder, branches, fusion, baseline")
-    built = build_graphs(system)
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(on.images))} test images")
     examples = on.images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, on.images.shape[1:])
-    tried = np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]])
-    golden = _check_parity(trained, built, tried)
+    golden = _check_parity(trained, built, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))
     console.print(f"accuracy of the exported files on {len(on.images)} test images")
     measured = _measured(built, on)
     parity.check_accuracy(measured.fused, reached)
@@ -103,27 +145,7 @@ def export_release(
     ranges = _ranges(system, built, calibration)
     precisions = _measured_precisions(built, ranges, on)
     console.print(", ".join(f"{name} {row.fused:.2%}" for name, row in precisions.items()))
-
-    client = client_manifest(
-        system,
-        built,
-        release=f"{trained.config.name}-{built.digest}",
-        config=trained.config,
-        classes=trained.classes,
-        accuracy=_accuracy(data, on, measured, precisions),
-    )
-    finish = None if planner is None else partial(_plan, options=plans or PlanOptions("fp16"), planner=planner)
-    write_release(
-        out,
-        client,
-        built,
-        engine="onnxruntime" if planner else engine,
-        golden=golden,
-        sidecars=_sidecars(built, golden, ranges),
-        finish=finish,
-    )
-    console.print(f"{client.release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
-    return client
+    return Findings(golden, _accuracy(data, on, measured, precisions), ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,15 +261,13 @@ def _accuracy(
     )
 
 
-def _sidecars(
-    built: Graphs, golden: Mapping[str, NDArray[np.generic]], ranges: Sequence[Mapping[str, float]]
-) -> list[Sidecar]:
+def _sidecars(built: Graphs, found: Findings) -> list[Sidecar]:
     """What lies beside every branch, and last beside the baseline."""
-    (answers,) = evaluate.run_batched(built.baseline.session, {"image": golden["images"]})
+    (answers,) = evaluate.run_batched(built.baseline.session, {"image": found.golden["images"]})
     servers = range(len(built.branches))
     return [
-        *(Sidecar(_golden_of_server(golden, server), ranges[server]) for server in servers),
-        Sidecar({"image": golden["images"], "logits": answers}, ranges[-1]),
+        *(Sidecar(_golden_of_server(found.golden, server), found.ranges[server]) for server in servers),
+        Sidecar({"image": found.golden["images"], "logits": answers}, found.ranges[-1]),
     ]
 
 

@@ -50,6 +50,16 @@ def test_no_file_has_more_than_400_lines() -> None:
     assert {str(path): count for path, count in lines.items() if count > 400} == {}
 
 
+def test_no_function_has_more_than_60_lines() -> None:
+    long = {
+        f"{path.name}: {node.name}"
+        for path in BENCH.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    }
+    assert long == set()
+
+
 def test_imports_make_no_circle() -> None:
     known = modules()
     arrows = {name: set(imported(path, known)) - {name} for name, path in known.items()}
