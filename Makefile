@@ -7,16 +7,19 @@ VENV := .venv
 TRITON_VENV := .venv-triton
 # Packages whose interface the tests look at, and never run: TensorRT's bindings of two versions, torch-tensorrt.
 TENSORRT_API := .venv-tensorrt
+# Two other versions of Pillow: the tests compare the pixels that they make.
+PILLOW := .venv-pillow
 BIN := $(VENV)/bin
 PIP_OPTIONS := --quiet --only-binary :all: --disable-pip-version-check
 # A stamp is newer than the pins it was made from, so a second `make` installs nothing.
 ENV := $(VENV)/.ready
 TRITON_ENV := $(TRITON_VENV)/.ready
 TENSORRT_ENV := $(VENV)/.ready-tensorrt
+PILLOW_ENV := $(PILLOW)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format env triton tensorrt clean
+.PHONY: help demo test thorough soak lint format env triton tensorrt pillow clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,11 +27,11 @@ help:  ## list these commands
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
-test: env triton tensorrt lint  ## environments, lint, types, import contract, every test
+test: env triton tensorrt pillow lint  ## environments, lint, types, import contract, every test
 	$(BIN)/pytest
 
-thorough: env triton  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
-	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py
+thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
+	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py tests/sdk/test_pillow.py
 
 soak: env triton  ## 100,000 predictions while servers are killed and started again (an hour)
 	$(BIN)/python bench/soak.py
@@ -47,6 +50,8 @@ env: $(ENV)  ## the environment of all three packages (.venv)
 
 tensorrt: $(TENSORRT_ENV)  ## what the tests check engines with, without a GPU (100 MB)
 
+pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which resizes otherwise (35 MB)
+
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
 $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(wildcard scripts/commands/*)
@@ -63,6 +68,11 @@ $(TENSORRT_ENV): $(ENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/torch torch-tensorrt==2.14.0
 	@touch $@
 
+$(PILLOW_ENV): $(ENV)
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(PILLOW)/11 pillow==11.0.0
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(PILLOW)/12 pillow==12.3.0
+	@touch $@
+
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(TRITON_VENV)
@@ -72,5 +82,5 @@ $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-trito
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

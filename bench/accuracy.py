@@ -9,7 +9,6 @@ worst coalition of each size; linear readouts in the place of the branches; for 
 table, and adds to bench/results/accuracy.json.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from privdfs_bench.accuracy import measure, table
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import merge_release, read_results, write_results
-from privdfs_bench.script import add_data, release_parser, run
+from privdfs_bench.script import add_data, release_parser, run, start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,4 +48,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -9,7 +9,6 @@ is how runs are started here.
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs_bench.results import made_by, write_results
-from privdfs_bench.script import add_out, run
+from privdfs_bench.script import add_out, run, start, whole_number
 from privdfs_bench.speed.steps import BATCH, BLOCKS, CONFIGS, GRID, SEED, branches, read_run, steps
 
 
@@ -27,9 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; None takes the arguments of the process. Exit code: 0 done, 2 an error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="branches", description="Time training steps on this processor.")
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run (default: two references)")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each way (default: 20)")
-    parser.add_argument("--servers", type=int, nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64], help="of a branch (default: 32 64)")
+    parser.add_argument("--rounds", type=whole_number(1, 10**9), default=20, help="steps of each way (default: 20)")
+    parser.add_argument("--servers", type=whole_number(2, 1000), nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
+    parser.add_argument(
+        "--widths", type=whole_number(1, 10**6), nargs="+", default=[32, 64], help="of a branch (default: 32 64)"
+    )
     add_out(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -61,4 +62,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

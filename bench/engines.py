@@ -5,7 +5,6 @@ plans run in no tritonserver, and nothing runs here: this shows that branches be
 what they weigh. What a precision computes is measured by ONNX Runtime on the same graph; BF16 it does not compute.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import made_by, write_results
-from privdfs_bench.script import release_parser, run
+from privdfs_bench.script import release_parser, run, start
 from privdfs_bench.speed.engines import measure
 from privdfs_export.precision import PRECISIONS
 from privdfs_export.repository import read_repository
@@ -48,4 +47,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

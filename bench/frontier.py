@@ -7,7 +7,6 @@ resumed, and those already in the result file are not made again. Beside the JSO
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from privdfs_bench.audit.frontier import make, table
 from privdfs_bench.audit.frontier_picture import draw
 from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
 from privdfs_bench.results import read_results
-from privdfs_bench.script import add_data, add_out, run
+from privdfs_bench.script import add_data, add_out, add_threads, run, start
 from privdfs_training.loop import InterruptedTrainingError, check
 from privdfs_training.parallel import choose_device
 
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "frontier", help="folder of the trainings")
     add_out(parser)
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_threads(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -66,4 +65,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -40,7 +40,7 @@ from rich.console import Console
 
 from privdfs_bench.releases import release_name
 from privdfs_bench.results import RESULTS, read_results
-from privdfs_bench.script import EXIT_ERROR, run
+from privdfs_bench.script import EXIT_ERROR, run, start
 from privdfs_bench.speed.check import MARGINS, bars, check_record, compare
 from privdfs_bench.speed.latency import COLD_STARTS, REFERENCE_RELEASE, given, measure, write
 from privdfs_bench.speed.network import NETWORKS, Network
@@ -134,4 +134,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -1,13 +1,12 @@
 """`python bench/pages.py`: build the pages of audits and of latency from checked-in results and pictures."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from privdfs_bench.audit.report import write_page as write_audit
 from privdfs_bench.results import RESULTS, read_results
-from privdfs_bench.script import run
+from privdfs_bench.script import run, start
 from privdfs_bench.speed.page import write_page as write_latency
 
 
@@ -34,4 +33,4 @@ def pages(results: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -15,7 +15,6 @@ runs/privacy.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from privdfs_bench.audit.report import write_for
 from privdfs_bench.audit.victim import Victim
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import ROOT, merge_release, read_results, write_results
-from privdfs_bench.script import add_data, release_parser, run
+from privdfs_bench.script import add_data, add_threads, release_parser, run, start, whole_number
 from privdfs_training.attacks.perceptual import load_lpips
 from privdfs_training.parallel import choose_device
 
@@ -69,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = release_parser("privacy", "Measure what coalitions of servers can reconstruct.")
     add_data(parser)
     parser.add_argument("--effort", choices=EFFORTS, default="standard", help="how much attackers spend")
-    parser.add_argument("--pairs", type=int, help="the attacker's own images, at most")
-    parser.add_argument("--images", type=int, help="test images to attack, at most")
-    parser.add_argument("--epochs", type=int, help="of every decoder")
+    parser.add_argument("--pairs", type=whole_number(1, 10**9), help="the attacker's own images, at most")
+    parser.add_argument("--images", type=whole_number(1, 10**9), help="test images to attack, at most")
+    parser.add_argument("--epochs", type=whole_number(1, 10**9), help="of every decoder")
     parser.add_argument("--seconds", type=float, help="stop the training of a decoder after so long")
     prior = "diffusion prior, or `none` to leave its attack out (default: checkpoints/DATA-prior.safetensors)"
     parser.add_argument("--prior", type=Path, help=prior)
@@ -80,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "privacy", help="folder of what attacks found")
     show = "of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs"
     parser.add_argument("--show-images", action="store_true", help=show)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
+    add_threads(parser, "one for each core")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

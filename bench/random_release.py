@@ -5,11 +5,10 @@ on random images. Its accuracies are zero, and its classes are numbers.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from privdfs_bench.script import run
+from privdfs_bench.script import run, start
 from privdfs_bench.speed.random_release import write_random_release
 from privdfs_training.config import load_config
 
@@ -34,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

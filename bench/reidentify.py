@@ -11,7 +11,6 @@ connected decoder after which the picture is compared with the gallery's. Beside
 comparison of the photographs themselves.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from privdfs_bench.audit.people import measure, table
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import merge_release, read_results, write_results
-from privdfs_bench.script import release_parser, run
+from privdfs_bench.script import release_parser, run, start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,4 +44,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

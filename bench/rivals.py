@@ -12,7 +12,6 @@ What stands in the result file already is not attacked again.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from privdfs_bench.audit.effort import EFFORTS
 from privdfs_bench.audit.rivals import add, table
 from privdfs_bench.results import read_results
-from privdfs_bench.script import add_data, add_out, run
+from privdfs_bench.script import add_data, add_out, add_threads, run, start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--effort", choices=EFFORTS, default="standard", help="how much attackers spend")
     add_data(parser)
     add_out(parser)
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_threads(parser)
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -55,4 +54,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -11,14 +11,13 @@ docs/SCALING.md.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from privdfs_bench.results import RESULTS, made_by, write_results
-from privdfs_bench.script import run
+from privdfs_bench.script import run, start
 from privdfs_bench.speed.scaling import BOUND_MS, CLASSES, CONFIG, CURVES, SEED, measure, summarise, tables
 from privdfs_bench.speed.scaling_picture import draw
 
@@ -53,4 +52,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

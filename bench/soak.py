@@ -15,13 +15,12 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from privdfs_bench.results import RESULTS, made_by, write_results
-from privdfs_bench.script import run
+from privdfs_bench.script import run, start, whole_number
 from privdfs_bench.speed.random_release import write_random_release
 from privdfs_bench.speed.soak import CLASSES, CONFIG, SHAPE, soak, straggler
 from privdfs_training.config import load_config
@@ -30,8 +29,14 @@ from privdfs_training.config import load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; None takes the arguments of the process. Exit code: 0 done, 2 an error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="soak", description="Predict while servers are killed and started again.")
-    parser.add_argument("--predictions", type=int, default=100_000, metavar="N")
-    parser.add_argument("--straggler-calls", type=int, default=1000, metavar="N", help="of each system (default: 1000)")
+    parser.add_argument("--predictions", type=whole_number(1, 10**9), default=100_000, metavar="N")
+    parser.add_argument(
+        "--straggler-calls",
+        type=whole_number(1, 10**9),
+        default=1000,
+        metavar="N",
+        help="of each system (default: 1000)",
+    )
     parser.add_argument("--config", type=Path, default=CONFIG, help="of the release with random weights")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args(arguments)
@@ -40,11 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(tempfile.mkdtemp(prefix="privdfs-soak-"))  # with the servers' logs, kept after an error
         release = folder / "release"
         write_random_release(load_config(options.config), SHAPE, CLASSES, release)
-        found = {
-            "made_by": made_by({"load": os.getloadavg()}, seed=0),
-            "straggler": straggler(release, options.straggler_calls),
-            "soak": soak(release, options.predictions, folder),
-        }
+        try:
+            found = {
+                "made_by": made_by({"load": os.getloadavg()}, seed=0),
+                "straggler": straggler(release, options.straggler_calls),
+                "soak": soak(release, options.predictions, folder),
+            }
+        except KeyboardInterrupt:
+            shutil.rmtree(folder)
+            raise
         write_results(options.out, found)
         shutil.rmtree(folder)
         print(json.dumps({name: found[name] for name in ("straggler", "soak")}, indent=1))
@@ -54,4 +63,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -9,7 +9,6 @@ build/demo/report.html and report.png: each image beside all that every server r
 
 import argparse
 import json
-import signal
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ try:
     from rich.table import Table
 
     from privdfs import Bundle, Client, Error, Result
+    from privdfs._command_line import signals_interrupt
     from privdfs_export.serve import serve_release
 except ModuleNotFoundError as missing:
     print(f"demo: {missing.name} is not installed here: run `make demo`, which installs what it needs", file=sys.stderr)
@@ -175,11 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=REPORT, help="folder of the report (default: build/demo)")
     options = parser.parse_args(arguments)
-    # A shell starts background jobs with SIGINT ignored; both signals are to end the servers all the same.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        demonstrate(options.release, options.out, Console())
+        with signals_interrupt():
+            demonstrate(options.release, options.out, Console())
     except KeyboardInterrupt:
         print("demo: stopped; the servers have ended", file=sys.stderr)
         return EXIT_INTERRUPTED

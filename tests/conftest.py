@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny data set in the true format, and releases really trained on it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def _one_thread_again() -> Iterator[None]:
     """A command that a test runs in this process may set the number of threads; the next test starts with one."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def _hangup_counts() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it, also where the suite runs under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -32,20 +32,22 @@ class Door:
         target: host and port of the server.
         trouble: what happens to its answers, to both ways ("narrow"), or to new connections ("refused"), from now on.
         seconds: how long "late" and "slow close" take.
-        sent: what the client sent, by connection.
+        sent: what the client sent, by connection, with the owner of the door's target at that time.
         endpoint: where it listens.
+        owner: which server the target is, for tests that ask who received what.
     """
 
     target: tuple[str, int]
     trouble: Trouble
     seconds: float
-    sent: list[bytearray]
+    sent: list[tuple[int | None, bytearray]]
     endpoint: str = ""
+    owner: int | None = None
 
-    def lead_to(self, target: str) -> None:
+    def lead_to(self, target: str, owner: int | None = None) -> None:
         """Send new connections to another server, "host:port"."""
         host, port = target.split(":")
-        self.target = (host, int(port))
+        self.target, self.owner = (host, int(port)), owner
 
 
 class Proxies:
@@ -55,6 +57,7 @@ class Proxies:
         self.doors = [Door((host, int(port)), "none", 0.1, []) for host, port in (t.split(":") for t in targets)]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._forgotten: set[asyncio.StreamWriter] = set()
         self._writers: dict[int, set[asyncio.StreamWriter]] = {i: set() for i in range(len(self.doors))}
         self._random = random.Random(0)  # noqa: S311 - not for secrets
 
@@ -68,6 +71,10 @@ class Proxies:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_HANG_S)
         self._loop.close()
+
+    def forget(self, index: int) -> None:
+        """Let what travels on the present connections of a door vanish, as a NAT does that has forgotten them."""
+        self._forgotten |= self._writers[index]
 
     def drop(self, index: int) -> None:
         """Reset all connections through a door, as a server does that is killed."""
@@ -108,13 +115,14 @@ class Proxies:
             writer.transport.abort()
             return
         try:
+            owner = door.owner
             back, forth = await asyncio.open_connection(*door.target)
         except OSError:
             writer.transport.abort()
             return
         self._writers[index] |= {writer, forth}
         record = bytearray()
-        door.sent.append(record)
+        door.sent.append((owner, record))
         try:
             await asyncio.gather(self._up(door, reader, forth, record), self._down(door, back, writer))
         finally:
@@ -127,6 +135,8 @@ class Proxies:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
+                if writer in self._forgotten:
+                    continue
                 record += data
                 await _write(writer, data, "narrow" if door.trouble == "narrow" else "none")
         writer.close()
@@ -134,7 +144,7 @@ class Proxies:
     async def _down(self, door: Door, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
-                trouble = door.trouble
+                trouble = "silent" if writer in self._forgotten else door.trouble
                 if trouble == "late":
                     await asyncio.sleep(door.seconds)
                 elif trouble == "reset":

@@ -40,7 +40,7 @@ def made_by(config: Mapping[str, Any], *, seed: int, endpoint: str | None = None
 def _tritonserver_version(endpoint: str) -> str:
     from tritonclient.grpc import InferenceServerClient
 
-    with InferenceServerClient(endpoint) as client:
+    with InferenceServerClient(endpoint, channel_args=[("grpc.enable_http_proxy", 0)]) as client:
         metadata = client.get_server_metadata(as_json=True, client_timeout=10) or {}
     return str(metadata.get("version", "unknown"))
 

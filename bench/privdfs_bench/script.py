@@ -4,9 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs_bench.results import RESULTS
+
+__all__ = ["EXIT_ERROR", "add_data", "add_out", "add_threads", "release_parser", "run", "start", "whole_number"]
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -26,6 +30,11 @@ def add_out(parser: argparse.ArgumentParser) -> None:
         default=RESULTS / f"{parser.prog}.json",
         help=f"result file to add to (default: bench/results/{parser.prog}.json)",
     )
+
+
+def add_threads(parser: argparse.ArgumentParser, default: str = "PyTorch's") -> None:
+    """The option of every benchmark that trains or attacks."""
+    parser.add_argument("--threads", type=whole_number(1, 1024), help=f"CPU threads (default: {default})")
 
 
 def release_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -62,3 +71,9 @@ def run(prog: str, work: Callable[[], int], *, stopped: str) -> int:
     except (Error, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of a command, which cleans up after SIGTERM and SIGHUP as after Ctrl-C."""
+    with signals_interrupt():
+        sys.exit(main())

@@ -44,10 +44,15 @@ def main(parent: int, folder: Path, command: list[str]) -> int:
         os.killpg(server.pid, signal.SIGKILL)
         status = server.wait()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for shared in Path("/dev/shm").glob(f"{folder.name}*"):  # noqa: S108 - where Linux keeps shared memory
-            shared.unlink(missing_ok=True)
+        remove(folder)
     return status if status >= 0 else 128 - status
+
+
+def remove(folder: Path) -> None:
+    """Delete what an ended server leaves: the copy of its repository, and its shared memory."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for shared in Path("/dev/shm").glob(f"{folder.name}*"):  # noqa: S108 - where Linux keeps shared memory
+        shared.unlink(missing_ok=True)
 
 
 def _wait(server: int, parent: int) -> None:

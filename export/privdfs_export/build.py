@@ -7,6 +7,7 @@ from rich.console import Console
 
 from privdfs_export.plan import add_plan_arguments, plan_options
 from privdfs_export.release import export_release
+from privdfs_export.writing import refuse_existing
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import load_data
 
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         privdfs.Error: It cannot be built; nothing was written.
     """
+    refuse_existing(options.out)
     plans = plan_options(options) if options.engine == "tensorrt" else None
     trained = load_system(options.checkpoint)
     data = load_data(trained.config.data, options.data)

@@ -9,14 +9,18 @@ the others do not.
 """
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from privdfs import Error
+from privdfs._command_line import signals_interrupt
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
 COMMANDS: Mapping[str, str] = {
+    "keygen": "privdfs_export.keygen",
     "leakage": "privdfs_export.leakage",
     "plan": "privdfs_export.plan",
     "sign": "privdfs_export.sign",
@@ -32,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Of the command line; None means those of the process.
 
     Returns:
-        Exit code: 0 done, 2 an error that the message explains.
+        Exit code: 0 done, 2 an error that the message explains, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words and words[0] in COMMANDS else None
+    if name is None and words:
+        meant = difflib.get_close_matches(words[0], COMMANDS, 1)
+        if meant and not Path(words[0]).exists():
+            print(f"privdfs-export: there is no command {words[0]!r}. Did you mean {meant[0]!r}?", file=sys.stderr)
+            return 2
     command = importlib.import_module(_BUILD if name is None else COMMANDS[name])
     program = "privdfs-export" if name is None else f"privdfs-export {name}"
     parser = argparse.ArgumentParser(prog=program, description=command.DESCRIPTION)
@@ -44,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_arguments(parser)
     options = parser.parse_args(words)
     try:
-        command.run(options)
+        with signals_interrupt():
+            command.run(options)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped before it was done", file=sys.stderr)
+        return 130
     except Error as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2

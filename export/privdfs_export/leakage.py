@@ -139,8 +139,9 @@ def _write(client: Path, data: bytes) -> None:
         (client / SIGNATURE_NAME).unlink(missing_ok=True)
         partial.replace(client / MANIFEST_NAME)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         message = (
             f"cannot write {client / MANIFEST_NAME}: {error.strerror}. Free some disk space, or check permissions."
         )
         raise ExportError(message) from error
+    finally:
+        partial.unlink(missing_ok=True)

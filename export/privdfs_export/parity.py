@@ -1,9 +1,11 @@
 """Parity: before anything is written, every graph must compute what the trained network computes, on real images."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
-from privdfs_export.errors import ParityError
+from privdfs_export.errors import ExportError, ParityError
 
 # Sums in another order move an activation across a rounding tie now and then, and a share's value by one level with it.
 SHARE_EQUAL = 0.995
@@ -74,6 +76,28 @@ def check_accuracy(exported: float, trained: float) -> None:
             f"(at most {ACCURACY_TOLERANCE:.1%} wanted)."
         )
         raise ParityError(message, "accuracy", difference, ACCURACY_TOLERANCE)
+
+
+def check_data(name: str, reached: float, trained: float, sample: int | None) -> None:
+    """Refuse data other than those that a system was measured on at the end of its training.
+
+    Args:
+        name: Of the data set; used in messages.
+        reached: Fused accuracy of the trained system on its test images, a fraction.
+        trained: What the checkpoint states.
+        sample: Number of images, if chance has a part in which they are or what is dealt to them; else None.
+
+    Raises:
+        ExportError: They differ by more than 0.2 points and, in a sample, four standard errors.
+    """
+    chance = 0.0 if sample is None else 4 * math.sqrt(max(trained * (1 - trained), 0.01) / sample)
+    if abs(reached - trained) > ACCURACY_TOLERANCE + chance:
+        message = (
+            f"the system reached {trained:.2%} at the end of its training, and reaches {reached:.2%} on these test "
+            f"images of {name}: they are not the ones that it was measured on. Pass the folder of its own data set "
+            "with --data, or train again on this one."
+        )
+        raise ExportError(message)
 
 
 def _check_shape(name: str, exported: tuple[int, ...], trained: tuple[int, ...]) -> None:

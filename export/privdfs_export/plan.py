@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from privdfs._command_line import whole_number
 from privdfs._manifest import PlanFile, PlanSpec
 from privdfs._verify import verify
 from privdfs_export.engine import BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
@@ -71,8 +72,15 @@ def add_plan_arguments(parser: argparse._ActionsContainer) -> None:
         parser: Of the command, or a group of its options.
     """
     parser.add_argument("--precision", default="fp16", help=f"one of {', '.join(PRECISIONS)}; default fp16")
-    parser.add_argument("--device", type=int, action="append", help="GPU to build for; several times for several kinds")
-    parser.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a kernel")
+    parser.add_argument(
+        "--device",
+        type=whole_number(0, 1023),
+        action="append",
+        help="GPU to build for; several times for several kinds",
+    )
+    parser.add_argument(
+        "--workspace", type=whole_number(1, 2**20), metavar="MIB", help="most scratch memory of a kernel"
+    )
     parser.add_argument("--level", type=int, choices=range(6), help="builder's effort; default is TensorRT's own")
     parser.add_argument("--timing-cache", type=Path, metavar="DIR", help="keep kernel times here between builds")
     parser.add_argument(
@@ -301,6 +309,7 @@ def _exchange(staging: Path, parent: Path) -> None:
         old.rename(aside)
         try:
             new.rename(old)
-        except OSError:
-            aside.rename(old)
+        except BaseException:  # Ctrl-C too: what is aside is about to be deleted
+            if not old.exists():
+                aside.rename(old)
             raise

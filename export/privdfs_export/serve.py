@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,8 +28,10 @@ from pathlib import Path
 
 import msgspec
 
+from privdfs._command_line import signals_interrupt
 from privdfs._errors import BundleIntegrityError, Error
 from privdfs._manifest import decode_client_manifest, read_manifest_bytes
+from privdfs_export._keeper import remove
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.verify import check_repository
@@ -48,6 +49,8 @@ _PORT_TAKEN = re.compile(r"(already in use|Address already in use|Failed to bind
 #: What clients need stays open: health, metadata, model configuration (it names the release), inference.
 _RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
 _ADMIN = "privdfs-admin"
+#: For gRPC clients of servers on this machine: without it they would ask the proxy of `http_proxy` and its like.
+LOOPBACK_OPTIONS = (("grpc.enable_http_proxy", 0),)
 #: The gRPC metadata that carries the secret of a server (`RunningServer.admin`), as Triton spells it.
 ADMIN_HEADER = f"triton-grpc-protocol-{_ADMIN}"
 
@@ -56,11 +59,12 @@ ADMIN_HEADER = f"triton-grpc-protocol-{_ADMIN}"
 class RunningServer:
     """One tritonserver: its repository's folder, where it listens, its log, its keeper, and the id it answers with.
 
-    `admin` is the secret that its restricted calls ask for.
+    `copy` is the copy of the folder that it reads, `admin` the secret that its restricted calls ask for.
     """
 
     repository: Path
     endpoint: str
+    copy: Path
     log: Path
     keeper: "subprocess.Popen[bytes]"
     token: str
@@ -210,6 +214,7 @@ def _running(
         msg = f"cannot write logs into {log_dir or tempfile.gettempdir()} ({error}): name another folder with --log-dir"
         raise ServeError(msg) from error
     servers: list[RunningServer] = []
+    failed = False
     try:
         for index, repository in enumerate(repositories):
             servers.append(_start(program, repository, logs / f"{index}-{repository.path.name}.log"))
@@ -217,36 +222,45 @@ def _running(
         for index, repository in enumerate(repositories):
             servers[index] = _make_ready(program, repository, servers[index], deadline)
         yield servers
+    except Exception:  # not Ctrl-C, nor the end of the program: those are no failures
+        failed = True
+        raise
     finally:
-        _stop(servers)
-    if log_dir is None:
-        shutil.rmtree(logs, ignore_errors=True)
+        try:
+            _stop(servers)
+        finally:
+            if log_dir is None and not failed:
+                shutil.rmtree(logs, ignore_errors=True)
 
 
 def _start(program: Path, repository: Repository, log: Path, port: int | None = None) -> RunningServer:
     """Start a tritonserver for a private copy of a repository, on that port, or on one that is free at this moment."""
+    token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
+    endpoint = f"127.0.0.1:{_free_port() if port is None else port}"
+    copy = None
     try:
         copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))
         for name, data in repository.files.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes(data)
-        output = log.open("wb")
-    except OSError as error:
-        msg = f"cannot write a copy of {repository.path} and its log ({error}): make room, or set TMPDIR"
-        raise ServeError(msg) from error
-    token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
-    endpoint = f"127.0.0.1:{_free_port() if port is None else port}"
-    keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
-    with output:
-        process = subprocess.Popen(
-            [*keeper, *_command(program, repository, copy, endpoint, token, admin)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=copy,
-        )
-    return RunningServer(repository.path, endpoint, log, process, token, admin)
+        keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*keeper, *_command(program, repository, copy, endpoint, token, admin)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=copy,
+            )
+    except BaseException as error:  # Ctrl-C too: only a keeper that runs removes the copy
+        if copy is not None:
+            shutil.rmtree(copy, ignore_errors=True)
+        if isinstance(error, OSError):
+            msg = f"cannot write a copy of {repository.path} and its log ({error}): make room, or set TMPDIR"
+            raise ServeError(msg) from error
+        raise
+    return RunningServer(repository.path, endpoint, copy, log, process, token, admin)
 
 
 def _command(program: Path, repository: Repository, copy: Path, endpoint: str, token: str, admin: str) -> list[str]:
@@ -314,7 +328,7 @@ def _is_ready(server: RunningServer) -> bool:
         socket.create_connection((address, int(port)), timeout=1).close()
     except OSError:
         return False
-    with InferenceServerClient(server.endpoint) as client:
+    with InferenceServerClient(server.endpoint, channel_args=list(LOOPBACK_OPTIONS)) as client:
         try:
             metadata = client.get_server_metadata(as_json=True, client_timeout=2) or {}
             return metadata.get("name") == server.token and bool(client.is_server_ready(client_timeout=2))
@@ -347,6 +361,8 @@ def _end(server: RunningServer) -> int:
     except subprocess.TimeoutExpired:
         server.keeper.kill()
         return server.keeper.wait()
+    finally:
+        remove(server.copy)  # by now, unless the keeper was killed, there is nothing left
 
 
 def _failed(server: RunningServer, what: str) -> TritonserverFailedError:
@@ -362,11 +378,12 @@ def _read_log(log: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `privdfs-serve`: serve a release until Ctrl-C, SIGTERM, or the end of the process that started it."""
+    """Run `privdfs-serve`: serve a release until Ctrl-C, SIGTERM, SIGHUP, or the end of whatever started it."""
     parser = argparse.ArgumentParser(
         prog="privdfs-serve",
         description="Run local tritonservers for a release, one for each of its servers, on 127.0.0.1. "
-        "They end on Ctrl-C, on SIGTERM, and when the process that started this command ends.",
+        "They end on Ctrl-C, SIGTERM or SIGHUP, and when the process that started this command ends. Without --log-dir "
+        "their logs are kept only after a failure.",
     )
     parser.add_argument(
         "release", type=Path, metavar="RELEASE", help="folder of the release, with client and server-0 …"
@@ -377,14 +394,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     parent = os.getppid()
-    # A shell starts background jobs with SIGINT ignored; both signals are to end the servers all the same.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        repositories = _check_release(options.release)
-        with _running(repositories, options.tritonserver, options.log_dir) as servers:
-            _show(repositories[0].manifest.release, servers, as_json=options.json)
-            _watch(servers, parent)
+        with signals_interrupt():
+            repositories = _check_release(options.release)
+            with _running(repositories, options.tritonserver, options.log_dir) as servers:
+                _show(repositories[0].manifest.release, servers, as_json=options.json)
+                _watch(servers, parent)
     except KeyboardInterrupt:
         return 0
     except Error as error:

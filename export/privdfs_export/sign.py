@@ -1,10 +1,8 @@
 """`privdfs-export sign DIR --key KEY`: sign a release, or one folder of it, so that devices can check who made it.
 
 Every folder with a manifest gets a `manifest.sig` (`privdfs/_signature.py` has its format). What is signed is checked
-first: every file against its manifest, and the folders against each other. Keys come from OpenSSL:
-
-    openssl genpkey -algorithm ed25519 -aes256 -out release-key.pem      # keep it off the devices and the servers
-    openssl pkey -in release-key.pem -pubout -out release-key.pub.pem    # what devices trust
+first: every file against its manifest, and the folders against each other. `privdfs-export keygen` makes the keys;
+those that OpenSSL makes serve as well.
 """
 
 import argparse
@@ -18,11 +16,15 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from privdfs._errors import ConfigError
+from privdfs._given import read_file
 from privdfs._manifest import MANIFEST_NAME, SIGNATURE_NAME, read_manifest_bytes
 from privdfs._signature import check_signature, key_id, signature_line
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError
 
+#: Never a command that could overwrite a file, least of all the key that was named.
+MAKE_ONE = "`privdfs-export keygen` makes a new key, and overwrites nothing."
 DESCRIPTION = "Sign a release, or one folder of it, with an Ed25519 key."
 
 
@@ -95,12 +97,8 @@ def read_private_key(path: Path, password_file: Path | None = None) -> Ed25519Pr
     Raises:
         ExportError: A file cannot be read, the key is of another kind, or the password is missing or wrong.
     """
-    try:
-        data = path.read_bytes()
-        password = None if password_file is None else (password_file.read_bytes().splitlines() or [b""])[0]
-    except OSError as error:
-        message = f"{error.filename} cannot be read ({error.strerror}). Check the path and its permissions."
-        raise ExportError(message) from error
+    data = _read(path, "the signing key")
+    password = None if password_file is None else read_password(password_file)
     if password is None and b"BEGIN ENCRYPTED" in data:
         if not sys.stdin.isatty():
             message = f"{path} has a password, and there is no terminal to ask at. Pass --password-file."
@@ -110,14 +108,37 @@ def read_private_key(path: Path, password_file: Path | None = None) -> Ed25519Pr
         key = load_pem_private_key(data, password)
     except (TypeError, ValueError, UnsupportedAlgorithm):  # their messages are about ASN.1
         message = (
-            f"{path} cannot be opened: it is no PKCS#8 key in PEM form, or its password is missing, wrong, or given "
-            "without need. Check both files."
+            f"{path} cannot be opened: it is not a private key in PEM form (PKCS#8), or its password is missing, "
+            f"wrong, or given without need. Check both files. {MAKE_ONE}"
         )
         raise ExportError(message) from None
     if not isinstance(key, Ed25519PrivateKey):
-        message = f"{path} is not an Ed25519 key. Make one: openssl genpkey -algorithm ed25519 -aes256 -out {path.name}"
+        message = f"{path} is a key of another kind, and releases are signed with Ed25519. {MAKE_ONE}"
         raise ExportError(message)
     return key
+
+
+def read_password(path: Path) -> bytes:
+    """Read the password of a key.
+
+    Args:
+        path: Its first line is the password.
+
+    Returns:
+        The password.
+
+    Raises:
+        ExportError: The file cannot be read.
+    """
+    # The password itself may have been given in the place of its file.
+    return (_read(path, "the password", secret=True).splitlines() or [b""])[0]
+
+
+def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
+    try:
+        return read_file(path, what, secret=secret)
+    except ConfigError as error:
+        raise ExportError(error.message) from None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -129,7 +150,7 @@ def _write(path: Path, data: bytes) -> None:
                 file.write(data)
             Path(name).chmod(0o644)
             Path(name).replace(path)
-        except OSError:
+        except BaseException:  # Ctrl-C too
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:

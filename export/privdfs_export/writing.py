@@ -3,6 +3,7 @@
 It appears whole, under its final name, or not at all.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -47,14 +48,20 @@ class Sidecar:
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse to write over a release.
+    """Refuse a place that is taken, or where nothing can be written, before minutes are spent.
+
+    Args:
+        out: Folder of a release that is to be made.
 
     Raises:
-        ExportError: The folder exists.
+        ExportError: It exists, or its folder cannot be written to.
     """
     if out.exists():
         message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
         raise ExportError(message)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ExportError(f"cannot write in {place}. Choose another folder with --out.")
 
 
 def write_release(

@@ -14,6 +14,11 @@ The names in `__all__`, and those of `privdfs.testing` and `privdfs.otel`, are t
 else may change.
 """
 
+import os
+
+# ONNX Runtime from 1.29 on reports every session to Microsoft, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from privdfs._async_client import AsyncClient
 from privdfs._bundle import Bundle, SelfTest
 from privdfs._client import Client

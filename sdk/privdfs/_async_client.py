@@ -1,30 +1,39 @@
 """The asynchronous client (asyncio): the same calls as `Client`, to be awaited."""
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._base import CLOSED, BaseClient
+from privdfs._base import BaseClient, too_many_calls
+from privdfs._channel import Channels
 from privdfs._config import Server
+from privdfs._constants import MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Chunk, Outcome
+from privdfs._drive import carry_out_async
 from privdfs._errors import ConfigError
-from privdfs._exchange import Checkup, Talk, Trip
+from privdfs._exchange import Checkup, Trip
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
-from privdfs._wire import Ask, Link, Reply, branches, load_libraries
+from privdfs._workers import Workers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 class AsyncTransport(Protocol):
-    """Brings shares to their servers and answers back."""
+    """Brings shares to their servers and answers back.
+
+    Attributes:
+        workers: threads for what would hold up the event loop.
+    """
+
+    workers: Workers
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
         """One outcome for every server."""
@@ -34,7 +43,7 @@ class AsyncTransport(Protocol):
         """How every replica does."""
         ...
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let go of connections."""
         ...
 
@@ -42,9 +51,9 @@ class AsyncTransport(Protocol):
 class AsyncClient(BaseClient[AsyncTransport]):
     """`Client` for asyncio: same arguments, same results, same errors; the methods are awaited.
 
-    Decoding and encoding run in a thread, so that the event loop stays free, except where they take less time than the
-    way to the thread: an array of the bundle's image size, and a small head. A client belongs to the event loop of its
-    first call. Cancelling the task of a call cancels its requests.
+    Decoding and encoding run in threads of the client's own, so that the event loop stays free, except where they take
+    less time than the way to the thread: an array of the bundle's image size, and a small head. A client belongs to the
+    event loop of its first call. Cancelling the task of a call cancels its requests.
 
     Args:
         bundle: the client folder of a release, or an opened `Bundle`.
@@ -79,21 +88,22 @@ class AsyncClient(BaseClient[AsyncTransport]):
         if call.is_brief(image):
             chunk = call.encode(call.decode_one(image))
         else:
-            chunk = await asyncio.to_thread(lambda: call.encode(call.decode_one(image)))
+            chunk = await self._transport.workers.run(call, lambda: call.encode(call.decode_one(image)))
         return (await self._run(call, chunk))[0]
 
     async def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
         """Classify several images; see `Client.predict_batch`."""
         call = self._call(timeout)
         results: list[Result] = []
-        for part in call.split(await asyncio.to_thread(call.decode_many, images)):
-            results += await self._run(call, await asyncio.to_thread(call.encode, part))
+        workers = self._transport.workers
+        for part in call.split(await workers.run(call, lambda: call.decode_many(images))):
+            results += await self._run(call, await workers.run(call, partial(call.encode, part)))
         return results
 
     async def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
         """Make the shares of one image without sending them; see `Client.encode`."""
         call = self._call(None)
-        shares = await asyncio.to_thread(lambda: call.shares(call.decode_one(image)))
+        shares = await self._transport.workers.run(call, lambda: call.shares(call.decode_one(image)))
         return [values[0] for values in shares]
 
     async def health(self, *, timeout: float | None = None) -> list[Health]:
@@ -103,17 +113,18 @@ class AsyncClient(BaseClient[AsyncTransport]):
     async def warmup(self, *, timeout: float | None = None) -> list[Health]:
         """Run the graphs once and connect to every replica; see `Client.warmup`."""
         call = self._call(timeout)
-        await asyncio.to_thread(call.warm_up)
+        await self._transport.workers.run(call, call.warm_up)
         return await self._transport.health(call)
 
     async def close(self) -> None:
         """Close the connections. Calls after this raise `ConfigError`; closing twice does nothing."""
         if self._close():
-            await self._transport.close()
+            self._transport.close()
+            self._transport.workers.close()
 
     @classmethod
     def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> AsyncTransport:
-        return _GrpcServers(manifest, servers)
+        return _Servers(manifest, servers)
 
     @classmethod
     def _wrap(cls, servers: LocalServers) -> AsyncTransport:
@@ -126,100 +137,62 @@ class AsyncClient(BaseClient[AsyncTransport]):
 class _LocalInThread:
     def __init__(self, servers: LocalServers) -> None:
         self._servers = servers
+        self.workers = Workers()
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
-        return await asyncio.to_thread(self._servers.exchange, call, chunk)
+        return await self.workers.finish(lambda: self._servers.exchange(call, chunk))
 
     async def health(self, call: Call) -> list[Health]:
         return self._servers.health(call)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._servers.close()
 
 
-class _GrpcServers:
-    """All servers at once over gRPC, with tasks."""
+class _Servers:
+    """All servers at once, on the event loop."""
 
     def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
-        self._manifest = manifest
-        self._servers = servers
-        self._links: list[Link] = []
+        self.workers = Workers()
+        self._channels = Channels(manifest, servers)
         self._loop: asyncio.AbstractEventLoop | None = None
-        load_libraries()
+        self._turns = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
-        trip = Trip(self._connect(), call, chunk)
+        self._refuse_another_loop()
+        await self._wait_for_turn(call)
+        trip = Trip(self._channels, call, chunk)
         try:
-            await _carry_out(trip)
+            await carry_out_async(trip)
             return trip.outcomes()
         finally:
             trip.close()
+            self._turns.release()
 
     async def health(self, call: Call) -> list[Health]:
-        checkup = Checkup(self._connect(), call)
-        await _carry_out(checkup)
-        return checkup.health()
+        self._refuse_another_loop()
+        checkup = Checkup(self._channels, call)
+        try:
+            await carry_out_async(checkup)
+            return checkup.health()
+        finally:
+            checkup.close()
 
-    def _connect(self) -> list[Link]:
-        """Channels belong to the event loop that they are opened in, hence not before the first call."""
+    def close(self) -> None:
+        self._channels.close()
+
+    async def _wait_for_turn(self, call: Call) -> None:
+        if not self._turns.locked():
+            await self._turns.acquire()  # at once
+            return
+        try:
+            await asyncio.wait_for(self._turns.acquire(), call.deadline.remaining)
+        except asyncio.TimeoutError:
+            raise too_many_calls(call) from None
+
+    def _refuse_another_loop(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._links = [
-                Link(branch, server, asynchronous=True)
-                for branch, server in zip(branches(self._manifest), self._servers, strict=True)
-            ]
             self._loop = loop
         elif self._loop is not loop:
             raise ConfigError("the client was first used in another event loop: make one client for each event loop")
-        return self._links
-
-    async def close(self) -> None:
-        await asyncio.gather(*(channel.close() for link in self._links for channel in link.channels))
-
-
-async def _carry_out(talk: Talk) -> None:
-    """Start what a talk asks, and give it the replies in the order in which they come, until it is done."""
-    running: dict[Ask, asyncio.Future[Reply]] = {}
-
-    def start(asks: Iterable[Ask]) -> None:
-        running.update((ask, asyncio.ensure_future(_reply(ask))) for ask in asks)
-        for ask in [ask for ask in running if not ask.wanted]:
-            running.pop(ask).cancel()
-
-    try:
-        start(talk.begin())
-        while not talk.done:
-            left = max(0.0, talk.wake - time.monotonic())
-            if running:
-                await asyncio.wait(running.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(left)
-            ended = [ask for ask, task in running.items() if task.done()]
-            for ask in ended:
-                # What an earlier reply made unwanted has been taken out meanwhile.
-                if (task := running.pop(ask, None)) is not None:
-                    start(talk.take(ask, _ended(task)))
-            if not ended:
-                start(talk.tick())
-    finally:
-        for task in running.values():
-            task.cancel()
-
-
-def _ended(task: "asyncio.Future[Reply]") -> Reply:
-    # Closing a channel cancels the calls on it.
-    return Reply(None, "CANCELLED", 0.0) if task.cancelled() else task.result()
-
-
-async def _reply(ask: Ask) -> Reply:
-    import grpc.aio  # pyright: ignore[reportMissingTypeStubs]
-
-    errors: Any = grpc.aio
-    started = time.perf_counter()
-    try:
-        message, status = await ask.method(ask.request, timeout=ask.timeout, metadata=ask.metadata), "OK"
-    except errors.AioRpcError as error:
-        message, status = None, error.code().name
-    except errors.UsageError as error:
-        raise ConfigError(CLOSED) from error
-    return Reply(message, status, (time.perf_counter() - started) * 1e3)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from privdfs._bundle import Bundle
 from privdfs._config import Retries, Server, Wait, check_servers
-from privdfs._constants import DEFAULT_TIMEOUT_S
+from privdfs._constants import DEFAULT_TIMEOUT_S, MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Observer, Settings
-from privdfs._errors import ConfigError
+from privdfs._errors import ConfigError, DeadlineExceededError
 from privdfs._keys import UserKey
 from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
@@ -37,6 +37,14 @@ class Shared(Generic[T]):
         self.transport = transport
         self.closed = False
         self.pid = os.getpid()
+
+
+def too_many_calls(call: Call) -> DeadlineExceededError:
+    """The error of a call that waited for its turn until its deadline."""
+    return DeadlineExceededError(
+        f"{MAX_CALLS_AT_ONCE} other calls of this client were on their way for all of the {call.deadline.timeout:g} s "
+        "that this one had: raise `timeout`, or make fewer calls at a time"
+    )
 
 
 class BaseClient(Generic[T]):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
+from privdfs._given import check_flag, check_path
 from privdfs._keys import UserKey, check_partition, partition_of
 from privdfs._manifest import (
     ENCODER_NAME,
@@ -88,8 +89,8 @@ class Bundle:
 
         Args:
             path: the folder.
-            trust: Ed25519 public key of whoever signs the releases (PEM file, its bytes, or the key's 32 bytes), or
-                several, of which one must have signed.
+            trust: Ed25519 public key of whoever signs the releases (the path of a PEM file, what is in one, or the
+                key's 32 bytes), or several, of which one must have signed.
             allow_unsigned: open it without asking who made it, for development.
 
         Raises:
@@ -99,8 +100,10 @@ class Bundle:
             BundleIntegrityError: a file is missing or changed.
             ConfigError: a key cannot be read, or both `trust` and `allow_unsigned` were given.
         """
-        folder = Path(path)
-        if not (folder / MANIFEST_NAME).exists() and (folder / "client" / MANIFEST_NAME).exists():
+        folder = check_path(path, "the bundle")
+        check_flag(allow_unsigned, "allow_unsigned")
+        whole = folder / "client" / MANIFEST_NAME
+        if not os.path.exists(folder / MANIFEST_NAME) and os.path.exists(whole):  # noqa: PTH110 - pathlib's raise
             raise BundleIntegrityError(
                 f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
             )

@@ -1,39 +1,50 @@
 """The command `privdfs`: the edge side of a release.
 
     privdfs predict BUNDLE IMAGE... --trust KEY --server HOST:PORT --server HOST:PORT --server HOST:PORT
+    privdfs predict BUNDLE IMAGE... --trust KEY --servers FILE
     privdfs predict --local RELEASE IMAGE...
+    privdfs health BUNDLE --trust KEY --servers FILE
     privdfs describe BUNDLE
     privdfs selftest BUNDLE
     privdfs verify DIR
     privdfs install STORE SOURCE --trust KEY
     privdfs rollback STORE --trust KEY
 
-`--trust` names the public key of the releases' signer. `predict`, `install` and `rollback` insist on it (or on
---allow-unsigned); the others say whether the signature was checked. A BUNDLE is a folder, or a store's, of which the
-bundle in use is taken. Results go to standard output (`--json` for programs). What goes wrong is
-one line on standard error and exit code 2.
+`_cli_servers.py` says what a servers file is, and which options do without one.
+
+`--trust` names the public key of the releases' signer. `predict`, `health`, `install` and `rollback` insist on it (or
+on --allow-unsigned); the others say whether the signature was checked. A BUNDLE is a folder, or a store's, of which the
+bundle in use is taken. Results go to standard output (`--json` for programs). What goes wrong is one line on standard
+error and exit code 2. An IMAGE is a file, a pipe, or `-` for standard input. One that is not an image does not keep the
+others from being classified.
 """
 
 import argparse
+import io
+import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 
 from privdfs import __version__
 from privdfs._bundle import Bundle
+from privdfs._cli_servers import Renamed, add_arguments, servers_of
 from privdfs._client import Client
-from privdfs._config import Server
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
+from privdfs._images import read_rest
 from privdfs._keys import UserKey
 from privdfs._result import Result
 from privdfs._store import BundleStore, is_store
-from privdfs._tls import TLS
 from privdfs._verify import verify
 
+_STDIN = "-"
 _FAILED = 2
 _INTERRUPTED = 130
 
@@ -41,80 +52,92 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parse(arguments)
+    output: TextIO = sys.stdout
+    if isinstance(output, io.TextIOWrapper):  # a terminal may lack the letters of a file's name or of a class
+        cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")
     try:
-        options.run(options)
+        code: int = options.run(options) or 0
+        print(end="", flush=True)
     except Error as error:
-        print(f"privdfs: {' '.join(error.message.split())}", file=sys.stderr)
+        _complain(error.message)
         return _FAILED
-    except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
-        sys.stderr.close()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # so that Python's last flush does not fail too
+        if not isinstance(error, BrokenPipeError):  # the reader of the output, `head` for example, has seen enough
+            _complain(f"the output cannot be written ({error.strerror}): check where it goes")
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return 0
+    return code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Like `parse_args`, but images may also stand behind the options, which argparse cannot do in a subcommand."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.run is not _predict or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = [word.partition("=")[0] for word in rest if word.startswith("-") and word != _STDIN]
+    if rest and (options.run is not _predict or unknown):
+        # Names only: what follows one may be a secret.
+        parser.error(f"unrecognized arguments: {' '.join(unknown) or f'{len(rest)} too many'}{_hint(unknown)}")
     if rest:
         options.images += rest
     return options
+
+
+def _hint(unknown: Sequence[str]) -> str:
+    return " (a token comes from a file, --token-file, or a variable, --token-env)" if "--token" in unknown else ""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="privdfs", description="Classify images without showing them to any server.")
     parser.add_argument("--version", action="version", version=f"privdfs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # Abbreviations would change their meaning with every new option.
+    add = partial(commands.add_parser, allow_abbrev=False)
 
-    predict = commands.add_parser("predict", help="classify images")
+    predict = add("predict", help="classify images")
     predict.set_defaults(run=_predict)
     predict.add_argument("bundle", metavar="BUNDLE", help="client folder of a release (an image with --local)")
-    predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files")
-    predict.add_argument(
-        "--server",
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="endpoint of a server; once for every server, in the release's order (replicas: A:1,B:1)",
-    )
+    predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files, - for standard input")
     predict.add_argument("--local", metavar="RELEASE", help="run a whole release folder in this process (not private)")
-    predict.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds per call")
     predict.add_argument("--min-answers", type=int, metavar="N", help="how many servers must answer (default: all)")
-    predict.add_argument("--key-file", metavar="FILE", help="the user's key, 32 hexadecimal digits (keyed releases)")
-    predict.add_argument(
-        "--max-leakage-db",
-        type=float,
-        metavar="DB",
-        help="refuse a release that leaks more above the class mean, or of which it was not measured",
-    )
-    predict.add_argument("--tls", action="store_true", help="connect with TLS and the system's certificates")
-    predict.add_argument("--ca", metavar="PEM", help="connect with TLS; certificates that may sign the servers'")
-    predict.add_argument("--cert", metavar="PEM", help="connect with mutual TLS; this device's certificate")
-    predict.add_argument("--key", metavar="PEM", help="the private key of --cert")
-    predict.add_argument("--insecure", action="store_true", help="allow plaintext beyond this machine")
+
+    health = add("health", help="ask every endpoint whether it serves its part of the release; no image is involved")
+    health.set_defaults(run=_health, local=None, min_answers=None)
+    health.add_argument("bundle", metavar="BUNDLE", help="client folder of a release")
+
+    for command in (predict, health):
+        command.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds per call")
+        command.add_argument(
+            "--user-key", metavar="FILE", help="the user's key, 32 hexadecimal digits (keyed releases)"
+        )
+        command.add_argument("--key-file", action=Renamed, dest="user_key", help=argparse.SUPPRESS)
+        command.add_argument(
+            "--max-leakage-db",
+            type=float,
+            metavar="DB",
+            help="refuse a release that leaks more above the class mean, or of which it was not measured",
+        )
+        add_arguments(command)
 
     for name, run, metavar, help_text in (
         ("describe", _describe, "BUNDLE", "show what a release says about itself"),
         ("selftest", _selftest, "BUNDLE", "replay the golden examples of a release on this device"),
         ("verify", _verify, "DIR", "compare a client folder, a server's folder or a whole release with its manifests"),
     ):
-        command = commands.add_parser(name, help=help_text)
+        command = add(name, help=help_text)
         command.set_defaults(run=run)
         command.add_argument("folder", metavar=metavar, type=Path)
 
-    install = commands.add_parser("install", help="verify a bundle and put it into use; the one before is kept")
+    install = add("install", help="verify a bundle and put it into use; the one before is kept")
     install.set_defaults(run=_install)
     install.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
     install.add_argument("source", metavar="SOURCE", help="client folder of a release, or its https address")
-    rollback = commands.add_parser("rollback", help="put the bundle before the present one back into use")
+    rollback = add("rollback", help="put the bundle before the present one back into use")
     rollback.set_defaults(run=_rollback)
     rollback.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
 
-    for command in (predict, install, rollback):
+    for command in (predict, health, install, rollback):
         command.add_argument("--allow-unsigned", action="store_true", help="do not ask who made the bundle")
     for command in commands.choices.values():
         command.add_argument("--trust", action="append", metavar="PEM", help="public key of the releases' signer")
@@ -122,48 +145,112 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> int:
+    rows: list[dict[str, Any]] = []
     with _client(options) as client:
         images = [options.bundle, *options.images] if options.local else options.images
         if not images:
             raise ConfigError("no image was given: privdfs predict BUNDLE IMAGE... --server HOST:PORT ...")
-        results = [_predict_file(client, image) for image in images]
-        if options.json:
-            rows = [{"image": image, **_plain(result)} for image, result in zip(images, results, strict=True)]
-            _print_json({"release": client.bundle.release, "results": rows})
-            return
-    width = max(len(image) for image in images)
-    for image, result in zip(images, results, strict=True):
-        who = f"{sum(result.answered)}/{len(result.answered)} servers"
-        print(
-            f"{image:<{width}}  {result.label:<16} {result.probability:7.2%}  {who}  "
-            f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up"
-        )
+        width = max(len(_shown(image)) for image in images)
+        failed = False
+        try:
+            for image in images:
+                row: dict[str, Any] = {"image": _unicode(image)}
+                try:
+                    result = client.predict(_source(image))
+                except ImageError as error:
+                    failed = True
+                    _complain(f"{_shown(image)}: {error.message}")
+                    rows.append(row | {"error": _unicode(error.message)})
+                    continue
+                rows.append(row | _plain(result))
+                if not options.json:
+                    _print_line(f"{_shown(image):<{width}}", result)
+        finally:  # whatever stops the rest, what is known is not lost
+            if options.json and rows:
+                _print_json({"release": client.bundle.release, "results": rows})
+    return _FAILED if failed else 0
 
 
-def _predict_file(client: Client, image: str) -> Result:
+def _source(image: str) -> str | bytes:
+    """What the client reads: the path of a file; of a pipe or standard input, which end only once, the bytes."""
+    if image in {_STDIN, "/dev/stdin"}:
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it is, where the shell closed it
+            raise ImageError("standard input is closed: name a file instead")
+        data = read_rest(sys.stdin.buffer)
+    elif _is_pipe(image):
+        try:
+            with Path(image).open("rb") as pipe:
+                data = read_rest(pipe)
+        except OSError as error:
+            raise ImageError(f"the pipe cannot be read ({error.strerror}): check its permissions") from error
+    else:
+        return image
+    if not data:
+        raise ImageError("nothing came from the pipe: it is empty, or was read before")
+    return data
+
+
+def _is_pipe(image: str) -> bool:
     try:
-        return client.predict(image)
-    except ImageError as error:  # among many files, which one
-        raise ImageError(f"{image}: {error.message}") from error
+        return Path(image).is_fifo()
+    except (OSError, ValueError):
+        return False
+
+
+def _print_line(image: str, result: Result) -> None:
+    who = f"{sum(result.answered)}/{len(result.answered)} servers"
+    print(
+        f"{image}  {result.label:<16} {result.probability:7.2%}  {who}  "
+        f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up",
+        flush=True,
+    )
+
+
+def _complain(message: str) -> None:
+    print(f"privdfs: {_shown(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _shown(text: str) -> str:
+    """Text for a terminal: what would break the line, or the terminal, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in _unicode(text)
+    )
+
+
+def _unicode(text: str) -> str:
+    """Text for any reader: bytes of a file's name that are not UTF-8 become escapes, as in a shell."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _client(options: argparse.Namespace) -> Client:
     limits: dict[str, Any] = {"timeout": options.timeout, "min_answers": options.min_answers}
     limits["max_leakage_db"] = options.max_leakage_db
-    if options.key_file:
-        limits["key"] = UserKey.read(options.key_file)
+    if options.user_key:
+        limits["key"] = UserKey.read(options.user_key)
     if options.local:
-        if options.server:
-            raise ConfigError("--local and --server were both given: drop one of them")
+        if options.server or options.servers:
+            raise ConfigError("--local and servers were both given: drop one of them")
         return Client.local(options.local, **limits)
-    wants_tls = options.tls or any((options.ca, options.cert, options.key))
-    tls = TLS(ca=options.ca, cert=options.cert, key=options.key) if wants_tls else None
-    servers = [Server(endpoints.split(","), tls, insecure=options.insecure) for endpoints in options.server]
+    servers = servers_of(options)
     signed: dict[str, Any] = {"trust": options.trust, "allow_unsigned": options.allow_unsigned}
     if is_store(Path(options.bundle)):
         return Client(BundleStore(options.bundle, **signed).open(), servers, **limits)
     return Client(options.bundle, servers, **signed, **limits)
+
+
+def _health(options: argparse.Namespace) -> None:
+    with _client(options) as client:
+        rows = client.health()
+        if options.json:
+            told = [{**asdict(row), "ok": row.ok, "error": None if row.ok else str(row.error)} for row in rows]
+            _print_json({"release": client.bundle.release, "endpoints": told})
+        else:
+            for row in rows:
+                print(f"server {row.server}  {row.endpoint:<24}  {'ok' if row.ok else row.error}")
+    failed = [row.endpoint for row in rows if not row.ok]
+    if failed:
+        raise Error(f"{len(failed)} of {len(rows)} endpoints cannot be used: {', '.join(failed)}")
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -239,7 +326,7 @@ def _in_use(options: argparse.Namespace, bundle: Bundle) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(json.dumps(msgspec.to_builtins(value), indent=2), flush=True)  # ASCII, which every terminal and pipe takes
 
 
 if __name__ == "__main__":

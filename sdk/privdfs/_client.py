@@ -1,25 +1,24 @@
 """The synchronous client."""
 
-import queue
-import time
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._base import CLOSED, BaseClient
+from privdfs._base import BaseClient, too_many_calls
+from privdfs._channel import Channels
 from privdfs._config import Server
+from privdfs._constants import MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Chunk, Outcome
-from privdfs._errors import ConfigError
-from privdfs._exchange import Checkup, Talk, Trip
+from privdfs._drive import carry_out
+from privdfs._exchange import Checkup, Trip
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
-from privdfs._threads import Ended, Threads
-from privdfs._wire import Ask, Link, Reply, branches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,9 +43,9 @@ class Transport(Protocol):
 class Client(BaseClient[Transport]):
     """Classifies images with the help of servers none of which sees the image.
 
-    A client may be used from several threads at once. It holds one connection to each replica, opened at the first
-    call (or by `warmup`); close it, or use it as a context manager. In a forked child
-    it refuses every call: make a new one there.
+    A client may be used from several threads at once. It keeps as many connections to each replica as calls ran at
+    once, opened at the first call (or by `warmup`); close it, or use it as a context manager. In a forked child it
+    refuses every call: make a new one there.
 
     Args:
         bundle: the client folder of a release, or an opened `Bundle`.
@@ -147,7 +146,7 @@ class Client(BaseClient[Transport]):
 
     @classmethod
     def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> Transport:
-        return _GrpcServers(manifest, servers)
+        return _Servers(manifest, servers)
 
     @classmethod
     def _wrap(cls, servers: LocalServers) -> Transport:
@@ -157,77 +156,38 @@ class Client(BaseClient[Transport]):
         return call.finish(chunk, self._transport.exchange(call, chunk) if chunk.size else [])
 
 
-class _GrpcServers:
-    """All servers at once over gRPC."""
+class _Servers:
+    """All servers at once, in the thread of the call."""
 
     def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
-        self._links = [
-            Link(branch, server, asynchronous=False) for branch, server in zip(branches(manifest), servers, strict=True)
-        ]
-        self._threads = Threads()
-        weakref.finalize(self, self._threads.close)  # for who forgets to close
+        self._channels = Channels(manifest, servers)
+        self._turns = threading.BoundedSemaphore(MAX_CALLS_AT_ONCE)
 
     def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
-        trip = Trip(self._links, call, chunk)
-        try:
-            _carry_out(trip, self._threads)
-            return trip.outcomes()
-        finally:
-            trip.close()
+        with self._turn(call):
+            trip = Trip(self._channels, call, chunk)
+            try:
+                carry_out(trip)
+                return trip.outcomes()
+            finally:
+                trip.close()
 
     def health(self, call: Call) -> list[Health]:
-        checkup = Checkup(self._links, call)
-        _carry_out(checkup, self._threads)
-        return checkup.health()
+        checkup = Checkup(self._channels, call)
+        try:
+            carry_out(checkup)
+            return checkup.health()
+        finally:
+            checkup.close()
 
     def close(self) -> None:
-        for link in self._links:
-            for channel in link.channels:
-                channel.close()
-        self._threads.close()
+        self._channels.close()
 
-
-def _carry_out(talk: Talk, threads: Threads) -> None:
-    """Start what a talk asks, and give it the replies in the order in which they come, until it is done."""
-    ended: Ended = queue.SimpleQueue()
-    running: dict[Ask, Callable[[], object]] = {}  # with what cancels it
-    begin = threads.start if talk.whole else _start_future
-
-    def start(asks: Iterable[Ask]) -> None:
-        for ask in asks:
-            running[ask] = begin(ask, ended)
-        for ask in [ask for ask in running if not ask.wanted]:
-            running.pop(ask)()
-
-    try:
-        start(talk.begin())
-        while not talk.done:
-            try:
-                ask, reply = ended.get(timeout=max(0.0, talk.wake - time.monotonic()))
-            except queue.Empty:
-                start(talk.tick())
-                continue
-            if isinstance(reply, Exception):
-                raise reply
-            if ask in running:
-                del running[ask]
-                start(talk.take(ask, reply))
-    except ValueError as error:  # grpc's way to say that the channel was closed, by another thread
-        raise ConfigError(CLOSED) from error
-    finally:
-        for cancel in running.values():
-            cancel()
-
-
-def _start_future(ask: Ask, ended: Ended) -> Callable[[], object]:
-    """Begin a call that can be cancelled, by what is returned."""
-    started = time.perf_counter()
-
-    def note(future: Any) -> None:  # noqa: ANN401 - grpc has no types
-        status = future.code().name
-        message = future.result() if status == "OK" else None
-        ended.put((ask, Reply(message, status, (time.perf_counter() - started) * 1e3)))
-
-    future: Any = ask.method.future(ask.request, timeout=ask.timeout, metadata=ask.metadata)
-    future.add_done_callback(note)
-    return future.cancel
+    @contextmanager
+    def _turn(self, call: Call) -> Generator[None]:
+        if not self._turns.acquire(timeout=call.deadline.remaining):
+            raise too_many_calls(call)
+        try:
+            yield
+        finally:
+            self._turns.release()

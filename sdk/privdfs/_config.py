@@ -6,19 +6,20 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from privdfs._constants import DEFAULT_ATTEMPTS, DEFAULT_HEDGE_BUDGET, MAX_ATTEMPTS, MAX_TIMEOUT_S, RESOLVE_LIMIT_S
 from privdfs._errors import ConfigError
+from privdfs._given import check_flag, shown
 from privdfs._tls import TLS, Token
 
 #: When a call ends: when every server has answered or failed, or as soon as `min_answers` of them have answered.
 Wait: TypeAlias = Literal["all", "quorum"]
 
 _HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_ENDPOINT = re.compile(rf"^(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})$")
+_ENDPOINT = re.compile(rf"(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})")
 _MAX_PORT = 65535
 
 _log = logging.getLogger("privdfs")
@@ -32,10 +33,12 @@ class Server:
         endpoints: "host:port" of every replica; all of them belong to this party and may see its share.
         tls: how to connect; None means plaintext, which is accepted for loopback addresses only.
         insecure: allow plaintext to other addresses too. Anybody on the way can then read the share.
-        token: a secret that the server asks for; not over plaintext beyond loopback.
+        token: a secret that the server asks for; not over plaintext beyond loopback. The text, a function that gives
+            the present one, or a `Token`, which can name another header than "authorization".
 
     Raises:
-        ConfigError: no endpoint, one that is not host:port, one named twice, or plaintext beyond loopback.
+        ConfigError: no endpoint, one that is not host:port, one named twice, plaintext beyond loopback, or an argument
+            of another type.
     """
 
     endpoints: tuple[str, ...]
@@ -49,11 +52,11 @@ class Server:
         tls: TLS | None = None,
         *,
         insecure: bool = False,
-        token: Token | str | None = None,
+        token: Token | str | Callable[[], str] | None = None,
     ) -> None:
-        listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
-        if not listed:
-            raise ConfigError("a server needs at least one endpoint: Server('host:port')")
+        listed = _check_endpoints(endpoints)
+        _check_tls(tls)
+        check_flag(insecure, "insecure")
         if tls is not None and insecure:
             raise ConfigError("a server has `tls` and `insecure=True`: drop one of them")
         for endpoint in listed:
@@ -69,7 +72,7 @@ class Server:
         object.__setattr__(self, "endpoints", listed)
         object.__setattr__(self, "tls", tls)
         object.__setattr__(self, "insecure", insecure)
-        object.__setattr__(self, "token", Token(token) if isinstance(token, str) else token)
+        object.__setattr__(self, "token", token if token is None or isinstance(token, Token) else Token(token))
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ class Retries:
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= MAX_ATTEMPTS:
-            raise ConfigError(f"attempts={self.attempts!r} is not a whole number from 1 to {MAX_ATTEMPTS}")
+            raise ConfigError(f"attempts={shown(self.attempts)} is not a whole number from 1 to {MAX_ATTEMPTS}")
         if self.hedge_after is not None:
             check_timeout(self.hedge_after, "hedge_after")
         budget = self.hedge_budget
         if type(budget) not in {int, float} or not 0 <= budget <= 1:
-            raise ConfigError(f"hedge_budget={budget!r} is not a number from 0 to 1")
+            raise ConfigError(f"hedge_budget={shown(budget)} is not a number from 0 to 1")
 
 
 def check_servers(
@@ -120,7 +123,9 @@ def check_servers(
         raise ConfigError(
             f"one server was given where a list of {count} is expected: pass [Server(…), …] in the release's order"
         )
-    checked = tuple(Server(server) if isinstance(server, str) else server for server in servers)
+    listed = _list(servers, "the servers", "a list, [Server(…), …] in the release's order")
+    check_flag(allow_shared_hosts, "allow_shared_hosts")
+    checked = tuple(_check_server(index, server) for index, server in enumerate(listed))
     if len(checked) != count:
         raise ConfigError(
             f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
@@ -145,16 +150,47 @@ def check_servers(
     return checked
 
 
+def _check_server(index: int, server: object) -> Server:
+    if isinstance(server, str):
+        return Server(server)
+    if not isinstance(server, Server):
+        raise ConfigError(f"server {index} has the type {type(server).__name__}: pass Server('host:port', …)")
+    return server
+
+
+def _check_endpoints(endpoints: object) -> tuple[str, ...]:
+    """One or several; what each looks like is checked with its host."""
+    if isinstance(endpoints, str):
+        return (endpoints,)
+    listed = _list(endpoints, "the endpoints", "'host:port', or a list of them")
+    if not listed:
+        raise ConfigError("a server needs at least one endpoint: Server('host:port')")
+    return cast("tuple[str, ...]", listed)
+
+
+def _list(value: object, what: str, advice: str) -> tuple[object, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)):
+        raise ConfigError(f"{what} have the type {type(cast('object', value)).__name__}: pass {advice}")
+    return tuple(cast("Sequence[object]", value))
+
+
+def _check_tls(tls: object) -> None:
+    if tls is not None and not isinstance(tls, TLS):
+        raise ConfigError(
+            f"tls has the type {type(tls).__name__}: pass tls=TLS(ca=…), or TLS() for the system's authorities"
+        )
+
+
 def check_timeout(timeout: object, name: str = "timeout") -> float:
     """A timeout, or another time of that name, in seconds.
 
     Raises:
         ConfigError: it is not a number above zero and within an hour.
     """
-    seconds = float(timeout) if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) else 0.0
+    seconds = timeout if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) else 0.0
     if not 0 < seconds <= MAX_TIMEOUT_S:  # NaN compares false
-        raise ConfigError(f"{name}={timeout!r} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}")
-    return seconds
+        raise ConfigError(f"{name}={shown(timeout)} is not a number of seconds above 0 and up to {MAX_TIMEOUT_S:.0f}")
+    return float(seconds)
 
 
 def check_min_answers(min_answers: int | None, count: int) -> int:
@@ -166,7 +202,9 @@ def check_min_answers(min_answers: int | None, count: int) -> int:
     if min_answers is None:
         return count
     if type(min_answers) is not int or not 1 <= min_answers <= count:
-        raise ConfigError(f"min_answers={min_answers!r} is not a whole number from 1 to {count}, the number of servers")
+        raise ConfigError(
+            f"min_answers={shown(min_answers)} is not a whole number from 1 to {count}, the number of servers"
+        )
     return min_answers
 
 
@@ -176,8 +214,8 @@ def check_wait(wait: object) -> Wait:
     Raises:
         ConfigError: it is neither "all" nor "quorum".
     """
-    if wait not in {"all", "quorum"}:
-        raise ConfigError(f"wait={wait!r} is neither 'all' nor 'quorum'")
+    if not isinstance(wait, str) or wait not in {"all", "quorum"}:
+        raise ConfigError(f"wait={shown(wait)} is neither 'all' nor 'quorum'")
     return cast("Wait", wait)
 
 
@@ -190,7 +228,7 @@ def check_retries(retries: object) -> Retries:
     if retries is None:
         return Retries()
     if not isinstance(retries, Retries):
-        raise ConfigError(f"retries is a {type(retries).__name__}: pass Retries(attempts=…, hedge_after=…)")
+        raise ConfigError(f"retries has the type {type(retries).__name__}: pass Retries(attempts=…, hedge_after=…)")
     return retries
 
 
@@ -200,10 +238,12 @@ def split_endpoint(endpoint: object) -> tuple[str, int]:
     Raises:
         ConfigError: it has another form.
     """
-    match = _ENDPOINT.match(endpoint) if isinstance(endpoint, str) else None
+    match = _ENDPOINT.fullmatch(endpoint) if isinstance(endpoint, str) else None
     port = int(match["port"]) if match else 0
     if match is None or not 1 <= port <= _MAX_PORT:
-        raise ConfigError(f"{endpoint!r} is not an endpoint: write host:port, for example a.example:8001 or [::1]:8001")
+        raise ConfigError(
+            f"the endpoint {shown(endpoint)} is not of the form host:port: write it as in a.example:8001 or [::1]:8001"
+        )
     return match["host"].strip("[]").lower(), port
 
 

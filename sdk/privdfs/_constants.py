@@ -8,9 +8,21 @@ MAX_TIMEOUT_S = 3600.0
 RESOLVE_LIMIT_S = 2.0
 #: Certificates are looked at again after so long, and replaced ones are used from then on.
 RELOAD_AFTER_S = 1.0
-#: A lost connection is tried again after the first wait, which doubles up to the second.
-RECONNECT_FIRST_S = 0.1
-RECONNECT_MAX_S = 2.0
+#: When a host has several addresses, the next one is tried beside the one before after so long.
+CONNECT_STAGGER_S = 0.25
+#: Whole seconds without a byte after which the system probes an idle connection, between probes, and how many it sends
+#: before it gives the connection up. Below the idle limit of every common load balancer and NAT.
+KEEPALIVE_IDLE_S = 15
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_PROBES = 3
+#: A connection that nobody used for so long is closed.
+IDLE_CONNECTION_S = 60.0
+#: A connection is replaced after so many calls: HTTP/2 keeps a little of each.
+MAX_CALLS_PER_CONNECTION = 10_000
+#: How many calls of one client may be on their way at once; further ones wait for their turn, within their deadline.
+MAX_CALLS_AT_ONCE = 64
+#: Threads in which an asyncio client decodes and encodes, at most.
+MAX_WORKERS = 4
 
 #: How often one share is sent to its server at most: at first, again after an error, or as a hedge.
 DEFAULT_ATTEMPTS = 3
@@ -26,6 +38,8 @@ HEDGE_BURST = 5
 BREAKER_FAILURES = 5
 BREAKER_FIRST_S = 1.0
 BREAKER_MAX_S = 30.0
+#: When a server has no other replica, one that is left alone is tried so often all the same.
+BREAKER_LAST_S = 1.0
 #: When a call cannot succeed any more, what is on its way gets this long to say why, so that every cause is named.
 FAIL_GRACE_S = 0.1
 
@@ -48,8 +62,10 @@ MIN_SIDE = 8
 #: Encoded files beyond this are refused before they are read.
 MAX_ENCODED_BYTES = 128 * 1024 * 1024
 
-#: Answers beyond this are refused by gRPC: logits are a few kilobytes.
+#: Answers beyond this are refused while they are read: logits are a few kilobytes.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+#: A server may send so many bytes beside an answer (headers, settings, pings) before its connection is given up.
+MAX_OVERHEAD_BYTES = 256 * 1024
 #: No trained branch gives such a logit; below it the fusion's float32 arithmetic stays finite.
 MAX_ABS_LOGIT = 1e6
 

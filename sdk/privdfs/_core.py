@@ -15,7 +15,7 @@ import numpy.typing as npt
 from privdfs._bundle import Bundle
 from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
-from privdfs._errors import AnswerError, DeadlineExceededError, NotEnoughAnswersError, ServerError
+from privdfs._errors import AnswerError, ConfigError, DeadlineExceededError, NotEnoughAnswersError, ServerError
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
 from privdfs._manifest import PARTITION_BYTES, accuracy_of
@@ -145,8 +145,8 @@ class Settings:
             check_retries(retries),
             bundle.partition(key),
             Suspects(bundle.manifest),
-            queries,
-            telemetry,
+            _check_queries(queries),
+            _check_telemetry(telemetry),
         )
 
     def change(
@@ -170,6 +170,18 @@ class Settings:
     def begin(self, timeout: float | None) -> "Call":
         """Start the clock of a call; `timeout` None means the client's."""
         return Call(self if timeout is None else replace(self, timeout=check_timeout(timeout)))
+
+
+def _check_queries(queries: object) -> Queries | None:
+    if queries is not None and not isinstance(queries, Queries):
+        raise ConfigError(f"queries has the type {type(queries).__name__}: pass Queries(budget=…)")
+    return queries
+
+
+def _check_telemetry(telemetry: Observer | None) -> Observer | None:
+    if telemetry is not None and not callable(getattr(telemetry, "note", None)):
+        raise ConfigError(f"telemetry has the type {type(telemetry).__name__}: pass privdfs.otel.Telemetry()")
+    return telemetry
 
 
 class Call:

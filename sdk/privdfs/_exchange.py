@@ -1,14 +1,14 @@
 """The trip of one chunk to all servers and back, as a machine without input or output: both clients drive it.
 
-A driver starts the `Ask`s that `begin`, `take` and `tick` give it, hands every `Reply` to `take`, calls `tick` when
-`wake` has come, cancels asks that are no longer `wanted`, and stops when the trip is `done`. Who made a trip closes it,
-whatever happened.
+A driver (`_drive.py`) starts the `Ask`s that `begin`, `take` and `tick` give it, hands every `Reply` to `take`, calls
+`tick` when `wake` has come, and stops when the trip is `done`. Who made a trip closes it, whatever happened.
 
 Guarantees:
 
 - No share is sent before `min_answers` servers have passed the release check: a call that cannot succeed tells nobody
   anything.
-- A share is sent to replicas of its own server only, each checked first; so are its retries and its hedges.
+- A share is sent to replicas of its own server only, on connections that have passed the check; so are its retries and
+  its hedges.
 - A trip is done at its deadline, whoever has not answered by then.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
   that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
@@ -18,69 +18,40 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from privdfs._channel import Failure, ServerChannel
 from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
 from privdfs._core import Call, Chunk, Outcome, Share
+from privdfs._drive import Ask
 from privdfs._errors import ServerError, ServerTimeoutError
+from privdfs._grpc import Connection, Reply
 from privdfs._result import Health
-from privdfs._wire import Ask, Failure, Line, Link, Reply
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 
-class Talk(Protocol):
-    """What a driver can carry out."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more is to be waited for."""
-        ...
-
-    @property
-    def whole(self) -> bool:
-        """Whether every ask is expected to run to its end: none is a hedge, or one too many for a quorum."""
-        ...
-
-    @property
-    def wake(self) -> float:
-        """When to call `tick`, on the monotonic clock."""
-        ...
-
-    def begin(self) -> list[Ask]:
-        """What to ask first."""
-        ...
-
-    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
-        """Judge a reply; what to ask next."""
-        ...
-
-    def tick(self) -> list[Ask]:
-        """Do what is due; what to ask next."""
-        ...
-
-
 class _Attempt:
-    """One try of one share at one replica: first the check of that replica, if it needs one, then the share."""
+    """One try of one share on one connection: first the check, if it has not passed it, then the share."""
 
-    def __init__(self, line: Line) -> None:
-        self.line = line
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.ask: Ask | None = None
         self.sent_at: float | None = None  # when the share itself was sent
 
     @property
     def held(self) -> bool:
-        """Whether the replica has passed the check and the share waits for the other servers' checks."""
+        """Whether the connection has passed the check and the share waits for the other servers' checks."""
         return self.ask is None
 
 
-class _Leg:
+class _Delivery:
     """The way of one share to its server: attempts, and in the end one outcome."""
 
-    def __init__(self, link: Link, share: Share) -> None:
-        self.link = link
+    def __init__(self, channel: ServerChannel, share: Share) -> None:
+        self.channel = channel
         self.share = share
         self.attempts = 0
         self.running: list[_Attempt] = []
@@ -99,43 +70,38 @@ class _Leg:
 class Trip:
     """One chunk's shares to their servers, and their answers back."""
 
-    def __init__(self, links: Sequence[Link], call: Call, chunk: Chunk) -> None:
+    def __init__(self, channels: Sequence[ServerChannel], call: Call, chunk: Chunk) -> None:
         self.done = False
         self._call = call
         self._size = chunk.size
         self._end = time.monotonic() + call.deadline.remaining
-        self._legs = [_Leg(link, chunk.shares[link.server]) for link in links]
+        self._deliveries = [_Delivery(channel, chunk.shares[channel.server]) for channel in channels]
         self._open = False  # shares may be sent
         self._doomed_until: float | None = None
         self._asks: list[Ask] = []
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing is cut short so long as all goes well."""
-        return self._call.wait == "all" and self._call.retries.hedge_after is None
-
-    @property
     def wake(self) -> float:
         """When something is due: a retry, a hedge, the end of the grace, or the deadline."""
-        due = [leg.wake for leg in self._legs if leg.outcome is None]
+        due = [delivery.wake for delivery in self._deliveries if delivery.outcome is None]
         return min([self._end, *due] if self._doomed_until is None else [self._end, self._doomed_until])
 
     def begin(self) -> list[Ask]:
         """The first attempt at every server."""
-        for leg in self._legs:
-            leg.link.replicas.save_for_hedges(self._call.retries.hedge_budget)
-            self._attempt(leg)
+        for delivery in self._deliveries:
+            delivery.channel.replicas.save_for_hedges(self._call.retries.hedge_budget)
+            self._attempt(delivery)
         return self._flush()
 
     def take(self, ask: Ask, reply: Reply) -> list[Ask]:
         """Judge a reply; one that nobody waits for any more is dropped."""
-        for leg in self._legs:
-            for attempt in leg.running:
+        for delivery in self._deliveries:
+            for attempt in delivery.running:
                 if attempt.ask is ask:
                     if attempt.sent_at is None:
-                        self._take_check(leg, attempt, reply)
+                        self._take_check(delivery, attempt, reply)
                     else:
-                        self._take_answer(leg, attempt, reply)
+                        self._take_answer(delivery, attempt, reply)
                     return self._flush()
         return []
 
@@ -143,128 +109,131 @@ class Trip:
         """Retries and hedges that are due, and the end of the call."""
         now = time.monotonic()
         if now >= self._end:
-            for leg in self._legs:
-                if leg.outcome is None and not (leg.held and not self._open):
-                    self._give_up(leg)
+            for delivery in self._deliveries:
+                if delivery.outcome is None and not (delivery.held and not self._open):
+                    self._give_up(delivery)
             self.done = True
         elif self._doomed_until is not None:
             self.done = now >= self._doomed_until
         else:
-            for leg in self._legs:
-                if leg.outcome is None and leg.wake <= now:
-                    self._attempt(leg)
+            for delivery in self._deliveries:
+                if delivery.outcome is None and delivery.wake <= now:
+                    self._attempt(delivery)
         return self._flush()
 
     def close(self) -> None:
         """Let go of the attempts that were cut short."""
         self.done = True
-        for leg in self._legs:
-            self._drop(leg)
+        for delivery in self._deliveries:
+            self._drop(delivery)
 
     def outcomes(self) -> list[Outcome]:
         """What became of every share, so far as anything did."""
-        return [leg.outcome or Outcome(leg.link.server, 0.0, ready=leg.held and not self._open) for leg in self._legs]
+        return [
+            delivery.outcome or Outcome(delivery.channel.server, 0.0, ready=delivery.held and not self._open)
+            for delivery in self._deliveries
+        ]
 
     # ---------------------------------------------------------------------------------------------- one server's way
 
-    def _attempt(self, leg: _Leg) -> None:
+    def _attempt(self, delivery: _Delivery) -> None:
         """Try a replica: the first time, again, or beside an attempt that takes long (a hedge)."""
-        leg.wake = math.inf
-        replicas, hedge = leg.link.replicas, bool(leg.running)
-        if hedge and not (replicas.others(leg.avoid) and replicas.pay_for_hedge()):
+        delivery.wake = math.inf
+        replicas, hedge = delivery.channel.replicas, bool(delivery.running)
+        if hedge and not (replicas.others(delivery.avoid) and replicas.pay_for_hedge()):
             return
-        line = replicas.take(leg.avoid, leg.tried)
-        if line is None:
+        connection = delivery.channel.take(delivery.avoid, delivery.tried)
+        if connection is None:
             if not hedge:
-                self._finish(leg, leg.error or leg.link.all_paused())
+                self._finish(delivery, delivery.error or delivery.channel.all_paused())
             return
-        leg.attempts += 1
-        leg.tried.add(line.endpoint)
-        attempt = _Attempt(line)
-        leg.running.append(attempt)
-        if not line.checked:
-            attempt.ask = leg.link.ask_config(line, self._call.deadline.remaining)
+        delivery.attempts += 1
+        delivery.tried.add(connection.endpoint)
+        attempt = _Attempt(connection)
+        delivery.running.append(attempt)
+        if not connection.checked:
+            attempt.ask = delivery.channel.ask_config(connection, self._call.deadline.remaining)
             self._asks.append(attempt.ask)
         if hedge or attempt.ask is not None:
-            self._plan_hedge(leg)
+            self._plan_hedge(delivery)
 
-    def _plan_hedge(self, leg: _Leg) -> None:
+    def _plan_hedge(self, delivery: _Delivery) -> None:
         policy = self._call.retries
-        if policy.hedge_after is not None and leg.attempts < policy.attempts:
-            leg.wake = time.monotonic() + policy.hedge_after
+        if policy.hedge_after is not None and delivery.attempts < policy.attempts:
+            delivery.wake = time.monotonic() + policy.hedge_after
 
-    def _send(self, leg: _Leg, attempt: _Attempt) -> None:
+    def _send(self, delivery: _Delivery, attempt: _Attempt) -> None:
         deadline = self._call.deadline
-        if not attempt.line.checked:  # it failed meanwhile, in another call
-            attempt.ask = leg.link.ask_config(attempt.line, deadline.remaining)
-            self._asks.append(attempt.ask)
-            return
         attempt.sent_at = time.perf_counter()
-        if leg.sent_at is None:
-            leg.sent_at = attempt.sent_at
-            self._plan_hedge(leg)
-        attempt.ask = leg.link.ask_branch(attempt.line, leg.share, deadline.remaining, deadline.timeout)
+        if delivery.sent_at is None:
+            delivery.sent_at = attempt.sent_at
+            self._plan_hedge(delivery)
+        attempt.ask = delivery.channel.ask_branch(
+            attempt.connection, delivery.share, deadline.remaining, deadline.timeout
+        )
         self._asks.append(attempt.ask)
 
-    def _take_check(self, leg: _Leg, attempt: _Attempt, reply: Reply) -> None:
-        failure = leg.link.read_config(attempt.line, reply)
+    def _take_check(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
+        failure = delivery.channel.read_config(attempt.connection, reply)
         if failure is None:
             attempt.ask = None
             if not self._open:  # what it waits for now is not this server
-                leg.wake = math.inf
+                delivery.wake = math.inf
         else:
-            self._failed(leg, attempt, failure)
+            self._failed(delivery, attempt, failure)
 
-    def _take_answer(self, leg: _Leg, attempt: _Attempt, reply: Reply) -> None:
-        read = leg.link.read_answer(attempt.line, self._size, reply)
+    def _take_answer(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
+        read = delivery.channel.read_answer(attempt.connection, self._size, reply)
         if isinstance(read, Failure):
-            self._failed(leg, attempt, read)
+            self._failed(delivery, attempt, read)
             return
-        leg.running.remove(attempt)
-        leg.link.replicas.give_back(attempt.line, failed=False)
-        waited = 0.0 if attempt.sent_at is None or leg.sent_at is None else attempt.sent_at - leg.sent_at
-        self._finish(leg, read, waited * 1e3 + reply.ms)
+        delivery.running.remove(attempt)
+        delivery.channel.replicas.give_back(attempt.connection, failed=False)
+        waited = 0.0 if attempt.sent_at is None or delivery.sent_at is None else attempt.sent_at - delivery.sent_at
+        self._finish(delivery, read, waited * 1e3 + reply.ms)
 
-    def _failed(self, leg: _Leg, attempt: _Attempt, failure: Failure) -> None:
+    def _failed(self, delivery: _Delivery, attempt: _Attempt, failure: Failure) -> None:
         """End an attempt; try again if that can help, and it can still come in time."""
-        leg.running.remove(attempt)
-        leg.link.replicas.give_back(attempt.line, failed=True)
-        leg.error = failure.error
+        delivery.running.remove(attempt)
+        delivery.channel.replicas.give_back(attempt.connection, failed=True)
+        delivery.error = failure.error
         if not failure.again:
-            leg.avoid.add(attempt.line.endpoint)
-        if leg.running:  # a hedge, or what it was to help, is still on its way
+            delivery.avoid.add(attempt.connection.endpoint)
+        if delivery.running:  # a hedge, or what it was to help, is still on its way
             return
-        replicas, now = leg.link.replicas, time.monotonic()
-        fresh = replicas.others(leg.avoid | leg.tried)
-        due = now if fresh else now + _backoff(leg.attempts)
-        may = leg.attempts < self._call.retries.attempts and replicas.others(leg.avoid) and due < self._end
+        replicas, now = delivery.channel.replicas, time.monotonic()
+        fresh = replicas.others(delivery.avoid | delivery.tried)
+        due = now if fresh else now + _backoff(delivery.attempts)
+        may = delivery.attempts < self._call.retries.attempts and replicas.others(delivery.avoid) and due < self._end
         if may and self._doomed_until is None:
-            leg.wake = due
+            delivery.wake = due
         else:
-            self._finish(leg, failure.error)
+            self._finish(delivery, failure.error)
 
-    def _give_up(self, leg: _Leg) -> None:
+    def _give_up(self, delivery: _Delivery) -> None:
         """The deadline has come."""
-        error = leg.error
-        for attempt in leg.running:
-            error = leg.link.too_late(attempt.line)
-            leg.link.replicas.give_back(attempt.line, failed=True)
+        error = delivery.error
+        for attempt in delivery.running:
             if attempt.ask is not None:
-                attempt.ask.wanted = False
-        leg.running.clear()
-        self._finish(leg, error or ServerTimeoutError("the time was over before it was asked", leg.link.server))
+                attempt.ask.abandon()
+            error = delivery.channel.too_late(attempt.connection)
+            delivery.channel.replicas.give_back(attempt.connection, failed=True)
+        delivery.running.clear()
+        self._finish(
+            delivery, error or ServerTimeoutError("the time was over before it was asked", delivery.channel.server)
+        )
 
-    def _finish(self, leg: _Leg, end: "ServerError | npt.NDArray[np.float32]", ms: float = 0.0) -> None:
-        server = leg.link.server
-        leg.outcome = Outcome(server, ms, error=end) if isinstance(end, ServerError) else Outcome(server, ms, end)
-        self._drop(leg)
+    def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[np.float32]", ms: float = 0.0) -> None:
+        server = delivery.channel.server
+        delivery.outcome = Outcome(server, ms, error=end) if isinstance(end, ServerError) else Outcome(server, ms, end)
+        self._drop(delivery)
 
-    def _drop(self, leg: _Leg) -> None:
-        for attempt in leg.running:
-            leg.link.replicas.give_back(attempt.line, failed=None)
+    def _drop(self, delivery: _Delivery) -> None:
+        for attempt in delivery.running:
             if attempt.ask is not None:
-                attempt.ask.wanted = False
-        leg.running.clear()
+                attempt.ask.abandon()  # before the connection is given back: until then nobody else may use it
+            delivery.channel.replicas.give_back(attempt.connection, failed=None)
+        delivery.running.clear()
 
     # ------------------------------------------------------------------------------------------------- all together
 
@@ -273,49 +242,43 @@ class Trip:
         if not self.done:
             self._judge()
         if not self.done and self._doomed_until is None:
-            self._open = self._open or sum(leg.held for leg in self._legs) >= self._call.min_answers
-            for leg in self._legs if self._open else ():
-                for attempt in leg.running:
+            self._open = self._open or sum(delivery.held for delivery in self._deliveries) >= self._call.min_answers
+            for delivery in self._deliveries if self._open else ():
+                for attempt in delivery.running:
                     if attempt.held:
-                        self._send(leg, attempt)
-        asks = [ask for ask in self._asks if ask.wanted and not self.done]
-        self._asks.clear()
-        return asks
+                        self._send(delivery, attempt)
+        asks, self._asks = self._asks, []
+        return [] if self.done else asks
 
     def _judge(self) -> None:
         needed = self._call.min_answers
-        ended = [leg.outcome for leg in self._legs if leg.outcome is not None]
+        ended = [delivery.outcome for delivery in self._deliveries if delivery.outcome is not None]
         answers = sum(outcome.logits is not None for outcome in ended)
-        if len(ended) == len(self._legs) or (self._call.wait == "quorum" and answers >= needed):
+        if len(ended) == len(self._deliveries) or (self._call.wait == "quorum" and answers >= needed):
             self.done = True
-        elif len(self._legs) - (len(ended) - answers) < needed:
+        elif len(self._deliveries) - (len(ended) - answers) < needed:
             if self._doomed_until is None:
                 self._doomed_until = time.monotonic() + FAIL_GRACE_S
-            for leg in self._legs:
-                if leg.outcome is None and not leg.running:  # it waited to try again
-                    self._finish(leg, leg.error or leg.link.all_paused())
-            self.done = all(leg.outcome is not None or leg.held for leg in self._legs)
+            for delivery in self._deliveries:
+                if delivery.outcome is None and not delivery.running:  # it waited to try again
+                    self._finish(delivery, delivery.error or delivery.channel.all_paused())
+            self.done = all(delivery.outcome is not None or delivery.held for delivery in self._deliveries)
 
 
 class Checkup:
     """Asks every replica of every server what it serves, once, and waits until the last has answered."""
 
-    def __init__(self, links: Sequence[Link], call: Call) -> None:
+    def __init__(self, channels: Sequence[ServerChannel], call: Call) -> None:
         self._call = call
         self._end = time.monotonic() + call.deadline.remaining
-        self._links = links
-        self._running: dict[Ask, tuple[Link, Line]] = {}
-        self._found: list[tuple[Line, float, ServerError | None]] = []
+        self._channels = channels
+        self._running: dict[Ask, tuple[ServerChannel, Connection]] = {}
+        self._found: dict[tuple[int, str], Health] = {}
 
     @property
     def done(self) -> bool:
         """Whether every replica has been judged."""
         return not self._running
-
-    @property
-    def whole(self) -> bool:
-        """Everybody's answer is of interest."""
-        return True
 
     @property
     def wake(self) -> float:
@@ -324,31 +287,44 @@ class Checkup:
 
     def begin(self) -> list[Ask]:
         """All questions at once; breakers are not asked, since this is how one sees that a replica is back."""
-        for link in self._links:
-            for line in link.replicas.lines:
-                self._running[link.ask_config(line, self._call.deadline.remaining)] = link, line
+        for channel in self._channels:
+            for endpoint in channel.replicas.endpoints:
+                connection = channel.take_from(endpoint)
+                self._running[channel.ask_config(connection, self._call.deadline.remaining)] = channel, connection
         return list(self._running)
 
     def take(self, ask: Ask, reply: Reply) -> list[Ask]:
-        """Judge an answer."""
-        link, line = self._running.pop(ask)
-        failure = link.read_config(line, reply)
-        self._found.append((line, reply.ms, None if failure is None else failure.error))
+        """Judge an answer; a replica that is well is tried again at once, whatever its breaker said."""
+        channel, connection = self._running.pop(ask)
+        failure = channel.read_config(connection, reply)
+        channel.replicas.give_back(connection, failed=False if failure is None else None)
+        self._note(connection, reply.ms, None if failure is None else failure.error)
         return []
 
     def tick(self) -> list[Ask]:
         """The deadline has come."""
-        for ask, (link, line) in self._running.items():
-            ask.wanted = False
-            self._found.append((line, self._call.deadline.elapsed_ms, link.too_late(line)))
+        for ask, (channel, connection) in self._running.items():
+            ask.abandon()
+            self._note(connection, self._call.deadline.elapsed_ms, channel.too_late(connection))
+            channel.replicas.give_back(connection, failed=None)
         self._running.clear()
         return []
 
+    def close(self) -> None:
+        """Let go of what still runs."""
+        for ask, (channel, connection) in self._running.items():
+            ask.abandon()
+            channel.replicas.give_back(connection, failed=None)
+        self._running.clear()
+
     def health(self) -> list[Health]:
         """What was found, in the order of the servers and their endpoints."""
-        listed = [line.endpoint for link in self._links for line in link.replicas.lines]
-        found = sorted(self._found, key=lambda row: listed.index(row[0].endpoint))
-        return [Health(line.server, line.endpoint, ms, error) for line, ms, error in found]
+        keys = [(channel.server, endpoint) for channel in self._channels for endpoint in channel.replicas.endpoints]
+        return [self._found[key] for key in keys]
+
+    def _note(self, connection: Connection, ms: float, error: ServerError | None) -> None:
+        key = connection.server, connection.endpoint
+        self._found[key] = Health(*key, ms, error)
 
 
 def _backoff(attempts: int) -> float:

@@ -17,11 +17,12 @@ What this protects from, and from what it does not, is in docs/THREAT_MODEL.md.
 
 import hashlib
 import hmac
+import re
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privdfs._errors import ConfigError
+from privdfs._given import read_file
 from privdfs._manifest import KeySpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 16
 _CONTEXT = b"privdfs partition"
+_DIGITS = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_BYTES}}}")
 
 
 class UserKey:
@@ -51,20 +53,10 @@ class UserKey:
         """Read a key from a file of 32 hexadecimal digits.
 
         Raises:
-            ConfigError: the file cannot be read, or holds no key.
+            ConfigError: the file cannot be read, or holds no key; the path is not shown, since it may be the key.
         """
-        try:
-            text = Path(path).read_text(encoding="ascii")
-        except OSError as error:
-            raise ConfigError(
-                f"the key file {path!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-            ) from error
-        except UnicodeDecodeError:  # it quotes bytes of the file
-            raise ConfigError(f"the key file {path!s} is not text: write the key as 32 hexadecimal digits") from None
-        try:
-            return cls(text.strip())
-        except ConfigError as error:
-            raise ConfigError(f"{path!s}: {error.message}") from None
+        data = read_file(path, "the user key", secret=True)
+        return cls(data.decode("ascii", "replace").strip())
 
     def __repr__(self) -> str:
         return "UserKey(…)"
@@ -115,14 +107,14 @@ def check_partition(partition: object, keys: KeySpec | None) -> None:
 def _check_secret(secret: object) -> bytes:
     """The 16 bytes of a key."""
     if isinstance(secret, str):
-        try:
-            secret = bytes.fromhex(secret)
-        except ValueError:  # its message says where the text goes wrong
+        if not _DIGITS.fullmatch(secret):
             raise ConfigError(
-                "the user key is a string that is not hexadecimal: pass 16 bytes, or 32 digits 0-9 and a-f"
-            ) from None
+                f"the user key is text, but not {2 * KEY_BYTES} hexadecimal digits: pass those, or {KEY_BYTES} bytes, "
+                "or read a file of them with UserKey.read"
+            )
+        return bytes.fromhex(secret)
     if not isinstance(secret, bytes):
-        raise ConfigError(f"a user key is bytes or a string, not {type(secret).__name__}: pass {KEY_BYTES} bytes")
+        raise ConfigError(f"a user key is bytes or text, not {type(secret).__name__}: pass {KEY_BYTES} bytes")
     if len(secret) != KEY_BYTES:
         raise ConfigError(
             f"the user key has {len(secret)} bytes, not {KEY_BYTES}: make one with secrets.token_bytes({KEY_BYTES})"

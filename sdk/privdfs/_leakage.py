@@ -3,6 +3,7 @@
 import math
 
 from privdfs._errors import ConfigError, LeakageError
+from privdfs._given import shown
 from privdfs._manifest import ClientManifest, Leakage
 
 
@@ -42,8 +43,8 @@ def refuse_leakage(manifest: ClientManifest, max_leakage_db: float | None) -> No
     limit = _number(max_leakage_db)
     if not 0 <= limit < math.inf:  # NaN compares false
         raise ConfigError(
-            f"max_leakage_db is {max_leakage_db!r}: give the dB above the class mean that a minority of the servers "
-            "may reach, a finite number from 0"
+            f"max_leakage_db is {shown(max_leakage_db)}: give the dB above the class mean that a minority of the "
+            "servers may reach, a finite number from 0"
         )
     for size, row in worst_leakage(manifest).items():
         who = "one server" if size == 1 else f"{size} servers together"

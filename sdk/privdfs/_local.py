@@ -11,6 +11,7 @@ from privdfs._bundle import Bundle
 from privdfs._constants import ONNX_THREADS
 from privdfs._core import Call, Chunk, Outcome
 from privdfs._errors import AnswerError, BundleFormatError, ServerTimeoutError
+from privdfs._given import check_path
 from privdfs._manifest import ClientManifest, key_spec, read_verified
 from privdfs._onnx import Graph, TensorSpec, partition_feed, partition_inputs
 from privdfs._result import Health
@@ -23,7 +24,7 @@ _log = logging.getLogger("privdfs")
 
 def open_client(release_dir: str | PathLike[str]) -> Bundle:
     """The bundle of a release folder, signed or not: what opens it is for development and tests."""
-    return Bundle.open(Path(release_dir) / "client", allow_unsigned=True)
+    return Bundle.open(check_path(release_dir, "the release") / "client", allow_unsigned=True)
 
 
 def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, server: int) -> Graph:

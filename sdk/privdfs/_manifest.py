@@ -10,6 +10,7 @@ A release has one `manifest.json` for the client and one for each server; all ca
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleVersionError
+from privdfs._given import check_path, shown
 
 FORMAT_VERSION = 1
 
@@ -301,16 +303,24 @@ def read_manifest_bytes(folder: Path) -> bytes:
         BundleIntegrityError: there is none, or it is not an ordinary file.
         BundleFormatError: it is far too large to be a manifest.
     """
-    path = folder / MANIFEST_NAME
-    if path.is_symlink() or not path.is_file():
+    path = check_path(folder, "the folder") / MANIFEST_NAME
+    if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114 - those of pathlib raise
         raise BundleIntegrityError(
-            f"there is no {MANIFEST_NAME} in {folder}: give the folder that the exporter wrote, whole", MANIFEST_NAME
+            f"there is no {MANIFEST_NAME} in {shown(folder)}: give the folder that the exporter wrote, whole",
+            MANIFEST_NAME,
         )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleIntegrityError(
+            f"{path} cannot be read ({type(error).__name__}): check its permissions and the disk", MANIFEST_NAME
+        ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
         raise BundleFormatError(
             f"{path} is larger than {MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
         )
-    return path.read_bytes()
+    return data
 
 
 def sha256_file(path: Path) -> str:

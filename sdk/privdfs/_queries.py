@@ -13,20 +13,39 @@ Kept are keyed digests of images, under a secret that no other object shares, an
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._constants import DEFAULT_REPEATS, MAX_REPEATS
 from privdfs._errors import ConfigError, QueryBudgetError
+from privdfs._given import check_path, read_file, shown, write_file
 from privdfs._result import Result
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _SECRET_BYTES = 32
+_PARTITION = re.compile(r"0|[1-9][0-9]{0,9}")
+#: None, as JSON spells it when it is a key.
+_NO_PARTITION = "null"
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `Queries.save` writes."""
+
+    privdfs_queries: int
+    spent: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -47,16 +66,17 @@ class Asked:
 class Queries:
     """What a device has asked, for one client or several, of one user or several; pass it as `queries=`.
 
-    May be used from several threads at once. Counts end with the object: to go on after a restart, keep `spent` with
-    the user's data and pass it again.
+    May be used from several threads at once. Counts end with the object: to go on after a restart, `save` them with the
+    user's data, and make the next object with `load`.
 
     Args:
         budget: images that each key's partition may ask for; None: as many as it likes.
         repeats: how many images are remembered, up to 100,000, the oldest forgotten first; 0: none.
-        spent: what was asked before, as the attribute `spent` gave it.
+        spent: what was asked before, as the attribute `spent` gave it; also after a way through JSON, which turns its
+            keys into text.
 
     Raises:
-        ConfigError: a number outside its range.
+        ConfigError: a number outside its range, or something else than `spent` gave.
     """
 
     def __init__(
@@ -67,15 +87,14 @@ class Queries:
         spent: Mapping[int | None, int] | None = None,
     ) -> None:
         if budget is not None and (type(budget) is not int or budget < 1):
-            raise ConfigError(f"budget={budget!r} is not a whole number from 1: pass how many images a key may ask for")
+            raise ConfigError(
+                f"budget={shown(budget)} is not a whole number from 1: pass how many images a key may ask for"
+            )
         if type(repeats) is not int or not 0 <= repeats <= MAX_REPEATS:
-            raise ConfigError(f"repeats={repeats!r} is not a whole number from 0 to {MAX_REPEATS}")
-        counts = {} if spent is None else dict(spent)
-        if any(type(count) is not int or count < 0 for count in counts.values()):
-            raise ConfigError("`spent` holds something that is no count: pass what the attribute `spent` gave")
+            raise ConfigError(f"repeats={shown(repeats)} is not a whole number from 0 to {MAX_REPEATS}")
         self._budget = budget
         self._repeats = repeats
-        self._spent: dict[int | None, int] = counts
+        self._spent = _read_counts({} if spent is None else spent)
         self._secret = secrets.token_bytes(_SECRET_BYTES)
         #: digest -> the partition that it was sent under, and the result, None before there is one
         self._seen: OrderedDict[bytes, tuple[int | None, Result | None]] = OrderedDict()
@@ -89,6 +108,44 @@ class Queries:
         """Images asked for, by the partition of their key (None in a release without keys)."""
         with self._lock:
             return dict(self._spent)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, budget: int | None = None, repeats: int = DEFAULT_REPEATS) -> "Self":
+        """Go on with the counts that `save` wrote.
+
+        Args:
+            path: of the file. Where there is none yet, in a folder that exists, nothing has been asked for.
+            budget: as for the constructor.
+            repeats: as for the constructor. Which images were asked for is not in the file.
+
+        Raises:
+            ConfigError: the file cannot be read, was damaged, or is something else; a number outside its range.
+        """
+        checked = check_path(path, "the file of counts")
+        if not _is_new(checked):
+            try:
+                kept = msgspec.json.decode(read_file(checked, "the file of counts"), type=_Kept)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                kept = None
+            if kept is None or kept.privdfs_queries != 1:
+                raise ConfigError(
+                    f"{shown(checked)} does not hold what Queries.save writes (`spent`): get it back from where the "
+                    "user's data is kept, or, to start at zero, remove it"
+                )
+            return cls(budget=budget, repeats=repeats, spent=cast("Mapping[int | None, int]", kept.spent))
+        return cls(budget=budget, repeats=repeats)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the counts to a file that only this user can read, in one step; `load` reads it.
+
+        It holds how many images each partition asked for, and nothing of a key or an image. Call it after the calls
+        that it is to count, before the process may end.
+
+        Raises:
+            ConfigError: it cannot be written; what was there before still is.
+        """
+        spent = {_NO_PARTITION if partition is None else str(partition): n for partition, n in self.spent.items()}
+        write_file(path, "the file of counts", msgspec.json.encode(_Kept(1, spent)) + b"\n")
 
     def ask(self, release: str, partition: int | None, pixels: npt.NDArray[np.uint8], min_answers: int) -> Asked:
         """Sort a batch into what is known and what has to be sent, and pay for the latter.
@@ -150,3 +207,27 @@ class Queries:
 
     def _digest(self, release: str, image: npt.NDArray[np.uint8]) -> bytes:
         return hmac.digest(self._secret, release.encode() + b"\0" + image.tobytes(), hashlib.sha256)
+
+
+def _read_counts(spent: object) -> dict[int | None, int]:
+    """Counts by partition; keys may be the text that JSON made of them."""
+    counts: dict[int | None, int] = {}
+    rows = cast("Mapping[object, object]", spent).items() if isinstance(spent, Mapping) else [(object(), 0)]
+    for key, count in rows:
+        partition = int(key) if isinstance(key, str) and _PARTITION.fullmatch(key) else key
+        partition = None if partition == _NO_PARTITION else partition
+        fits = partition is None or (type(partition) is int and partition >= 0)
+        if not fits or type(count) is not int or count < 0 or partition in counts:
+            raise ConfigError(
+                "`spent` is not what the attribute `spent` gave (a count for every partition): pass that, or use "
+                "Queries.save and Queries.load"
+            )
+        counts[cast("int | None", partition)] = count
+    return counts
+
+
+def _is_new(path: Path) -> bool:
+    try:
+        return not path.exists() and path.parent.is_dir()
+    except OSError:  # reading it will say why
+        return False

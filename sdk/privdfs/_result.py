@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._errors import ConfigError, ServerError
+from privdfs._given import shown
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Result:
         Raises:
             ConfigError: `k` is below 1.
         """
-        if k < 1:
-            raise ConfigError(f"top({k}) asks for no class: pass a number from 1")
+        if type(k) is not int or k < 1:
+            raise ConfigError(f"top({shown(k)}) asks for no class: pass a whole number from 1")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[i], float(self.probabilities[i])) for i in order]

@@ -1,32 +1,59 @@
-"""Where the next attempt at a server goes: its replicas, and which of them is well. No input or output.
+"""Where the next attempt at a server goes: its replicas, which of them is well, and the connections to each.
 
 Guarantees:
 
 - A replica belongs to one server for good. Nothing here knows of two servers, so no failover, retry or hedge can leave
   the server that a share is bound to.
+- A connection is used by one attempt at a time.
 - Load goes to the replica with the fewest attempts running, in turn among equals.
 - A replica that failed `BREAKER_FAILURES` times in a row is left alone for a pause that doubles with every further
-  failure; after each pause one attempt may try it.
+  failure; after each pause one attempt may try it. While a server has no other replica, its last ones are tried every
+  `BREAKER_LAST_S`, so that it is back soon after it is back.
 - Hedges are paid for: each call brings a part of a hedge into a purse that holds `HEDGE_BURST`, so that a server
   that is slow as a whole is not sent twice the load.
 
 All of it may be used from several threads at once.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from privdfs._constants import BREAKER_FAILURES, BREAKER_FIRST_S, BREAKER_MAX_S, HEDGE_BURST
+from privdfs._constants import (
+    BREAKER_FAILURES,
+    BREAKER_FIRST_S,
+    BREAKER_LAST_S,
+    BREAKER_MAX_S,
+    HEDGE_BURST,
+    IDLE_CONNECTION_S,
+)
 
 
 class Endpoint(Protocol):
-    """What is known of one endpoint while a connection to it lasts."""
+    """A connection to one endpoint."""
 
     server: int
     endpoint: str
-    checked: bool
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since its last attempt."""
+        ...
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another attempt may run on it."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+    def interrupt(self) -> None:
+        """End it under an attempt that runs on it in another thread."""
+        ...
 
 
 E = TypeVar("E", bound=Endpoint)
@@ -39,15 +66,17 @@ class Breaker:
         self._failures = 0
         self._until = 0.0
         self._pause = BREAKER_FIRST_S
+        self._noted = -math.inf
 
-    def admits(self, now: float) -> bool:
-        """Whether an attempt may be made now."""
-        return self._failures < BREAKER_FAILURES or now >= self._until
+    def admits(self, now: float, *, last: bool = False) -> bool:
+        """Whether an attempt may be made now; `last` says that the server has no better replica."""
+        paused = self._failures >= BREAKER_FAILURES and now < self._until
+        return not paused or (last and now >= self._noted + BREAKER_LAST_S)
 
     def enter(self, now: float) -> None:
         """Note that an attempt is made: after a pause it is the only one until it has ended."""
         if self._failures >= BREAKER_FAILURES:
-            self._until = now + self._pause
+            self._until, self._noted = now + self._pause, now
 
     def note(self, now: float, *, failed: bool) -> None:
         """Note how an attempt ended."""
@@ -56,55 +85,46 @@ class Breaker:
             return
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
-            self._until = now + self._pause
+            self._until, self._noted = now + self._pause, now
             self._pause = min(2 * self._pause, BREAKER_MAX_S)
 
 
 class Replica(Generic[E]):
-    """One endpoint of a server over the life of a client; its connection may be renewed."""
+    """One endpoint of a server over the life of a client."""
 
-    def __init__(self, line: E) -> None:
-        self.line = line
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
         self.breaker = Breaker()
-        self.running = 0
+        self.running: set[E] = set()
+        self.idle: list[E] = []  # the one used last comes last, and is taken first
 
 
 class Replicas(Generic[E]):
     """All replicas of one server.
 
     Args:
-        lines: a connection to each.
-        renew: gives a new connection in the place of one, or the same when it is still good; asked before any attempt.
-        retire: called once with a connection that was replaced, when no attempt runs on it any more.
-
-    Raises:
-        RuntimeError: the lines belong to different servers. No input leads here; it would be a fault of this package.
+        server: index of the server.
+        endpoints: of its replicas.
+        connect: gives a new connection to an endpoint, which its first attempt makes.
+        usable: whether an idle connection is still good; one that is not is closed.
     """
 
     def __init__(
-        self, lines: Sequence[E], renew: Callable[[E], E] | None = None, retire: Callable[[E], None] | None = None
+        self, server: int, endpoints: Sequence[str], connect: Callable[[str], E], usable: Callable[[E], bool]
     ) -> None:
-        if len({line.server for line in lines}) != 1:
-            raise RuntimeError("replicas of different servers were about to be treated as one")
-        self.server = lines[0].server
-        self._replicas = [Replica(line) for line in lines]
-        self._renew = renew
-        self._retire = retire
-        self._users: dict[E, int] = {}  # attempts on each connection, the replaced ones included
+        self.server = server
+        self._replicas = {endpoint: Replica[E](endpoint) for endpoint in endpoints}
+        self._connect = connect
+        self._usable = usable
         self._turn = 0
         self._purse = float(HEDGE_BURST)
+        self._closed = False
         self._lock = threading.Lock()
 
     @property
-    def lines(self) -> list[E]:
-        """The present connection to every replica."""
-        return [replica.line for replica in self._replicas]
-
-    @property
-    def open_lines(self) -> list[E]:
-        """Every connection that is still open, replaced ones with attempts on them included."""
-        with self._lock:
-            return list({**dict.fromkeys(self.lines), **self._users})
+    def endpoints(self) -> list[str]:
+        """Of all replicas."""
+        return list(self._replicas)
 
     def take(self, avoid: Collection[str], busy: Collection[str]) -> E | None:
         """Choose where an attempt goes, and count it as running there until `give_back`.
@@ -114,16 +134,11 @@ class Replicas(Generic[E]):
             busy: endpoints that come last.
 
         Returns:
-            None when there is no replica to try.
+            A connection for this attempt alone; None when there is no replica to try.
         """
         now = time.monotonic()
         with self._lock:
-            self._look_after_lines()
-            able = [
-                (index, replica)
-                for index, replica in enumerate(self._replicas)
-                if replica.line.endpoint not in avoid and replica.breaker.admits(now)
-            ]
+            able = self._able(avoid, now)
             if not able:
                 return None
             turn, count = self._turn, len(self._replicas)
@@ -131,32 +146,64 @@ class Replicas(Generic[E]):
 
             def order(item: tuple[int, Replica[E]]) -> tuple[bool, int, int]:
                 index, replica = item
-                return replica.line.endpoint in busy, replica.running, (index - turn) % count
+                return replica.endpoint in busy, len(replica.running), (index - turn) % count
 
             chosen = min(able, key=order)[1]
             chosen.breaker.enter(now)
-            chosen.running += 1
-            self._users[chosen.line] = self._users.get(chosen.line, 0) + 1
-            return chosen.line
+            return self._begin(chosen)
 
-    def give_back(self, line: E, *, failed: bool | None) -> None:
+    def take_from(self, endpoint: str) -> E:
+        """A connection to one endpoint, whatever its breaker says, until `give_back`."""
+        with self._lock:
+            return self._begin(self._replicas[endpoint])
+
+    def give_back(self, connection: E, *, failed: bool | None) -> None:
         """End an attempt that `take` began: with a failure, without, or (None) cut short, which says nothing."""
         now = time.monotonic()
         with self._lock:
-            replica = next(replica for replica in self._replicas if replica.line.endpoint == line.endpoint)
-            replica.running -= 1
+            replica = self._replicas[connection.endpoint]
+            replica.running.remove(connection)
             if failed is not None:
                 replica.breaker.note(now, failed=failed)
-            self._users[line] -= 1
-            if not self._users[line]:
-                del self._users[line]
-                self._close_if_unused(line)
+            if connection.reusable and not self._closed:
+                replica.idle.append(connection)
+            else:
+                connection.close()
+            while replica.idle and replica.idle[0].idle_s > IDLE_CONNECTION_S:
+                replica.idle.pop(0).close()
 
     def others(self, avoid: Collection[str]) -> bool:
         """Whether a replica outside `avoid` could be tried now."""
-        now = time.monotonic()
         with self._lock:
-            return any(replica.line.endpoint not in avoid and replica.breaker.admits(now) for replica in self._replicas)
+            return bool(self._able(avoid, time.monotonic()))
+
+    def forgive(self) -> None:
+        """Try every replica again: what made them fail has changed."""
+        with self._lock:
+            for replica in self._replicas.values():
+                replica.breaker = Breaker()
+
+    def drop_idle(self, endpoint: str) -> None:
+        """Close the connections to an endpoint that nobody uses."""
+        with self._lock:
+            idle = self._replicas[endpoint].idle
+            while idle:
+                idle.pop().close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is any connection."""
+        return any(replica.idle or replica.running for replica in self._replicas.values())
+
+    def close(self) -> None:
+        """Close every connection; attempts that run end at once, and close theirs."""
+        with self._lock:
+            self._closed = True
+            for replica in self._replicas.values():
+                while replica.idle:
+                    replica.idle.pop().close()
+                for connection in replica.running:
+                    connection.interrupt()
 
     def save_for_hedges(self, part: float) -> None:
         """Put what one call earns into the purse."""
@@ -170,16 +217,20 @@ class Replicas(Generic[E]):
             self._purse -= 1 if paid else 0
             return paid
 
-    def _look_after_lines(self) -> None:
-        if self._renew is None:
-            return
-        for replica in self._replicas:
-            old, replica.line = replica.line, self._renew(replica.line)
-            if replica.line is not old:
-                replica.breaker = Breaker()  # what failed was another connection
-                self._close_if_unused(old)
+    def _able(self, avoid: Collection[str], now: float) -> list[tuple[int, Replica[E]]]:
+        """Replicas that may be tried, with their places."""
+        wanted = [item for item in enumerate(self._replicas.values()) if item[1].endpoint not in avoid]
+        able = [item for item in wanted if item[1].breaker.admits(now)]
+        return able or [item for item in wanted if item[1].breaker.admits(now, last=True)]
 
-    def _close_if_unused(self, line: Any) -> None:  # noqa: ANN401 - an E, or a line that has just been replaced
-        replaced = all(replica.line is not line for replica in self._replicas)
-        if replaced and line not in self._users and self._retire is not None:
-            self._retire(line)
+    def _begin(self, replica: Replica[E]) -> E:
+        """A connection that is idle and good, or a new one."""
+        while replica.idle:
+            connection = replica.idle.pop()
+            if self._usable(connection):
+                break
+            connection.close()
+        else:
+            connection = self._connect(replica.endpoint)
+        replica.running.add(connection)
+        return connection

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import BundleSignatureError, ConfigError
+from privdfs._given import is_pem, read_file, shown
 from privdfs._manifest import SIGNATURE_NAME
 
-#: A public key: PEM file, the bytes of one, or the key's 32 bytes; or several, of which one must have signed.
+#: A public key: the path of a PEM file, what is in one, or the key's 32 bytes; or several, one of which signed.
 PublicKey: TypeAlias = str | PathLike[str] | bytes
 Trust: TypeAlias = PublicKey | Sequence[PublicKey]
 
@@ -40,6 +41,7 @@ def read_trust(trust: Trust) -> dict[str, Any]:
     Raises:
         ConfigError: there is none, or one cannot be read or is no Ed25519 key.
     """
+    _check_type(trust, (str, bytes, PathLike, Sequence))
     listed: Sequence[PublicKey] = [trust] if isinstance(trust, (str, bytes, PathLike)) else list(trust)
     if not listed:
         raise ConfigError("no key to trust was given: pass the public key of whoever signs the releases")
@@ -98,23 +100,28 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
         ) from None
 
 
+def _check_type(key: object, types: tuple[type, ...]) -> None:
+    if not isinstance(key, types):
+        raise ConfigError(f"the key to trust has the type {type(key).__name__}: pass the path of a public key's file")
+
+
 def _read_public_key(key: PublicKey) -> Any:  # noqa: ANN401 - cryptography's Ed25519PublicKey
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    _check_type(key, (str, bytes, PathLike))
     if isinstance(key, bytes) and len(key) == KEY_BYTES:
         return Ed25519PublicKey.from_public_bytes(key)
-    where = "the key to trust" if isinstance(key, bytes) else f"{key!s}"
-    if isinstance(key, bytes):
-        data = key
-    else:
-        try:
-            data = Path(key).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"the key {where} cannot be read ({type(error).__name__}): check the path and its permissions"
-            ) from error
+    if is_pem(key):
+        key = str(key).encode("utf-8", "replace")
+    where = "the key to trust" if isinstance(key, bytes) else f"the key to trust, {shown(key)},"
+    data = key if isinstance(key, bytes) else read_file(key, "the key to trust")
+    if b"PRIVATE KEY-----" in data:
+        raise ConfigError(
+            f"{where} is a private key, which only signs: pass the public one (`openssl pkey -in KEY -pubout` makes "
+            "it), and keep the private one away from devices"
+        )
     try:
         found = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):

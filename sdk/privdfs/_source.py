@@ -3,10 +3,16 @@
 Guarantees: no more than the limit is ever taken into memory; a download is https from end to end (plaintext on loopback
 excepted), redirections included, and ends within `DOWNLOAD_LIMIT_S`; an error shows no user name, password or query of
 an address.
+
+A download goes through the proxy that https_proxy names, if any, except to what no_proxy lists and to loopback: a
+bundle is public, the proxy passes TLS on without seeing into it, and what arrives is checked against the signature.
+Shares never go through one, whatever the environment says.
 """
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +20,7 @@ from typing import Any, TypeAlias
 from privdfs._config import is_loopback
 from privdfs._constants import DOWNLOAD_LIMIT_S, DOWNLOAD_STALL_S
 from privdfs._errors import BundleStoreError, ConfigError
+from privdfs._given import check_path, shown
 
 #: Name of a file and the most bytes it may have -> its bytes; None where there is no such file.
 Fetch: TypeAlias = Callable[[str, int], "bytes | None"]
@@ -32,29 +39,37 @@ def open_source(source: str | PathLike[str]) -> Fetch:
         ConfigError: an address of another kind.
     """
     if not isinstance(source, str) or "://" not in source:
-        return _folder(Path(source))
+        return _folder(check_path(source, "the source"))
     from urllib.parse import unquote, urlsplit
 
-    try:
-        parts = urlsplit(source)
-        host = parts.hostname or ""
-    except ValueError as error:
-        raise ConfigError("the address of the bundle is no URL: pass https://host/path/client, or a folder") from error
+    parts = None
+    with suppress(ValueError):  # its text may quote the address
+        parts = urlsplit(source) if source.isprintable() else None
+    if parts is None:
+        raise ConfigError("the address of the bundle is not a URL: pass https://host/path/client, or a folder")
+    host = parts.hostname or ""
     if parts.scheme == "file" and host in {"", "localhost"}:
-        return _folder(Path(unquote(parts.path)))
+        return _folder(check_path(unquote(parts.path), "the source"))
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "the address of a bundle holds a user name or a password, which is never sent: bundles are public and "
+            "signed, so serve them without, or copy the folder and install it from there"
+        )
     if parts.query or parts.fragment:
         raise ConfigError("the address of a bundle is that of its folder: pass it without `?` and `#`")
     if not _allowed(source):
         raise ConfigError(
-            f"a bundle is not downloaded from {parts.scheme}://{host}: pass https://…, or a folder (http:// is "
-            "accepted on loopback only)"
+            f"a bundle is not downloaded from {shown(f'{parts.scheme}://{host}')}: pass https://…, or a folder "
+            "(http:// is accepted on loopback only)"
         )
     return _Download(source)
 
 
 def _folder(folder: Path) -> Fetch:
-    if not folder.is_dir():
-        raise BundleStoreError(f"{folder} is no folder: give the client folder of a release, or an https address")
+    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib's raises
+        raise BundleStoreError(
+            f"{shown(folder)} is not a folder: give the client folder of a release, or an https address"
+        )
 
     def fetch(name: str, limit: int) -> bytes | None:
         path = folder
@@ -82,7 +97,7 @@ class _Download:
     def __init__(self, address: str) -> None:
         import ssl
         from urllib.parse import urlsplit
-        from urllib.request import HTTPRedirectHandler, HTTPSHandler, build_opener
+        from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, build_opener
 
         class Redirect(HTTPRedirectHandler):
             def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: ANN401 - as in urllib
@@ -90,10 +105,15 @@ class _Download:
                     raise BundleStoreError("the download was redirected away from https: ask whoever runs that server")
                 return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+        class Proxies(ProxyHandler):
+            def proxy_open(self, req: Any, proxy: str, type: str) -> Any:  # noqa: A002, ANN401 - as in urllib
+                local = is_loopback(urlsplit(str(req.full_url)).hostname or "")
+                return None if local else super().proxy_open(req, proxy, type)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
         self._address = address.rstrip("/")
         self._host = urlsplit(address).hostname or ""
         # Certificates are the system's; SSL_CERT_FILE names others.
-        self._opener = build_opener(HTTPSHandler(context=ssl.create_default_context()), Redirect())
+        self._opener = build_opener(HTTPSHandler(context=ssl.create_default_context()), Redirect(), Proxies())
         self._end = time.monotonic() + DOWNLOAD_LIMIT_S
 
     def __call__(self, name: str, limit: int) -> bytes | None:
@@ -114,8 +134,8 @@ class _Download:
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise BundleStoreError(
-                f"{name} cannot be downloaded from {self._host} ({type(reason).__name__}): check the address, the "
-                "network and the server's certificate, and try again"
+                f"{name} cannot be downloaded from {self._host}{_by_proxy(self._host)} ({type(reason).__name__}): "
+                "check the address, the network and the server's certificate, and try again"
             ) from None
 
     def _read(self, response: Any, limit: int) -> bytes:  # noqa: ANN401 - http.client's response
@@ -137,6 +157,13 @@ def _allowed(address: str) -> bool:
     parts = urlsplit(address)
     host = parts.hostname or ""
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
+
+
+def _by_proxy(host: str) -> str:
+    """That a download went through a proxy, to be said when it failed; what the variable holds may be a password."""
+    from urllib.request import getproxies, proxy_bypass
+
+    return "" if is_loopback(host) or proxy_bypass(host) or "https" not in getproxies() else " through https_proxy"
 
 
 def _bounded(name: str, data: bytes, limit: int) -> bytes:

@@ -32,12 +32,13 @@ import msgspec
 from privdfs._bundle import Bundle
 from privdfs._constants import MAX_BUNDLE_FILE_BYTES, STORE_LOCK_LIMIT_S
 from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError, ConfigError
+from privdfs._given import check_flag, check_path, shown
 from privdfs._manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, check_digest, decode_client_manifest
 from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
 from privdfs._source import Fetch, open_source
 
 _STATE, _NEXT_STATE, _LOCK = "state.json", "state.json.next", "lock"
-_FOLDER = re.compile(r"^bundle-[0-9a-f]{16}$")
+_FOLDER = re.compile(r"bundle-[0-9a-f]{16}")
 _LOOK_S = 0.05
 #: How often opening starts again because another process has replaced the bundle meanwhile.
 _TRIES = 5
@@ -67,17 +68,17 @@ class BundleStore:
     def __init__(
         self, folder: str | PathLike[str], *, trust: Trust | None = None, allow_unsigned: bool = False
     ) -> None:
-        if (trust is not None) == allow_unsigned:
+        if (trust is not None) == check_flag(allow_unsigned, "allow_unsigned"):
             raise ConfigError(
                 "a bundle store needs either trust=<public key of the releases' signer> or, to develop, "
                 "allow_unsigned=True"
             )
-        self._folder = Path(folder)
+        self._folder = check_path(folder, "the store")
         self._trust = trust
         self._allow_unsigned = allow_unsigned
 
     def __repr__(self) -> str:
-        return f"BundleStore({str(self._folder)!r})"
+        return f"BundleStore({shown(self._folder)})"
 
     def install(self, source: str | PathLike[str]) -> Bundle:
         """Fetch a bundle, verify it, and put it into use; the one in use so far is kept for `rollback`.
@@ -199,7 +200,7 @@ class BundleStore:
     def _state(self) -> _State:
         state = self._read_state()
         if state is None:
-            raise BundleStoreError(f"{self._folder} holds no bundle yet: install one (privdfs install)")
+            raise BundleStoreError(f"{shown(self._folder)} holds no bundle yet: install one (privdfs install)")
         return state
 
     def _read_state(self) -> _State | None:
@@ -211,7 +212,7 @@ class BundleStore:
             state = msgspec.json.decode(data, type=_State, strict=True)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             state = _State("")
-        if not all(_FOLDER.match(name) for name in (state.current, state.previous) if name is not None):
+        if not all(_FOLDER.fullmatch(name) for name in (state.current, state.previous) if name is not None):
             raise BundleStoreError(f"{self._folder / _STATE} is damaged: install a bundle again, which mends it")
         return state
 
@@ -224,7 +225,7 @@ class BundleStore:
     def _remove_all_but(self, state: _State | None) -> None:
         kept: set[str | None] = set() if state is None else {state.current, state.previous}
         for path in self._folder.iterdir():
-            if _FOLDER.match(path.name) and path.name not in kept:
+            if _FOLDER.fullmatch(path.name) and path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
@@ -286,6 +287,6 @@ def _disk(folder: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise BundleStoreError(
-            f"the bundle store {folder} cannot be used ({error.strerror or type(error).__name__}): make room, and "
-            "check its permissions; what was in use is in use"
+            f"the bundle store {shown(folder)} cannot be used ({error.strerror or type(error).__name__}): make room, "
+            "and check its permissions; what was in use is in use"
         ) from error

@@ -5,6 +5,7 @@ changed file is noticed within `RELOAD_AFTER_S`, and a new connection is made wi
 as in the middle of a replacement, leave the old connection in use.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import ConfigError
+from privdfs._given import check_path, is_pem, read_file, shown
 
 Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 
-_HEADER = re.compile(r"^[a-z0-9][a-z0-9_.-]{0,127}$")
-_TOKEN = re.compile(r"^[!-~](?:[ -~]{0,8190}[!-~])?$")
+_HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
+_TOKEN = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
+#: What Triton's --grpc-restricted-protocol looks for; behind it comes a name, which is no secret.
+_TRITON_HEADER = "triton-grpc-protocol-"
 
 
 @dataclass(frozen=True, repr=False)
 class Pems:
-    """What gRPC is given, in PEM form; `pinned` are the pinned certificates in DER form."""
+    """What the files hold, in PEM form; `pinned` are the pinned certificates in DER form."""
 
     roots: bytes | None
     cert: bytes | None
@@ -32,7 +36,7 @@ class Pems:
 
 @dataclass(frozen=True, repr=False)
 class TLS:
-    """How to trust a server, and how to be trusted by it. Every field is a PEM file, or the bytes of one.
+    """How to trust a server, and how to be trusted by it. Every field is the path of a PEM file, or what is in one.
 
     Attributes:
         ca: certificates that may sign the server's; the system's when None.
@@ -42,7 +46,7 @@ class TLS:
             for each replica, or the next one beside the present one.
 
     Raises:
-        ConfigError: `cert` without `key` or the other way round, or `ca` together with `pin`.
+        ConfigError: `cert` without `key` or the other way round, `ca` together with `pin`, or a field of another type.
     """
 
     ca: Pem = None
@@ -51,6 +55,8 @@ class TLS:
     pin: Pem = None
 
     def __post_init__(self) -> None:
+        for name in ("ca", "cert", "key", "pin"):
+            object.__setattr__(self, name, _check_pem(name, getattr(self, name)))
         if (self.cert is None) != (self.key is None):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise ConfigError(f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither")
@@ -93,53 +99,93 @@ class Token:
             --grpc-restricted-protocol it is "triton-grpc-protocol-<key>", and the token goes as it is.
 
     Raises:
-        ConfigError: a header that is none, or a token that is empty, too long, or not printable ASCII.
+        ConfigError: a header that a token cannot travel in, or a token that is not text, empty, longer than 8192
+            characters, or not printable ASCII.
     """
 
     value: str | Callable[[], str]
     header: str = "authorization"
 
     def __post_init__(self) -> None:
-        if not _HEADER.match(self.header) or self.header.startswith("grpc-") or self.header.endswith("-bin"):
-            raise ConfigError(
-                f"{self.header!r} is not a header that a token can travel in: use lower case, as in HTTP/2"
-            )
+        _check_header(self.header)
+        if inspect.iscoroutinefunction(self.value):
+            raise ConfigError("the token is an async function, which is not awaited: pass one that gives the text")
         if not callable(self.value):
             _check_token(self.value)
 
     def __repr__(self) -> str:
-        return f"Token(…, header={self.header!r})"
+        return f"Token(…, header={_shown_header(self.header)})"
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The header and its present value.
 
         Raises:
-            ConfigError: the function gives something that is no token.
+            ConfigError: the function fails, or gives something that cannot be a token; what it gave, and what it
+                raised, is not shown.
         """
-        value = _check_token(self.value() if callable(self.value) else self.value)
+        value = _check_token(_call(self.value) if callable(self.value) else self.value)
         return ((self.header, f"Bearer {value}" if self.header == "authorization" else value),)
 
 
-def _check_token(value: object) -> str:
-    if not isinstance(value, str) or not _TOKEN.match(value):  # the message does not show it
+def _check_header(header: object) -> None:
+    """Check the name of a header. It may be the token, passed in its place, so only names of Triton's are shown."""
+    if not isinstance(header, str):
         raise ConfigError(
-            "the token is empty, too long, or holds what is not printable ASCII: look at where it is from"
+            f"the token's header has the type {type(header).__name__}: pass its name, as text in lower case"
+        )
+    if _HEADER.fullmatch(header.lower()) and header != header.lower():
+        raise ConfigError(
+            f"the token's header {_shown_header(header)} has upper-case letters, which no header has in HTTP/2: write "
+            "it in lower case, here and where the server is told of it"
+        )
+    if not _HEADER.fullmatch(header) or header.startswith("grpc-") or header.endswith("-bin"):
+        raise ConfigError(
+            "the token's header is not one that a token can travel in: use lower-case letters, digits and -_. (1 to "
+            "128 of them), not beginning with `grpc-` and not ending with `-bin`"
+        )
+
+
+def _shown_header(header: str) -> str:
+    named = header.lower() == "authorization" or header.lower().startswith(_TRITON_HEADER)
+    return shown(header) if named else "…"
+
+
+def _check_token(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"the token has the type {type(value).__name__}: pass text, a function that gives text, or a Token"
+        )
+    if not _TOKEN.fullmatch(value):  # the message does not show it
+        raise ConfigError(
+            "the token is empty, longer than 8192 characters, begins or ends with a space, or holds a line break or "
+            "another character that is not printable ASCII: check where it comes from"
         )
     return value
+
+
+def _call(function: Callable[[], object]) -> object:
+    problem = ""
+    try:
+        return function()
+    except Exception as error:  # noqa: BLE001 - the caller's function; what it raises may name the token
+        problem = type(error).__name__
+    raise ConfigError(f"the function that gives the token failed ({problem}): catch and log the error inside it")
+
+
+def _check_pem(name: str, source: object) -> Pem:
+    """A field of `TLS`: PEM text as bytes, anything else as it is."""
+    if source is None or isinstance(source, bytes):
+        return source
+    if is_pem(source):
+        return str(source).encode("utf-8", "replace")
+    path = check_path(source, f"TLS {name}")
+    return source if isinstance(source, str) else path
 
 
 def _read_pem(name: str, source: Pem) -> bytes | None:
     if source is None:
         return None
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"TLS {name}: {source!s} cannot be read ({type(error).__name__}): check the path and its permissions"
-            ) from error
+    data = source if isinstance(source, bytes) else read_file(source, f"TLS {name}", secret=name == "key")
     if b"-----BEGIN " not in data:
         raise ConfigError(f"TLS {name} is not in PEM form: convert it, or pass the right file")
     return data
@@ -191,4 +237,4 @@ def _stamp(source: Pem) -> tuple[int, int, int] | None:
 
 
 def _shown(source: Pem) -> str:
-    return "…" if isinstance(source, bytes) else repr(None if source is None else str(source))
+    return "…" if isinstance(source, bytes) else shown(source)

@@ -10,8 +10,8 @@
         client = Client(bundle, [server.endpoint for server in servers], min_answers=2)
         assert client.predict("photo.jpg").answered == (True, False, True)
 
-A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is no
-server for production: it has no batching and no limits.
+A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is not a
+server for production: it has no batching and no limits. It needs grpcio: pip install privdfs[testing].
 """
 
 import threading
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from privdfs import _messages as messages
 from privdfs._bundle import Bundle
+from privdfs._channel import LOGITS, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, branches
 from privdfs._local import open_branch, open_client
 from privdfs._onnx import PARTITION
-from privdfs._wire import LOGITS, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, branches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,16 +86,8 @@ class FakeServer:
 
     def __init__(self, bundle: Bundle, server: int, answer: Answer, *, credentials: Any = None) -> None:  # noqa: ANN401 - grpcio has no types
         import grpc  # pyright: ignore[reportMissingTypeStubs]
-        from tritonclient.grpc import (  # pyright: ignore[reportMissingTypeStubs]
-            model_config_pb2,
-            service_pb2,
-            service_pb2_grpc,
-        )
 
         self._grpc: Any = grpc
-        self._config_messages: Any = model_config_pb2
-        self._messages: Any = service_pb2
-        stubs: Any = service_pb2_grpc
         self._branch = branches(bundle.manifest)[server]
         self._answer = answer
         self._closing = threading.Event()
@@ -104,17 +97,16 @@ class FakeServer:
         self.fault: Fault | None = None
         self.check_fault: Fault | None = None
 
-        fake = self
-
-        class Servicer(stubs.GRPCInferenceServiceServicer):
-            def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802 - protobuf's name
-                return fake._model_config(request, context)
-
-            def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802 - protobuf's name
-                return fake._model_infer(request, context)
-
-        self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=8))
-        stubs.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
+        self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=32))
+        handlers = {"ModelConfig": self._answer_config, "ModelInfer": self._answer_share}
+        methods = {
+            name: self._grpc.unary_unary_rpc_method_handler(
+                handler, messages.message_class(f"{name}Request").FromString, _serialised
+            )
+            for name, handler in handlers.items()
+        }
+        service = self._grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+        self._server.add_generic_rpc_handlers((service,))
         if credentials is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
@@ -147,19 +139,24 @@ class FakeServer:
         self._closing.set()
         self._server.stop(None).wait()
 
+    def _answer_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+        return self._model_config(request, context)  # looked up at every call, so that a test can replace it
+
+    def _answer_share(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+        return self._model_infer(request, context)
+
     def _model_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
         self.checks += 1
         self._fail(self.check_fault, context)
         branch = self._branch
-        types = self._config_messages.DataType
-        config = self._config_messages.ModelConfig(name=request.name, max_batch_size=branch.max_batch)
-        config.input.add(name=SHARE, data_type=types.Value("TYPE_INT8"), dims=[branch.share_length])
+        config: Any = messages.new("ModelConfig", name=request.name, max_batch_size=branch.max_batch)
+        config.input.add(name=SHARE, data_type=messages.TYPE_INT8, dims=[branch.share_length])
         if branch.keyed:
-            config.input.add(name=PARTITION, data_type=types.Value("TYPE_INT32"), dims=[1])
-        config.output.add(name=LOGITS, data_type=types.Value("TYPE_FP32"), dims=[branch.classes])
+            config.input.add(name=PARTITION, data_type=messages.TYPE_INT32, dims=[1])
+        config.output.add(name=LOGITS, data_type=messages.TYPE_FP32, dims=[branch.classes])
         config.parameters[RELEASE_PARAMETER].string_value = branch.release
         config.parameters[SERVER_PARAMETER].string_value = str(branch.server)
-        return _edited(self.check_fault, self._messages.ModelConfigResponse(config=config))
+        return _edited(self.check_fault, messages.new("ModelConfigResponse", config=config))
 
     def _model_infer(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
         tensors: list[npt.NDArray[Any]] = [
@@ -172,7 +169,7 @@ class FakeServer:
         logits = self._answer(*tensors)
         if self.fault is not None and self.fault.logits is not None:
             logits = self.fault.logits(logits)
-        response = self._messages.ModelInferResponse(model_name=request.model_name, model_version="1")
+        response = messages.new("ModelInferResponse", model_name=request.model_name, model_version="1")
         response.outputs.add(name=LOGITS, datatype=_DATATYPES[str(logits.dtype)], shape=logits.shape)
         response.raw_output_contents.append(logits.tobytes())
         return _edited(self.fault, response)
@@ -185,6 +182,10 @@ class FakeServer:
             pass
         if fault.status is not None:
             context.abort(self._grpc.StatusCode[fault.status], "told to by the test")
+
+
+def _serialised(message: Any) -> bytes:  # noqa: ANN401 - protobuf has no types
+    return message.SerializeToString()
 
 
 def _edited(fault: Fault | None, response: Any) -> Any:  # noqa: ANN401 - protobuf has no types

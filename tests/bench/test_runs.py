@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from privdfs import Bundle
 from privdfs_bench.results import merge_release, write_results
+from tests.e2e.processes import descendants, proxies, wait_until_gone
 
 pytestmark = pytest.mark.e2e
 
@@ -111,7 +114,29 @@ def test_accuracy_refuses_the_checkpoint_of_another_release(
     assert "was not trained with the config" in done.stderr
 
 
-def test_latency(trained_release: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_hangup_counts")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_benchmark_that_is_stopped_leaves_nothing(
+    trained_release: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    line = [sys.executable, str(BENCH / "latency.py"), str(trained_release), "--out", str(out)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(scratch)}) as bench:
+        deadline = time.monotonic() + 60
+        while not list(scratch.glob("privdfs-server-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        below = descendants(bench.pid)
+        bench.send_signal(number)
+        assert bench.wait(60) == 130
+    assert wait_until_gone(below, 2) == set()
+    assert list(scratch.iterdir()) == []
+
+
+def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in proxies().items():  # loopback is never asked for through one
+        monkeypatch.setenv(name, value)
     done = run("latency.py", trained_release, "--samples", "40", "--cold", "1", "--network", "2,50", "--out", tmp_path)
 
     assert done.returncode == 0, done.stderr
@@ -235,7 +260,7 @@ def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--images", "5"], "too few"), (["--pairs", "0"], "more than 0"), (["--seconds", "1e-9"], "too short")],
+    [(["--images", "5"], "too few"), (["--pairs", "0"], "whole number from 1"), (["--seconds", "1e-9"], "too short")],
 )
 def test_privacy_refuses_what_measures_nothing(
     trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str

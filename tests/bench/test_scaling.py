@@ -14,6 +14,7 @@ from privdfs_bench.speed.scaling_picture import draw
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import check_repository
 from privdfs_training.config import Config, load_config
+from tests.e2e.processes import proxies
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
 
@@ -54,7 +55,9 @@ def test_a_line_is_fitted_through_the_medians() -> None:
 
 
 @pytest.mark.e2e
-def test_points_are_measured_on_real_servers(tmp_path: Path) -> None:
+def test_points_are_measured_on_real_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in proxies().items():  # loopback is never asked for through one
+        monkeypatch.setenv(name, value)
     console = Console(quiet=True)
     with scaling.running(config(2), (1, 28, 28), console) as release:
         one = scaling.measure_point(release, 1, 5, console)

@@ -1,7 +1,20 @@
 """What runs on this machine, read from /proc: to show that nothing is left behind, and who listens where."""
 
+import socket
 import time
 from pathlib import Path
+
+
+def proxies() -> dict[str, str]:
+    """An environment in which every variable of a proxy names one that takes connections and never answers."""
+    where = f"http://127.0.0.1:{_SILENT.getsockname()[1]}"
+    names = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+    settings = dict.fromkeys((*names, *map(str.upper, names)), where)
+    return settings | dict.fromkeys(("no_proxy", "NO_PROXY", "no_grpc_proxy", "NO_GRPC_PROXY"), "")
+
+
+#: Takes connections as long as this process runs.
+_SILENT = socket.create_server(("127.0.0.1", 0))
 
 
 def descendants(pid: int) -> set[int]:

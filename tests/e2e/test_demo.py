@@ -16,7 +16,7 @@ from PIL import Image
 
 from examples.report import share_cells
 from privdfs import Client
-from tests.e2e.processes import descendants, wait_until_gone
+from tests.e2e.processes import descendants, proxies, wait_until_gone
 
 pytestmark = pytest.mark.e2e
 
@@ -95,10 +95,12 @@ def test_the_table_fits_a_narrow_terminal(trained_release: Path, tmp_path: Path)
     assert all(len(row.rstrip()) <= 80 and "…" not in row and row.rstrip().endswith("3x12") for row in rows)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("_hangup_counts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_demo_and_servers(trained_release: Path, tmp_path: Path, number: signal.Signals) -> None:
-    line = command(trained_release, "--out", tmp_path)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    line = command(trained_release, "--out", tmp_path / "report")
+    settings = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings) as demo:
         assert demo.stdout is not None
         assert demo.stderr is not None
         assert demo.stdout.readline().startswith("Release tiny-3-")
@@ -108,6 +110,13 @@ def test_a_signal_ends_demo_and_servers(trained_release: Path, tmp_path: Path, n
         assert demo.wait(30) == 130
         assert demo.stderr.read() == "demo: stopped; the servers have ended\n"
     assert wait_until_gone(below, 2) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_proxy_stands_between_the_demo_and_its_servers(trained_release: Path, tmp_path: Path) -> None:
+    done = run(command(trained_release, "--out", tmp_path / "report"), 120, **proxies(), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_a_missing_release_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from privdfs._errors import BundleIntegrityError
 from privdfs_export import serve as serve_module
 from privdfs_export.errors import RepositoryError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.serve import ADMIN_HEADER, find_tritonserver, serve, serve_measured, serve_release
-from tests.e2e.processes import command, descendants, listening, wait_until_gone
+from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
 
 pytestmark = pytest.mark.e2e
@@ -46,7 +47,7 @@ def endpoints(release: Path) -> Iterator[list[str]]:
 @pytest.fixture
 def process(release: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """`privdfs-serve` on the release, as a process of its own."""
-    with _start_command(release, tmp_path) as started:
+    with _start_command(release, tmp_path, log_dir=tmp_path / "logs") as started:
         yield started
         started.kill()
 
@@ -71,10 +72,12 @@ def shares(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-127, 128, (count, SHARE_LENGTH), dtype=np.int8)
 
 
-def _start_command(release: Path, scratch: Path, *prefix: str) -> "subprocess.Popen[str]":
-    logs = scratch / "logs"
-    line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json", "--log-dir", str(logs)]
-    environment = {**os.environ, "TMPDIR": str(scratch)}
+def _start_command(
+    release: Path, scratch: Path, *prefix: str, log_dir: Path | None = None, settings: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json"]
+    line += [] if log_dir is None else ["--log-dir", str(log_dir)]
+    environment = {**os.environ, "TMPDIR": str(scratch), **(settings or {})}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -322,6 +325,69 @@ def test_a_signal_ends_all_servers(process: "subprocess.Popen[str]", number: sig
     assert wait_until_gone(below, 1) == set()
 
 
+@pytest.mark.usefixtures("_hangup_counts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "starting"])
+def test_a_signal_leaves_no_log_no_copy_and_no_shared_memory(
+    release: Path, tmp_path: Path, number: signal.Signals, *, ready: bool
+) -> None:
+    with _start_command(release, tmp_path) as started:
+        if ready:
+            logs = [Path(log) for log in _first_line(started)["logs"]]
+            assert all(log.is_relative_to(tmp_path) and log.exists() for log in logs)
+        else:
+            deadline = time.monotonic() + 30
+            while not list(tmp_path.glob("privdfs-server-*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        copies = list(tmp_path.iterdir())
+        started.send_signal(number)
+        _, said = started.communicate(timeout=ENDED_S)
+    assert (started.returncode, said) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    assert _shared_memory(copies) == []
+
+
+def test_a_program_that_is_interrupted_leaves_no_log_and_one_that_fails_does(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), serve([release / "server-0"]):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="of the program"), serve([release / "server-0"]):
+        raise ValueError("of the program")
+    assert [path.name for path in tmp_path.glob("*/*")] == ["0-server-0.log"]
+
+
+def test_an_interrupted_start_leaves_no_copy(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(serve_module.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), serve([release / "server-0"]):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_keeps_the_servers_when_the_terminal_closes(release: Path, tmp_path: Path) -> None:
+    with _start_command(release, tmp_path, "nohup") as started:
+        endpoints = _first_line(started)["endpoints"]
+        started.send_signal(signal.SIGHUP)
+        assert infer(endpoints[0], "branch", "share", shares(1)).shape == (1, 4)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(ENDED_S) == 0
+
+
+def test_no_proxy_stands_between_the_command_and_its_servers(release: Path, tmp_path: Path) -> None:
+    with _start_command(release, tmp_path, settings=proxies()) as started:
+        try:
+            assert len(_first_line(started)["endpoints"]) == 3
+        finally:
+            started.terminate()
+
+
 def test_killing_the_command_leaves_nothing_behind(process: "subprocess.Popen[str]", tmp_path: Path) -> None:
     _first_line(process)
     below = descendants(process.pid)
@@ -337,20 +403,23 @@ def test_killing_the_command_leaves_nothing_behind(process: "subprocess.Popen[st
 
 def test_the_end_of_whoever_started_the_command_ends_all(release: Path, tmp_path: Path) -> None:
     # The command is a child of the shell, not of this process.
-    with _start_command(release, tmp_path, "sh", "-c", '"$@" & wait', "sh") as shell:
+    with _start_command(release, tmp_path, "sh", "-c", '"$@" & wait', "sh", log_dir=tmp_path / "logs") as shell:
         _first_line(shell)
         below = descendants(shell.pid)
         shell.kill()
         assert wait_until_gone(below, ENDED_S) == set()
 
 
-def test_a_killed_keeper_takes_its_server_with_it_and_the_command_says_so(process: "subprocess.Popen[str]") -> None:
+def test_a_killed_keeper_takes_its_server_with_it_and_the_command_says_so(
+    process: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
     _first_line(process)
     below = descendants(process.pid)
     keeper = next(pid for pid in below if "_keeper.py" in command(pid))
     os.kill(keeper, signal.SIGKILL)
     _, said = process.communicate(timeout=ENDED_S)
     assert process.returncode == 2
+    assert not list(tmp_path.glob("privdfs-server-*"))
     assert "ended by itself" in said
     assert wait_until_gone(below, ENDED_S) == set()
 

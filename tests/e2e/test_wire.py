@@ -1,7 +1,8 @@
 """The invariant, on the wire: real tritonservers behind proxies that fail in any order, and every byte looked at.
 
-Whatever happens: no server receives a share of another; every call ends by its deadline; every result is right for the
-servers that it names, and everything else is a typed error.
+Whatever happens, also where another server of the release is put into the place of one between two calls: no server
+receives a share of another; every call ends by its deadline; every result is right for the servers that it names, and
+everything else is a typed error.
 """
 
 import os
@@ -52,8 +53,14 @@ class World:
         self.start_what_ended()
         for index, door in enumerate(self.proxies.doors):
             door.trouble = "none"
+            door.lead_to(self.running[index // 2].endpoint, index // 2)
             self.proxies.drop(index)
             door.sent.clear()
+
+    def replace(self, index: int, server: int) -> None:
+        """Another server of the release stands where a door leads, as after a restart or behind a load balancer."""
+        self.proxies.doors[index].lead_to(self.running[server].endpoint, server)
+        self.proxies.drop(index)
 
     def start_what_ended(self) -> bool:
         """Whether any had. When clients give up many requests, Triton 2.51 crashes now and then, soon after
@@ -90,7 +97,7 @@ class World:
     def _serve(self, server: int) -> RunningServer:
         (started,) = self._stack.enter_context(serve_measured([self._release / f"server-{server}"]))
         for door in self.proxies.doors[2 * server : 2 * server + 2]:
-            door.lead_to(started.endpoint)
+            door.lead_to(started.endpoint, server)
         return started
 
     def expected(self, image: np.ndarray, answered: tuple[bool, ...]) -> np.ndarray:
@@ -99,7 +106,8 @@ class World:
         return self.bundle.fuse(np.stack(logits, axis=1), np.array([answered]))[0]
 
     def sent_to(self, server: int) -> list[bytes]:
-        return [bytes(record) for door in self.proxies.doors[2 * server : 2 * server + 2] for record in door.sent]
+        """What a server received, by connection, through whichever door."""
+        return [bytes(record) for door in self.proxies.doors for owner, record in door.sent if owner == server]
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +130,10 @@ class Wire(RuleBasedStateMachine):
         self.killed = self.restarted = False  # each once in a history: a start takes a second or two
         retries = Retries(hedge_after=0.03, hedge_budget=1.0)
         options: Any = {"timeout": TIMEOUT_S, "allow_shared_hosts": True}
-        self.drivers = [
+        self.drivers = (
             SyncDriver(Client(self.world.bundle, self.world.servers, **options)),
             AsyncDriver(AsyncClient(self.world.bundle, self.world.servers, retries=retries, **options)),
-        ]
+        )
 
     @initialize()
     def all_is_well(self) -> None:
@@ -145,8 +153,16 @@ class Wire(RuleBasedStateMachine):
         self.world.proxies.drop(door)
 
     @rule(door=st.integers(0, 5))
-    def mend(self, door: int) -> None:
+    def end_trouble(self, door: int) -> None:
         self.world.proxies.doors[door].trouble = "none"
+
+    @rule(door=st.integers(0, 5), server=st.integers(0, 2))
+    def put_another_server_there(self, door: int, server: int) -> None:
+        self.world.replace(door, server)
+
+    @rule()
+    def keep_the_default_executor_busy(self) -> None:
+        self.drivers[1].occupy(0.5)
 
     @precondition(lambda self: not self.killed)
     @rule(server=st.integers(0, 2))

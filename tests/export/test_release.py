@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import io
 import json
 import pickle
@@ -24,7 +25,7 @@ from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import load_data
 from privdfs_training.models.head import CompactHead
-from tests.trained import QUIET
+from tests.trained import QUIET, write_data, write_idx
 
 SERVERS = (0, 1, 2)
 
@@ -157,6 +158,31 @@ def test_the_same_system_gives_the_same_release_id(trained_release: Path, data_f
     assert again.release == first.release
     assert not list((tmp_path / "again").rglob("model.py"))
     assert 'backend: "onnxruntime"' in (tmp_path / "again" / "server-0" / "branch" / "config.pbtxt").read_text()
+
+
+def test_data_that_the_system_was_not_measured_on_are_refused(
+    trained_release: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The id is that of the graphs, so it would stand for two accuracies."""
+    other = write_data(tmp_path / "other")
+    labels = "t10k-labels-idx1-ubyte.gz"
+    values = np.frombuffer(gzip.decompress((other / labels).read_bytes()), np.uint8, offset=8)
+    write_idx(other / labels, np.where(np.arange(len(values)) % 3 == 0, (values + 1) % 10, values).astype(np.uint8))
+    checkpoint = trained_release.parent / "run" / "system.safetensors"
+    assert main([str(checkpoint), "--out", str(tmp_path / "out"), "--data", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert "they are not the ones that it was measured on" in said
+    assert f"reached {load_system(checkpoint).accuracy['fused']:.2%} at the end of its training" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sample_may_differ_by_chance_alone() -> None:
+    parity.check_data("set", 0.5, 0.5019, None)
+    with pytest.raises(ExportError, match="not the ones"):
+        parity.check_data("set", 0.5, 0.5021, None)
+    parity.check_data("set", 0.5, 0.55, 1000)
+    with pytest.raises(ExportError, match="not the ones"):
+        parity.check_data("set", 0.5, 0.55, 20_000)
 
 
 def test_an_encoder_that_is_not_the_trained_one_is_refused_and_nothing_is_written(

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -38,6 +39,15 @@ class AsyncDriver:
 
     def warmup(self) -> list[Health]:
         return self._wait(self.client.warmup())
+
+    def occupy(self, seconds: float) -> None:
+        """Keep every thread of the event loop's default executor busy, as an application may."""
+
+        async def begin() -> None:
+            for _ in range(64):
+                asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+
+        self._wait(begin())
 
     def with_options(self, **options: Any) -> "AsyncDriver":
         """A driver on the same loop; only the first is to be stopped."""

@@ -38,7 +38,6 @@ from privdfs import (
     ServerUnavailableError,
 )
 from privdfs._core import Call, Decoded, Share
-from privdfs._routing import Replicas
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
 
@@ -423,16 +422,16 @@ def test_the_next_replica_of_the_same_server_takes_over(
 
 def test_a_share_cannot_be_put_into_another_servers_request(release: Path, endpoints: list[str]) -> None:
     with Client(release / "client", endpoints, allow_unsigned=True) as client:
-        links = client._transport._links  # pyright: ignore[reportAttributeAccessIssue]
-        own, other = links[0].replicas.lines[0], links[1].replicas.lines[0]
+        channels = client._transport._channels  # pyright: ignore[reportAttributeAccessIssue]
+        own, other = (channels[i].replicas.take((), ()) for i in (0, 1))
         with pytest.raises(RuntimeError, match="server 1 was about to be sent to server 0"):
-            links[0].ask_branch(own, Share(1, np.zeros((1, 5), np.int8)), 1, 1)
+            channels[0].ask_branch(own, Share(1, np.zeros((1, 5), np.int8)), 1, 1)
         with pytest.raises(RuntimeError, match="server 0 was about to be sent to server 1"):
-            links[0].ask_branch(other, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
+            channels[0].ask_branch(other, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
         with pytest.raises(RuntimeError, match="has not passed the check"):
-            links[0].ask_branch(own, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
-        with pytest.raises(RuntimeError, match="treated as one"):
-            Replicas([own, other])
+            channels[0].ask_branch(own, Share(0, np.zeros((1, 5), np.int8)), 1, 1)
+        for channel, connection in zip(channels, (own, other), strict=False):
+            channel.replicas.give_back(connection, failed=None)
 
 
 # -------------------------------------------------------------------------------------------------------- the deadline

@@ -1,13 +1,15 @@
 import dataclasses
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from privdfs import TLS, ConfigError, Server
-from privdfs._config import check_min_answers, check_servers, check_timeout
+from privdfs import TLS, Bundle, BundleStore, ConfigError, Queries, Retries, Server
+from privdfs._config import check_min_answers, check_retries, check_servers, check_timeout
+from tests.sdk.drivers import Driver
 
 
 @pytest.mark.parametrize(
@@ -36,11 +38,51 @@ def test_tls_and_insecure_contradict_each_other() -> None:
 @pytest.mark.parametrize(
     "endpoint",
     ["", "a.example", ":8001", "a.example:", "a.example:0", "a.example:65536", "a.example:http", "http://a.example:80",
-     "dns:///a:1", "unix:/tmp/socket", "a b:1", "a.example:80 ", "::1:8001", "a.example:٣", None, 8001, b"a:1"],
+     "dns:///a:1", "unix:/tmp/socket", "a b:1", "a.example:80 ", "::1:8001", "a.example:٣",
+     "a.example:80\n", "a\n.example:80", "a.example:80\0", None, 8001, b"a:1"],
 )  # fmt: skip
 def test_what_is_no_endpoint(endpoint: Any) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Server([endpoint], tls=TLS())
+
+
+@pytest.mark.parametrize("endpoints", [None, 8001, b"127.0.0.1:1", {"127.0.0.1:1": 1}, {"127.0.0.1:1"}, object()])
+def test_endpoints_of_another_type(endpoints: Any) -> None:
+    with pytest.raises(ConfigError, match="endpoints have the type"):
+        Server(endpoints)
+
+
+@pytest.mark.parametrize("tls", ["ca.pem", True, {"ca": "ca.pem"}, b"-----BEGIN ", Path("ca.pem"), TLS])
+def test_tls_of_another_type(tls: Any) -> None:
+    with pytest.raises(ConfigError, match="tls has the type"):
+        Server("a.example:1", tls=tls)
+
+
+@pytest.mark.parametrize("value", ["no", "false", 0, 1, None, "yes"])
+def test_switches_are_true_or_false(value: Any, tmp_path: Path) -> None:
+    """Text such as "no" is true for Python, and each of these switches protection off."""
+    with pytest.raises(ConfigError, match="insecure"):
+        Server("a.example:1", insecure=value)
+    with pytest.raises(ConfigError, match="allow_shared_hosts"):
+        check_servers(["127.0.0.1:1"], 1, allow_shared_hosts=value)
+    with pytest.raises(ConfigError, match="allow_unsigned"):
+        Bundle.open(tmp_path, allow_unsigned=value)
+    with pytest.raises(ConfigError, match="allow_unsigned"):
+        BundleStore(tmp_path, allow_unsigned=value)
+
+
+@pytest.mark.parametrize("retries", [3, "3", Retries, {"attempts": 3}, [Retries()]])
+def test_retries_of_another_type(retries: Any) -> None:
+    with pytest.raises(ConfigError, match="retries has the type"):
+        check_retries(retries)
+
+
+@pytest.mark.parametrize("options", [{"queries": 1000}, {"queries": Queries}, {"telemetry": print}])
+def test_what_a_client_is_given_is_of_the_right_type(
+    connect: Callable[..., Driver], release: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="has the type"):
+        connect(release / "client", [f"127.0.0.1:{port}" for port in (1, 2, 3)], **options)
 
 
 def test_a_server_without_an_endpoint() -> None:
@@ -90,7 +132,15 @@ def test_one_server_where_a_list_is_expected(servers: Any) -> None:
         check_servers(servers, 3)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 3601, "1", True, None])
+@pytest.mark.parametrize(
+    "servers", [None, 3, b"127.0.0.1:1", {"127.0.0.1:1": 0}, [None] * 3, [TLS()] * 3, [b"a:1"] * 3]
+)
+def test_servers_of_another_type(servers: Any) -> None:
+    with pytest.raises(ConfigError, match="the type"):
+        check_servers(servers, 3)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 3601, 10**400, "1", True, None])
 def test_timeouts_that_make_no_sense(timeout: Any) -> None:
     with pytest.raises(ConfigError, match="timeout"):
         check_timeout(timeout)

@@ -1,10 +1,12 @@
 import io
+import os
 import random
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -86,7 +88,8 @@ def test_arrays_with_or_without_channels(shape: tuple[int, ...]) -> None:
 
 def test_resizing_is_bilinear_with_antialiasing() -> None:
     image = picture(size=(100, 120))
-    expected = np.asarray(image.resize((10, 12), Image.Resampling.BILINEAR))
+    across = image.resize((10, 120), Image.Resampling.BILINEAR)
+    expected = np.asarray(across.resize((10, 12), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(load_image(image, RGB), expected)
     checkers = np.indices((120, 100)).sum(axis=0).astype(np.uint8) % 2 * 255
     assert abs(load_image(checkers, GREY).astype(int) - 127).max() <= 2
@@ -235,13 +238,132 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
             load_image(path, RGB)
 
 
-def test_a_closed_image_is_refused(tmp_path: Path) -> None:
+class Pipe(io.RawIOBase):
+    """A file that cannot seek and gives little at a time, for ever if it has no data."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self._rest = None if data is None else io.BytesIO(data)
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = bytes(len(buffer)) if self._rest is None else self._rest.read(min(100, len(buffer)))
+        buffer[: len(block)] = block
+        self.given += len(block)
+        return len(block)
+
+
+class OnlyRead:
+    def __init__(self, data: bytes) -> None:
+        self.read = io.BytesIO(data).read
+
+
+def test_an_open_file_is_read_as_its_bytes(tmp_path: Path) -> None:
+    data = encoded(picture())
+    expected = load_image(data, RGB)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    with path.open("rb") as file, path.open("rb", buffering=0) as raw:
+        for source in (io.BytesIO(data), file, raw, Pipe(data), io.BufferedReader(Pipe(data)), OnlyRead(data)):
+            np.testing.assert_array_equal(load_image(cast("Any", source), RGB), expected)
+
+
+@pytest.mark.parametrize("position", [0, 5, "end"])
+def test_a_file_that_can_seek_is_read_whole_and_left_where_it_stood(position: int | str) -> None:
+    file = io.BytesIO()
+    picture().save(file, "PNG")
+    stood = file.tell() if position == "end" else file.seek(int(position))
+    for _ in range(2):
+        np.testing.assert_array_equal(load_image(file, RGB), load_image(file.getvalue(), RGB))
+        assert file.tell() == stood
+
+
+def test_one_open_file_in_many_threads(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    picture(size=(320, 240)).save(path, "BMP")
+    expected = load_image(path, RGB)
+    with path.open("rb") as file, ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda each: load_image(each, RGB), [file] * 64):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_an_open_file_without_end_is_refused_at_the_limit() -> None:
+    pipe = Pipe(None)
+    with pytest.raises(ImageError, match=f"more than {MAX_ENCODED_BYTES} bytes"):
+        load_image(cast("Any", pipe), RGB)
+    assert pipe.given <= MAX_ENCODED_BYTES + 2**20
+
+
+def test_files_that_cannot_be_read_are_refused_clearly(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture().save(path)
-    image = Image.open(path)
-    image.close()
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    closed = io.BytesIO(b"x")
+    closed.close()
+    nothing = Pipe(b"")
+    nothing.read = lambda _size=-1: None  # pyright: ignore[reportAttributeAccessIssue] - as a file that must not block
+    with path.open() as text, path.open("ab") as write_only:
+        for file, message in (
+            (text, "text mode|binary mode"),
+            (io.StringIO("x"), "text mode"),
+            (closed, "binary mode"),
+            (write_only, "binary mode"),
+            (nothing, "NoneType, not bytes"),
+            (io.BytesIO(b""), "not an image"),
+        ):
+            with pytest.raises(ImageError, match=message):
+                load_image(cast("Any", file), RGB)
+    with pytest.raises(ImageError, match="use predict"):
+        load_images(cast("Any", io.BytesIO(encoded(picture()))), RGB)
+
+
+def test_paths_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        ("", "the path is empty"),
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "open it and pass"),
+        (Path("/dev/zero"), "not a regular file"),
+        (os.fsencode(tmp_path / "none"), "not an image"),  # bytes are the bytes of a file, not its name
+    ):
+        with pytest.raises(ImageError, match=message):
+            load_image(path, RGB)
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xff.png"
+    Path(os.fsdecode(name)).write_bytes(encoded(picture()))
+    for path in (os.fsdecode(name), Path(os.fsdecode(name))):
+        np.testing.assert_array_equal(load_image(path, RGB), load_image(picture(), RGB))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "LA", "RGBA"])
+def test_every_kind_of_transparency_is_composited_on_white(mode: str) -> None:
+    half = Image.new("RGBA", (40, 30), (0, 0, 0, 128))
+    kinds = {
+        "La": lambda: half.convert("LA").convert("La"),
+        "PA": lambda: Image.new("PA", (40, 30), (0, 128)),
+    }
+    image = kinds.get(mode, lambda: half.convert(mode))()
+    assert image.mode == mode
+    assert abs(load_image(image, RGB).astype(int) - 127).max() <= 1
+
+
+def test_a_conversion_that_pillow_does_not_have_names_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("conversion not supported")
+
+    image = picture("HSV")
+    monkeypatch.setattr(Image.Image, "convert", refuse)  # which modes it lacks depends on its version
+    with pytest.raises(ImageError, match="images of mode 'HSV' cannot be made RGB"):
         load_image(image, RGB)
+
+
+def test_lab_is_read_as_colours() -> None:
+    grey = Image.new("LAB", (40, 30), (128, 128, 128))
+    found = load_image(grey, RGB).astype(int)
+    assert abs(found - 119).max() <= 3
 
 
 def test_batches_keep_the_order() -> None:
@@ -251,6 +373,65 @@ def test_batches_keep_the_order() -> None:
     assert [int(image[0, 0, 0]) for image in batch] == list(values)
     np.testing.assert_array_equal(load_images(iter(batch), GREY), batch)
     np.testing.assert_array_equal(load_images(batch, GREY), batch)
+
+
+def test_arrays_are_batches_of_nhwc_or_nhw() -> None:
+    chance = np.random.default_rng(0)
+    for shape in (
+        (2, 30, 40, 3),
+        (3, 30, 40, 3),
+        (4, 30, 40, 4),
+        (1, 30, 40, 1),
+        (5, 30, 40),
+        (1, 30, 40),
+        (2, 12, 10),
+    ):
+        array = chance.integers(0, 256, shape, dtype=np.uint8)
+        for spec in (RGB, GREY):
+            one_by_one = [load_image(image, spec) for image in array]
+            np.testing.assert_array_equal(load_images(array, spec), one_by_one)
+            np.testing.assert_array_equal(load_images(list(array), spec), one_by_one)
+    # Three or four grey images of the bundle's own size are a batch, not the channels of one image.
+    for images in (3, 4):
+        assert load_images(np.zeros((images, 12, 10), np.uint8), GREY).shape == (images, 12, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32, 32), r"one image with channels first \(CHW\): pass array.transpose\(1, 2, 0\) to predict"),
+        ((4, 32, 32), "CHW"),
+        ((3, 12, 10), "CHW"),
+        ((32, 32, 3), r"one image \(HWC\): pass it to predict"),
+        ((12, 10, 1), "HWC"),
+        ((5, 3, 32, 32), r"\(NCHW\): pass array.transpose\(0, 2, 3, 1\)"),
+        ((5, 1, 12, 10), "NCHW"),
+        ((12, 10), r"one grey image \(HW\)"),
+        ((100,), "not a batch"),
+        ((2, 2, 12, 10, 3), "not a batch"),
+        ((5, 32, 32, 2), "not a batch"),
+    ],
+)
+def test_an_array_that_is_no_batch_says_what_it_looks_like(shape: tuple[int, ...], message: str) -> None:
+    for dtype in (np.uint8, np.float32):
+        with pytest.raises(ImageError, match=message):
+            load_images(np.zeros(shape, dtype), RGB)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32, 32), "CHW"),
+        ((5, 32, 32, 3), "predict_batch"),
+        ((5, 3, 32, 32), "NCHW"),
+        ((32, 32, 2), "not an image: pass"),
+    ],
+)
+def test_an_array_that_is_no_image_says_what_it_looks_like(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(np.zeros(shape, np.uint8), RGB)
+    with pytest.raises(ImageError, match=f"image 0 of the batch: .*{message}"):
+        load_images([np.zeros(shape, np.uint8)], RGB)
 
 
 @pytest.mark.parametrize("batch", [[], (), np.zeros((0, 12, 10, 3), np.uint8)])

@@ -55,8 +55,9 @@ def test_the_partition_is_the_documented_hash_of_the_key(keyed_release: Path) ->
         (b"", "0 bytes, not 16"),
         (SECRET[:15], "15 bytes, not 16"),
         (SECRET + b"1", "17 bytes, not 16"),
-        (SECRET.hex()[:-2], "15 bytes, not 16"),
-        (SECRET.hex() + "zz", "not hexadecimal"),
+        (SECRET.hex()[:-2], "not 32 hexadecimal digits"),
+        (SECRET.hex() + "\n", "not 32 hexadecimal digits"),
+        (SECRET.hex() + "zz", "not 32 hexadecimal digits"),
         (bytearray(SECRET), "not bytearray"),
         (7, "not int"),
     ],
@@ -209,14 +210,14 @@ def test_the_command_takes_a_key_file(
     short.write_text(SECRET.hex()[:30])
     binary.write_bytes(SECRET)
     command = ["predict", "--local", str(keyed_release), str(tmp_path / "image.png")]
-    assert main([*command, "--key-file", str(good)]) == 0
+    assert main([*command, "--user-key", str(good)]) == 0
     for path, problem in (
-        (short, "15 bytes"),
-        (binary, "not text"),
+        (short, "not 32 hexadecimal digits"),
+        (binary, "not 32 hexadecimal digits"),
         (tmp_path / "missing", "cannot be read"),
         (tmp_path, "cannot be read"),
     ):
-        assert main([*command, "--key-file", str(path)]) == 2
+        assert main([*command, "--user-key", str(path)]) == 2
         error = capsys.readouterr().err
         assert problem in error
         assert SECRET.hex()[:8] not in error

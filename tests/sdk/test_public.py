@@ -19,7 +19,10 @@ PUBLIC = {
 
 ALLOWED = {
     "cryptography",
-    "grpc",
+    "google",  # protobuf
+    "grpc",  # optional, for privdfs.testing
+    "h2",
+    "hpack",  # of h2
     "msgspec",
     "numpy",
     "onnxruntime",
@@ -27,7 +30,6 @@ ALLOWED = {
     "PIL",
     "privdfs",
     "safetensors",
-    "tritonclient",
     "typing_extensions",
 }
 
@@ -90,7 +92,9 @@ def test_grpc_and_onnxruntime_stay_behind_their_modules() -> None:
     for path in SDK.glob("_*.py"):
         text = path.read_text()
         assert "import onnxruntime" not in text or path.name == "_onnx.py"
-        assert "tritonclient.grpc import" not in text or path.name == "_wire.py"
+        assert "import grpc" not in text
+        assert "from h2" not in text or path.name == "_grpc.py"
+        assert "from google.protobuf" not in text or path.name in {"_messages.py", "_channel.py"}
         assert "import pickle" not in text
 
 

@@ -1,5 +1,6 @@
 """Budgets and repeats: what is sent, what is not, and under which key."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -182,8 +183,117 @@ def test_nothing_of_an_image_is_kept_or_shown(release: Path, images: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    "options", [{"budget": 0}, {"budget": 1.5}, {"repeats": -1}, {"repeats": 10**9}, {"spent": {None: -1}}]
-)
+    "options",
+    [{"budget": 0}, {"budget": 1.5}, {"repeats": -1}, {"repeats": 10**9}, {"spent": {None: -1}}, {"spent": {None: 1.0}},
+     {"spent": {None: True}}, {"spent": {True: 1}}, {"spent": {-1: 1}}, {"spent": {"-1": 1}}, {"spent": {"05": 1}},
+     {"spent": {"None": 1}}, {"spent": {"5\n": 1}}, {"spent": {"٣": 1}}, {"spent": {5.0: 1}}, {"spent": {5: 1, "5": 1}},
+     {"spent": {None: 1, "null": 1}}, {"spent": [5]}, {"spent": '{"5": 1}'}, {"spent": 5}],
+)  # fmt: skip
 def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Queries(**options)
+
+
+# ---------------------------------------------------------------------------------------------------- after a restart
+
+
+WAYS: dict[str, Callable[[Queries, Path], Queries]] = {
+    "as it is": lambda before, _: Queries(budget=5, spent=before.spent),
+    "json": lambda before, _: Queries(budget=5, spent=json.loads(json.dumps(before.spent))),
+    "file": lambda _, path: Queries.load(path, budget=5),
+}
+
+
+def goes_on(ask: Callable[[Queries, slice], object], fakes: list[FakeServer], path: Path, way: str) -> None:
+    """Four of five images are asked for, the process starts again, and one is left."""
+    before = Queries(budget=5)
+    ask(before, slice(0, 4))
+    before.save(path)
+    after = WAYS[way](before, path)
+    assert after.spent == before.spent
+    assert sum(after.spent.values()) == 4
+    with pytest.raises(QueryBudgetError):
+        ask(after, slice(4, 6))
+    assert sent(fakes) == [4, 4, 4]
+    ask(after, slice(4, 5))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_budget_goes_on_after_a_restart(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], images: np.ndarray, tmp_path: Path, way: str
+) -> None:
+    endpoints = [fake.endpoint for fake in fakes]
+
+    def ask(queries: Queries, part: slice) -> object:
+        return connect(release / "client", endpoints, queries=queries).predict_batch(images[part])
+
+    goes_on(ask, fakes, tmp_path / "counts.json", way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_budget_of_a_key_goes_on_after_a_restart(
+    connect: Callable[..., Driver],
+    keyed_release: Path,
+    keyed_fakes: list[FakeServer],
+    images: np.ndarray,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    endpoints = [fake.endpoint for fake in keyed_fakes]
+
+    def ask(queries: Queries, part: slice) -> object:
+        client = connect(keyed_release / "client", endpoints, queries=queries, key=UserKey(bytes(16)))
+        return client.predict_batch(images[part])
+
+    goes_on(ask, keyed_fakes, tmp_path / "counts.json", way)
+
+
+def test_the_file_of_counts_is_small_private_and_written_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "counts.json"
+    assert Queries.load(path).spent == {}, "there is none yet"
+    assert not path.exists()
+    queries = Queries(spent={None: 3, 0: 1, 4294967295: 7})
+    queries.ask("tiny-1", 5, np.full((2, 4, 4, 3), 77, np.uint8), 1)
+    queries.save(path)
+    queries.save(str(path))
+    assert json.loads(path.read_text()) == {
+        "privdfs_queries": 1,
+        "spent": {"null": 3, "0": 1, "4294967295": 7, "5": 1},
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    was = path.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(ConfigError, match="cannot be written"):
+            Queries().save(path)
+    assert path.read_bytes() == was
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"\xff", b'{"spent": {"5": 1}}', b'{"privdfs_queries": 2, "spent": {}}',
+     b'{"privdfs_queries": 1, "spent": {"5": 1}, "more": 1}', b'{"privdfs_queries": 1, "spent": {"x": 1}}',
+     b'{"privdfs_queries": 1, "spent": {"5": -1}}', b'{"privdfs_queries": 1, "spent": {"5": 1', b"[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_file_of_counts_is_no_new_budget(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "counts.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="spent"):
+        Queries.load(path)
+
+
+def test_a_file_of_counts_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Queries.load(tmp_path / "none" / "counts.json")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Queries().save(tmp_path / "none" / "counts.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Queries.load(tmp_path)

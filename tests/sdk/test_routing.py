@@ -1,6 +1,7 @@
 """Which replica is next, and when one is left alone. No network."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -9,39 +10,49 @@ from hypothesis import strategies as st
 
 from privdfs import ConfigError, Retries, Server
 from privdfs._config import check_servers, shared_address
-from privdfs._constants import BREAKER_FAILURES, BREAKER_FIRST_S, HEDGE_BURST
+from privdfs._constants import BREAKER_FAILURES, BREAKER_FIRST_S, BREAKER_LAST_S, HEDGE_BURST, IDLE_CONNECTION_S
 from privdfs._routing import Breaker, Replicas
 
 
 @dataclass(eq=False)
-class Line:
+class Connection:
     server: int
     endpoint: str
-    checked: bool = False
+    reusable: bool = True
+    idle_s: float = 0.0
+    closed: bool = False
+    interrupted: bool = False
+
+    def close(self) -> None:
+        self.closed, self.reusable = True, False
+
+    def interrupt(self) -> None:
+        self.interrupted, self.reusable = True, False
 
 
-def replicas(count: int) -> Replicas[Line]:
-    return Replicas([Line(4, f"replica {i}") for i in range(count)])
+def replicas(count: int, usable: Callable[[Connection], bool] = lambda _: True) -> Replicas[Connection]:
+    return Replicas(4, [f"replica {i}" for i in range(count)], lambda endpoint: Connection(4, endpoint), usable)
 
 
 def test_load_goes_to_the_replica_with_the_fewest_attempts_in_turn() -> None:
     those = replicas(3)
     taken = [those.take((), ()) for _ in range(6)]
-    assert sorted(line.endpoint for line in taken if line) == sorted([f"replica {i}" for i in range(3)] * 2)
+    assert sorted(each.endpoint for each in taken if each) == sorted([f"replica {i}" for i in range(3)] * 2)
+    assert len({id(each) for each in taken}) == 6, "a connection for each attempt"
     assert taken[0] is not None
     those.give_back(taken[0], failed=False)
-    assert those.take((), ()) is taken[0], "it has one attempt less than the others"
+    assert those.take((), ()) is taken[0], "it has one attempt less than the others, and an idle connection"
 
 
 def test_a_replica_that_was_tried_comes_last_and_one_to_avoid_never() -> None:
     those = replicas(2)
     for _ in range(4):
-        line = those.take((), {"replica 0"})
-        assert line is not None
-        assert line.endpoint == "replica 1"
-    line = those.take({"replica 1"}, {"replica 0"})
-    assert line is not None
-    assert line.endpoint == "replica 0"
+        connection = those.take((), {"replica 0"})
+        assert connection is not None
+        assert connection.endpoint == "replica 1"
+    connection = those.take({"replica 1"}, {"replica 0"})
+    assert connection is not None
+    assert connection.endpoint == "replica 0"
     assert those.take({"replica 0", "replica 1"}, ()) is None
     assert not those.others({"replica 0", "replica 1"})
 
@@ -73,20 +84,65 @@ def test_hedges_are_paid_for() -> None:
     assert [those.pay_for_hedge(), those.pay_for_hedge()] == [True, False]
 
 
-def test_a_renewed_connection_replaces_the_old_which_is_closed_after_its_last_attempt() -> None:
-    first, second = Line(0, "a"), Line(0, "a")
-    good, closed = [first], []
-    those = Replicas([first], renew=lambda _: good[-1], retire=closed.append)
+def test_an_idle_connection_is_looked_at_before_it_is_used_again() -> None:
+    good: set[Connection] = set()
+    those = replicas(1, lambda connection: connection in good)
+    first, second = those.take((), ()), those.take((), ())
+    assert first is not None
+    assert second is not None
+    good.add(first)
+    for connection in (first, second):
+        those.give_back(connection, failed=None)
     assert those.take((), ()) is first
-    good.append(second)
-    assert those.take((), ()) is second
-    assert not closed
-    assert set(those.open_lines) == {first, second}
-    those.give_back(first, failed=None)
-    assert closed == [first]
-    those.give_back(second, failed=None)
-    assert closed == [first]
-    assert those.open_lines == [second]
+    assert second.closed, "the one that was not good"
+    assert those.take((), ()) not in {first, second, None}
+
+
+def test_a_connection_that_broke_is_not_kept() -> None:
+    those = replicas(1)
+    first = those.take((), ())
+    assert first is not None
+    first.reusable = False
+    those.give_back(first, failed=True)
+    assert first.closed
+    assert those.take((), ()) is not first
+
+
+def test_connections_that_nobody_used_for_long_are_closed() -> None:
+    those = replicas(1)
+    old, new = those.take((), ()), those.take((), ())
+    assert old is not None
+    assert new is not None
+    those.give_back(old, failed=False)
+    old.idle_s = IDLE_CONNECTION_S + 1
+    those.give_back(new, failed=False)
+    assert (old.closed, new.closed) == (True, False)
+
+
+def test_closing_ends_idle_and_running_connections() -> None:
+    those = replicas(1)
+    idle, running = those.take((), ()), those.take((), ())
+    assert idle is not None
+    assert running is not None
+    those.give_back(idle, failed=False)
+    assert those.connected
+    those.close()
+    assert idle.closed
+    assert running.interrupted
+    those.give_back(running, failed=None)
+    assert running.closed
+    assert not those.connected
+
+
+def test_the_last_replica_is_tried_more_often_than_its_breaker_says() -> None:
+    breaker, now = Breaker(), 100.0
+    for _ in range(BREAKER_FAILURES + 8):
+        breaker.note(now, failed=True)
+    assert not breaker.admits(now + 0.9 * BREAKER_LAST_S, last=True)
+    assert breaker.admits(now + 1.1 * BREAKER_LAST_S, last=True)
+    assert not breaker.admits(now + 1.1 * BREAKER_LAST_S)
+    breaker.enter(now + 1.1 * BREAKER_LAST_S)
+    assert not breaker.admits(now + 1.2 * BREAKER_LAST_S, last=True), "one attempt is under way"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "ok", "failed", "cut"]), st.integers(0, 5)), max_size=60))
@@ -94,12 +150,11 @@ def test_attempts_are_counted_whatever_happens(steps: list[tuple[str, int]]) -> 
     those, running = replicas(3), []
     for step, which in steps:
         if step == "take":
-            line = those.take((), ())
-            running += [line] if line else []
+            connection = those.take((), ())
+            running += [connection] if connection else []
         elif running:
             those.give_back(running.pop(which % len(running)), failed={"ok": False, "failed": True, "cut": None}[step])
-    assert sum(replica.running for replica in those._replicas) == len(running)
-    assert set(those._users) == set(running)
+    assert set().union(*(replica.running for replica in those._replicas.values())) == set(running)
 
 
 # ---------------------------------------------------------------------------------------------- hosts are kept apart

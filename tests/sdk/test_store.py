@@ -3,15 +3,18 @@
 import os
 import resource
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -314,6 +317,84 @@ def test_a_file_without_an_end_is_cut_off(
             store.install(source)
 
 
+class Proxy(BaseHTTPRequestHandler):
+    """Notes what it is asked for; tunnels lead to one server, whatever their name says."""
+
+    asked: ClassVar[list[str]] = []
+    target: ClassVar[tuple[str, int] | None] = None
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+        pass
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_error(502)
+
+    def do_CONNECT(self) -> None:
+        self.asked.append(self.path)
+        if self.target is None:
+            self.send_error(407)
+            return
+        self.send_response(200)
+        self.end_headers()
+        with socket.create_connection(self.target) as onward:
+            back = threading.Thread(target=_copy, args=(onward, self.connection))
+            back.start()
+            _copy(self.connection, onward)
+            back.join()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Proxy]]:
+    """A proxy that the environment names for everything."""
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Proxy, "asked", [])
+    monkeypatch.setattr(Proxy, "target", None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://user:zz-secret@127.0.0.1:{server.server_port}")
+        yield Proxy
+        server.shutdown()
+
+
+def test_what_comes_from_loopback_goes_through_no_proxy(store: BundleStore, address: str, proxy: type[Proxy]) -> None:
+    assert store.install(f"{address}/0/client").release == "tiny-0"
+    with pytest.raises(BundleStoreError) as caught:
+        store.install("http://localhost:1/client")
+    assert "https_proxy" not in str(caught.value)
+    assert proxy.asked == []
+
+
+def test_a_download_goes_through_the_proxy_and_is_checked_like_any_other(
+    store: BundleStore, sources: list[Path], proxy: type[Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BundleStoreError, match=r"from bundles\.example through https_proxy") as caught:
+        store.install("https://bundles.example/0/client")
+    assert "zz-secret" not in "".join(traceback.format_exception(caught.value))
+    assert proxy.asked == ["bundles.example:443"]
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("bundles.example").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(sources[0].parents[1]))) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setattr(proxy, "target", server.server_address)
+        assert store.install("https://bundles.example/0/client").release == "tiny-0"
+        server.shutdown()
+    assert set(proxy.asked) == {"bundles.example:443"}, "it saw the name, and TLS"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -321,6 +402,11 @@ def test_a_file_without_an_end_is_cut_off(
         "ftp://example.com/client",
         "https:///client",
         "https://user:secret@[/client",
+        "https://user:secret@example.com/client",
+        "https://secret@example.com/client",
+        "https://example.com/client\n",
+        "https://exam\nple.com/client",
+        "file:///cli%00ent",
         "https://user:secret@example.com/client?token=secret",
         "file://example.com/client",
     ],
@@ -333,7 +419,7 @@ def test_addresses_that_bundles_are_not_fetched_from(store: BundleStore, source:
 
 def test_a_file_address_and_what_is_no_folder(store: BundleStore, sources: list[Path], tmp_path: Path) -> None:
     assert store.install(sources[0].as_uri()).release == "tiny-0"
-    with pytest.raises(BundleStoreError, match="is no folder"):
+    with pytest.raises(BundleStoreError, match="is not a folder"):
         store.install(tmp_path / "none")
 
 

@@ -1,9 +1,17 @@
 """TLS, pinned certificates, tokens, and certificates that are replaced while a client runs. Real handshakes."""
 
 import datetime as dt
+import ipaddress
+import os
 import pickle
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +19,12 @@ import grpc
 import numpy as np
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -119,7 +130,7 @@ def test_certificates_are_replaced_while_the_client_runs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("privdfs._wire.RELOAD_AFTER_S", 0.0)
+    monkeypatch.setattr("privdfs._channel.RELOAD_AFTER_S", 0.0)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def write(own: dict[str, bytes]) -> None:
@@ -175,14 +186,62 @@ def test_a_token_goes_to_its_server_with_every_call(
 
 
 @pytest.mark.parametrize(
-    ("value", "header"),
-    [("", "a"), ("a\nb", "a"), (" a", "a"), ("ä", "a"), (None, "a"), ("a" * 9000, "a"), ("a", "A"), ("a", "grpc-x"),
-     ("a", "x-bin"), ("a", "")],
-)  # fmt: skip
-def test_what_is_no_token(value: Any, header: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Token(value, header)
-    assert repr(value)[:50] not in str(caught.value)
+    "value",
+    ["", "zz\nzz", "zzzz\n", "zzzz\r\n", " zzzz", "zzzz ", "zzzzä", "zz\0zz", "z" * 8193, b"zzzz", None, 1234],
+)
+def test_what_is_no_token(value: Any) -> None:
+    with pytest.raises(ConfigError, match="the token") as caught:
+        Token(value)
+    assert "zz" not in str(caught.value)
+    assert "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header", ["A", "grpc-zz", "zz-bin", "", "zz\n", "zz zz", "zz:", "ZZzz", "z" * 129, b"zz", None]
+)
+def test_what_is_no_header(header: Any) -> None:
+    with pytest.raises(ConfigError, match="the token's header") as caught:
+        Token("secret", header)
+    assert "zz" not in str(caught.value).lower(), "it may be the token, passed in its place"
+
+
+def test_a_header_in_upper_case_is_named_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"'triton-grpc-protocol-NAME' has upper-case letters.*in lower case"):
+        Token("secret", header="triton-grpc-protocol-NAME")
+
+
+def test_a_token_may_be_text_a_function_or_a_token() -> None:
+    for token in ("one", lambda: "one", Token("one"), Token(lambda: "one")):
+        server = Server("127.0.0.1:1", token=token)
+        assert server.token is not None
+        assert server.token.metadata() == (("authorization", "Bearer one"),)
+
+
+async def _awaited() -> str:
+    return "secret"
+
+
+@pytest.mark.parametrize("token", [b"secret", 1, ["secret"], _awaited])
+def test_anything_else_is_no_token_of_a_server(token: Any) -> None:
+    with pytest.raises(ConfigError, match="the token") as caught:
+        Server("127.0.0.1:1", token=token)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["zz\nzz", b"zzzz", None, RuntimeError("zzzz")])
+def test_a_token_function_that_fails_at_a_call(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], images: np.ndarray, given: Any
+) -> None:
+    def token() -> str:
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    servers = [Server(fake.endpoint, token=token) for fake in fakes]
+    with pytest.raises(ConfigError, match="token") as caught:
+        connect(release / "client", servers).predict(images[0])
+    assert "zz" not in "".join(traceback.format_exception(caught.value))
+    assert not any(fake.received for fake in fakes)
 
 
 def test_tokens_do_not_travel_in_plaintext() -> None:
@@ -201,8 +260,9 @@ def test_two_servers_with_one_pinned_certificate(issued: list[trustme.LeafCert])
         return Server(f"127.0.0.1:{port}", TLS(pin=b"".join(map(leaf, certs))))
 
     check_servers([server(1, issued[0], issued[1]), server(2, issued[2])], 2)
-    with pytest.raises(ConfigError, match="servers 0 and 1 have the same pinned certificate"):
-        check_servers([server(1, issued[0], issued[1]), server(2, issued[1])], 2)
+    for allowed in (False, True):  # on loopback, and where hosts may be shared, certificates may not
+        with pytest.raises(ConfigError, match="servers 0 and 1 have the same pinned certificate"):
+            check_servers([server(1, issued[0], issued[1]), server(2, issued[1])], 2, allow_shared_hosts=allowed)
 
 
 def test_pairs_that_do_not_fit(authority: trustme.CA, release: Path) -> None:
@@ -232,3 +292,170 @@ def test_tls_is_a_frozen_value(authority: trustme.CA) -> None:
     assert pickle.loads(pickle.dumps(tls)) == tls  # noqa: S301
     assert "BEGIN" not in repr(tls)
     assert "pin=…" in repr(tls)
+
+
+# ------------------------------------------------------------------------------------- what does not fit is said
+
+
+def served(stack: ExitStack, release: Path, cert: trustme.LeafCert, wants: trustme.CA | None = None) -> list[str]:
+    """Endpoints of three servers with this certificate."""
+    return [
+        stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(cert, wants))).endpoint
+        for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("expired", "has expired"),
+        ("not yet valid", "not valid yet"),
+        ("another name", "for another name"),
+        ("another authority", "that the authorities in TLS(ca=…) did not sign"),
+        ("the system's", "that the authorities of this system did not sign"),
+        ("another pin", "another certificate than the pinned one"),
+        ("an authority's pin", "another certificate than the pinned one"),
+        ("plaintext", "use TLS or neither"),
+    ],
+)
+def test_the_error_says_what_does_not_fit(
+    connect: Callable[..., Driver],
+    release: Path,
+    authority: trustme.CA,
+    issued: list[trustme.LeafCert],
+    images: np.ndarray,
+    capfd: pytest.CaptureFixture[str],
+    case: str,
+    said: str,
+) -> None:
+    now, day = dt.datetime.now(dt.timezone.utc), dt.timedelta(days=1)
+    ca = TLS(ca=authority.cert_pem.bytes())
+    cert, tls = {
+        "expired": (authority.issue_cert("127.0.0.1", not_before=now - 3 * day, not_after=now - day), ca),
+        "not yet valid": (authority.issue_cert("127.0.0.1", not_before=now + day, not_after=now + 3 * day), ca),
+        "another name": (authority.issue_cert("b.example"), ca),
+        "another authority": (issued[0], TLS(ca=trustme.CA().cert_pem.bytes())),
+        "the system's": (issued[0], TLS()),
+        "another pin": (issued[0], TLS(pin=leaf(issued[1]))),
+        "an authority's pin": (issued[0], TLS(pin=authority.cert_pem.bytes())),
+        "plaintext": (issued[0], None),
+    }[case]
+    with ExitStack() as stack:
+        first, *others = served(stack, release, cert)
+        servers = [Server(first, tls), *(Server(endpoint, ca) for endpoint in others)]
+        capfd.readouterr()
+        with pytest.raises(NotEnoughAnswersError) as caught:
+            connect(release / "client", servers, timeout=20).predict(images[0])
+        assert said in caught.value.causes[0].message
+        assert "\n" not in str(caught.value)
+    ours = [line for line in capfd.readouterr().err.splitlines() if "ssl_transport_security" not in line]
+    assert not ours, "the rest is the fake server's"
+
+
+def test_a_server_without_tls_is_named(
+    connect: Callable[..., Driver], release: Path, authority: trustme.CA, endpoints: list[str], images: np.ndarray
+) -> None:
+    servers = [Server(endpoint, TLS(ca=authority.cert_pem.bytes())) for endpoint in endpoints]
+    with pytest.raises(NotEnoughAnswersError) as caught:
+        connect(release / "client", servers, timeout=20).predict(images[0])
+    said = {cause.message.partition(" ")[2] for cause in caught.value.causes.values()}
+    assert len(said) == 1
+    assert "TLS" in said.pop()
+
+
+@pytest.mark.parametrize("key_type", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
+def test_types_of_keys(
+    connect: Callable[..., Driver], release: Path, images: np.ndarray, key_type: trustme.KeyType
+) -> None:
+    authority = trustme.CA(key_type=key_type)
+    with ExitStack() as stack:
+        endpoints = served(stack, release, authority.issue_cert("127.0.0.1", key_type=key_type), authority)
+        tls = TLS(ca=authority.cert_pem.bytes(), **device_of(authority, key_type=key_type))
+        assert (
+            connect(release / "client", [Server(e, tls) for e in endpoints], timeout=20).predict(images[0]).answered
+            == ALL
+        )
+
+
+def ed25519(name: str) -> tuple[bytes, bytes]:
+    """A self-signed certificate with an Ed25519 key, and the key."""
+    key = Ed25519PrivateKey.generate()
+    now, day = dt.datetime.now(dt.timezone.utc), dt.timedelta(days=1)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))])
+    built = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(names, critical=False)
+        .sign(key, None)
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return built.public_bytes(Encoding.PEM), secret
+
+
+class EchoingTls(threading.Thread):
+    """A TLS server, of Python's ssl, that ends the connection after the handshake."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        super().__init__(daemon=True)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(cert, key)
+        self.context.set_alpn_protocols(["h2"])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.shaken = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                raw, _ = self.listener.accept()
+            except OSError:
+                return
+            with raw, suppress(OSError), self.context.wrap_socket(raw, server_side=True):
+                self.shaken += 1
+
+
+def test_an_ed25519_certificate_is_accepted(
+    connect: Callable[..., Driver], release: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    cert, key = ed25519("127.0.0.1")
+    (tmp_path / "cert.pem").write_bytes(cert)
+    (tmp_path / "key.pem").write_bytes(key)
+    server = EchoingTls(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server.start()
+    others = [Server(f"127.0.0.1:{port}") for port in (1, 2)]
+    client = connect(release / "client", [Server(server.endpoint, TLS(ca=cert)), *others], timeout=5, min_answers=1)
+    with pytest.raises(NotEnoughAnswersError) as caught:
+        client.predict(images[0])
+    server.listener.close()
+    assert server.shaken
+    assert "closed the connection" in caught.value.causes[0].message, "the certificate was good, the server is not"
+
+
+def test_tls_without_more_trusts_the_authorities_of_the_system(
+    release: Path, authority: trustme.CA, issued: list[trustme.LeafCert], tmp_path: Path
+) -> None:
+    """The store is what OpenSSL reads: here a file of the test's own, in a process without grpc's variable."""
+    store = tmp_path / "system.pem"
+    authority.cert_pem.write_to_path(store)
+    program = (
+        "import sys, numpy as np\n"
+        "from privdfs import TLS, Client, Server\n"
+        "servers = [Server(endpoint, TLS()) for endpoint in sys.argv[2:]]\n"
+        "with Client(sys.argv[1], servers, allow_unsigned=True, timeout=20) as client:\n"
+        "    print(client.predict(np.zeros((64, 64, 3), np.uint8)).answered)\n"
+    )
+    drop = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    plain = {name: value for name, value in os.environ.items() if name not in drop}
+    plain["PYTHONPATH"] = os.pathsep.join(sys.path)
+    with ExitStack() as stack:
+        line = [sys.executable, "-c", program, str(release / "client"), *served(stack, release, issued[0])]
+
+        def run(**more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(line, env=plain | more, capture_output=True, text=True, timeout=60, check=False)
+
+        assert run(SSL_CERT_FILE=str(store)).stdout == "(True, True, True)\n"
+        refused = run(SSL_CERT_FILE=str(tmp_path / "none.pem"), GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=str(store))
+    assert refused.returncode != 0
+    assert "that the authorities of this system did not sign" in refused.stderr

@@ -103,7 +103,7 @@ def test_damaged_annotations_are_named(folder: Path, file: str, old: str, new: s
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"img_align_celeba/ is missing.*from its authors"):
-        load_data(ATTRIBUTES, tmp_path / "elsewhere")
+        load_data(ATTRIBUTES, tmp_path.parent)
     (folder / "img_align_celeba" / "000011.jpg").unlink()
     with pytest.raises(DataError, match=r"list_eval_partition\.txt names 1 pictures.*first of them 000011\.jpg"):
         load_data(ATTRIBUTES, folder)

@@ -7,7 +7,7 @@ import torch
 
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.cli import main
-from privdfs_training.data import load_data
+from privdfs_training.data import fashion, load_data
 from privdfs_training.errors import DataError, TrainingConfigError
 from tests.official import write_cifar
 from tests.trained import shifted_images
@@ -28,6 +28,43 @@ def test_files_are_read_as_they_are(data_folder: Path) -> None:
 def test_folder_may_come_from_the_environment(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIVDFS_DATA", str(data_folder))
     assert len(load_data("fashion-mnist", None).train_labels) == 520
+
+
+def test_an_empty_variable_counts_as_none(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIVDFS_DATA", "")
+    monkeypatch.setattr(fashion, "DEBIAN_FOLDER", data_folder)
+    assert len(load_data("fashion-mnist", None).train_labels) == 520
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar10", "celeba-identity", "imagenet"):
+        with pytest.raises(DataError, match=r"is not in \.: .* pass .* with --data or \$PRIVDFS_DATA"):
+            load_data(name, None)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar100", "celeba-attributes", "imagenet"])
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    missing, file = tmp_path / "none", tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DataError, match=rf"^the data folder {missing} does not exist\. "):
+        load_data(name, missing)
+    with pytest.raises(DataError, match=rf"^the data folder {file} is not a folder\. "):
+        load_data(name, file)
+    monkeypatch.setenv("PRIVDFS_DATA", str(missing))
+    with pytest.raises(DataError, match=rf"^the data folder of \$PRIVDFS_DATA, {missing}, does not exist\. "):
+        load_data(name, None)
+
+
+@pytest.mark.parametrize("dot", ["-", "."])
+def test_unpacked_files_are_read_too(tmp_path: Path, data_folder: Path, dot: str) -> None:
+    for path in data_folder.iterdir():
+        unpacked = path.name.removesuffix(".gz").replace("-idx", f"{dot}idx")
+        (tmp_path / unpacked).write_bytes(gzip.decompress(path.read_bytes()))
+    found, packed = load_data("fashion-mnist", tmp_path), load_data("fashion-mnist", data_folder)
+    assert torch.equal(found.train_images, packed.train_images)
+    assert torch.equal(found.test_labels, packed.test_labels)
+    name = f"t10k-labels{dot}idx1-ubyte"
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        load_data("fashion-mnist", tmp_path)
 
 
 def test_an_epoch_is_the_same_wherever_it_starts_and_however_it_is_cut(data_folder: Path) -> None:
@@ -55,7 +92,7 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        ("train-images-idx3-ubyte.gz", b"not gzip", "cannot be read"),
+        ("train-images-idx3-ubyte.gz", b"not gzip", "not an idx file of 3"),
         ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\0" * 12), "not an idx file of 1"),
         (
             "train-images-idx3-ubyte.gz",

@@ -1,10 +1,14 @@
+import contextlib
+import fcntl
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,7 @@ from safetensors.torch import save_file
 
 from privdfs_training import loop
 from privdfs_training.checkpoint import (
+    FORMAT,
     load_system,
     optimizer_tensors,
     read_checkpoint,
@@ -30,7 +35,7 @@ from privdfs_training.errors import CheckpointError, DivergenceError, TrainingCo
 from privdfs_training.models.system import System
 from privdfs_training.precision import has_bfloat16
 from privdfs_training.stages import accuracy, stages
-from tests.trained import QUIET, tiny_config, tiny_values, write_data
+from tests.trained import QUIET, tiny_config, tiny_values, write_data, write_toml
 
 TOML = """
 name = "{name}"
@@ -79,19 +84,22 @@ def test_a_finished_system_has_learned_and_opens_again(trained_release: Path, da
     assert lines[2]["fused"] > lines[5]["fused"]
 
 
+@pytest.mark.usefixtures("_hangup_counts")
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     tmp_path: Path, data_folder: Path, trained_release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, config = load_data("fashion-mnist", data_folder), tiny_config(3)
     whole = read_checkpoint(trained_release.parent / "run" / "system.safetensors")
     steps = 0
+    # In the middle of epochs of each stage.
+    stops = {3: signal.SIGINT, 11: signal.SIGTERM, 20: signal.SIGHUP, 47: signal.SIGHUP}
     crop_and_flip = loop.crop_and_flip
 
     def stop_now_and_then(*args: torch.Tensor, **kwargs: int) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        if steps in (3, 11, 20, 47):  # in the middle of epochs of each stage
-            signal.raise_signal(signal.SIGINT)
+        if steps in stops:
+            signal.raise_signal(stops[steps])
         return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
@@ -141,6 +149,48 @@ def test_ctrl_c_saves_says_so_and_the_same_command_continues(tmp_path: Path, dat
     assert read_checkpoint(tmp_path / "stopped" / "baseline.safetensors").about["step"] > 0
 
 
+@pytest.mark.usefixtures("_hangup_counts")
+def test_a_closed_terminal_saves_and_the_same_command_continues(tmp_path: Path, data_folder: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(TOML.format(name="hung-up", epochs=300))
+    command = [sys.executable, "-m", "privdfs_training.cli", str(config), "--data", str(data_folder), "--threads", "1"]
+    terminal, inside = os.openpty()
+
+    def own_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=own_terminal,  # noqa: PLW1509  a terminal can be taken only there
+    )
+    os.close(inside)
+    metrics = tmp_path / "hung-up" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    os.set_blocking(terminal, False)
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(60) == 130
+    assert read_checkpoint(tmp_path / "hung-up" / "baseline.safetensors").about["step"] > 0
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.wanted
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path, data_folder: Path, trained_release: Path) -> None:
     run = shutil.copytree(trained_release.parent / "run", tmp_path / "run")
     values = tiny_values(3)
@@ -170,6 +220,43 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, data_folder: Path) -> Non
     (tmp_path / "baseline.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match=r"baseline\.safetensors is not a readable safetensors file"):
         loop.train(tiny_config(), load_data("fashion-mnist", data_folder), tmp_path, QUIET)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_were_damaged_on_disk_are_named(
+    tmp_path: Path, data_folder: Path, trained_release: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    run = shutil.copytree(trained_release.parent / "run", tmp_path / "tiny-3")
+    (run / "system.safetensors").unlink()
+    path = run / "masks.safetensors"
+    kept = read_checkpoint(path)
+    name = next(name for name, tensor in kept.tensors.items() if tensor.ndim == 4)
+    kept.tensors[name].view(-1)[0] = value
+    write_checkpoint(path, kept.tensors, kept.about)
+    config = write_toml(tmp_path / "tiny-3.toml", tiny_values(3))
+    assert main([str(config), "--data", str(data_folder), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert f"{path} is damaged: NaN or infinite values in {name}." in said.err
+    assert "learning_rate" not in said.err
+    assert "masks:" not in said.out
+
+
+def test_a_file_without_its_metadata_is_damaged(tmp_path: Path) -> None:
+    for about in ({}, {"about": "{"}):
+        save_file({"weight": torch.ones(1)}, tmp_path / "a", metadata={"format": FORMAT, **about})
+        with pytest.raises(CheckpointError, match="its metadata cannot be read"):
+            read_checkpoint(tmp_path / "a")
+
+
+@pytest.mark.parametrize("given", ["-3", "0", "1025", "10000000000000000000000", "1.5", "two", ""])
+def test_a_number_of_threads_that_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    config = write_toml(tmp_path / "tiny.toml", tiny_values())
+    with pytest.raises(SystemExit) as ended:
+        main([str(config), "--threads", given, "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "argument --threads: expected a whole number from 1 to 1024" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

@@ -86,7 +86,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "again, or use the version that wrote it."
         )
         raise CheckpointError(message)
-    return Checkpoint(tensors, json.loads(metadata["about"]))
+    try:
+        about = json.loads(metadata["about"])
+    except (KeyError, ValueError) as error:
+        message = f"{path} is damaged: its metadata cannot be read. Restore it, or remove it and train again."
+        raise CheckpointError(message) from error
+    return Checkpoint(tensors, about)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,12 +104,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         Its tensors by name, and its metadata.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of another format.
+        CheckpointError: The file is missing, damaged (NaN and infinity count as damage), or of another format.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Pass the safetensors file that lies in it.")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except FileNotFoundError as error:
         message = f"there is no checkpoint {path}. Train one with privdfs-train CONFIG."
         raise CheckpointError(message) from error
@@ -114,6 +121,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "that somebody pickled have to be saved with safetensors.torch.save_file first."
         )
         raise CheckpointError(message) from error
+    # Nothing that is written has such values, so they are damage, which the format has no checksum to show.
+    damaged = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        message = f"{path} is damaged: NaN or infinite values in {damaged[0]}{more}. Restore it, or make it again."
+        raise CheckpointError(message)
+    return tensors, metadata
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

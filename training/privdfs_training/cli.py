@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from privdfs._command_line import whole_number
 from privdfs_training import parallel
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
 from privdfs_training.config import Config, load_config, read_toml
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    parser.add_argument("--threads", type=int, help="CPU threads; two single-thread runs beat one two-thread run")
+    parser.add_argument(
+        "--threads", type=whole_number(1, 1024), help="CPU threads; two single-thread runs beat one two-thread run"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     options = parser.parse_args(arguments)
     with parallel.process_group():
@@ -62,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
         if isinstance(config, Config):
             check(config)
         data = load_data(config.data, options.data)  # what may take minutes comes after what may be wrong
-        if options.threads:
+        if options.threads is not None:
             torch.set_num_threads(options.threads)
         folder = options.out / config.name
         console.print(f"{config.name}: {data!r}; everything goes to {folder}", soft_wrap=True)

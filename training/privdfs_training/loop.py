@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from privdfs._command_line import stopping_signals
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.checkpoint import (
@@ -63,7 +65,7 @@ class Compute:
 
 @dataclass
 class StopRequest:
-    """Set by Ctrl-C or SIGTERM. The loop looks at it between steps, so that a checkpoint is never of half a step."""
+    """Set by a signal to stop. The loop looks at it between steps, so that a checkpoint is never of half a step."""
 
     wanted: bool = False
 
@@ -271,11 +273,11 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             record = {"stage": stage.name, "epoch": epoch + 1, "from_step": first, "step": step, **means}
             record |= {"test_accuracy": measured, "seconds": seconds}
             parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
+            save()  # before anything is said: there may be nobody left to say it to
             shown = [f"loss {means['loss']:.3f}"]
             shown += [f"{name} {means[name]:.1%}" for name in ("sparsity", "overlap") if name in means]
             shown += [f"test {measured:.2%}", f"{seconds:.0f} s"]
             console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: {', '.join(shown)}")
-            save()
             if stopping:
                 raise InterruptedTrainingError
 
@@ -465,15 +467,28 @@ def progress_bar(console: Console) -> Progress:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside it, Ctrl-C and SIGTERM do nothing but set what it gives."""
+    """Inside it, Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do nothing but set what it gives."""
     stop = StopRequest()
 
-    def request(_number: int, _frame: object) -> None:
+    def request(number: int, _frame: object) -> None:
         stop.wanted = True
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request) for number in stopping_signals()}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_terminal() -> None:
+    """Let what is still said go nowhere: writing to a terminal that is gone is an error, which would end the run."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

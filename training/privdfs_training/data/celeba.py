@@ -8,7 +8,6 @@ An image is the middle square of a picture of 178 x 218 pixels, resized to `data
   is a test image.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from privdfs_training.data.dataset import ImageData
+from privdfs_training.data.folder import data_folder
 from privdfs_training.data.pictures import centre_square, read_file
 from privdfs_training.data.streamed import Pictures, StreamedDataSet, in_memory_if_small
 from privdfs_training.errors import DataError
@@ -112,7 +112,7 @@ def _half(folder: Path, files: Sequence[str], labels: Tensor) -> Pictures:
 
 
 def _folder(root: Path | None) -> Path:
-    given = root or Path(os.environ.get("PRIVDFS_DATA", "."))
+    given = data_folder(root, HOW_TO_GET)
     folder = given / "celeba" if (given / "celeba").is_dir() else given
     if not (folder / FOLDER).is_dir():
         raise DataError(f"CelebA is not in {folder}: {FOLDER}/ is missing. {HOW_TO_GET}")

@@ -4,7 +4,6 @@ A record is the label (CIFAR-100: coarse label, then fine label; the fine one is
 planes.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from privdfs_training.data.dataset import DataSet
+from privdfs_training.data.folder import data_folder
 from privdfs_training.errors import DataError
 
 PIXELS = 3 * 32 * 32
@@ -88,7 +88,7 @@ def load_cifar100(root: Path | None) -> DataSet:
 
 
 def _load(layout: Layout, root: Path | None) -> DataSet:
-    given = root or Path(os.environ.get("PRIVDFS_DATA", "."))
+    given = data_folder(root, _how_to_get(layout))
     folder = given / layout.folder if (given / layout.folder).is_dir() else given
     names = folder / layout.names
     try:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from privdfs_training.data.folder import data_folder
 from privdfs_training.data.pictures import centre_crop, random_resized_crop, read_file
 from privdfs_training.data.shards import read_shards
 from privdfs_training.data.streamed import Pictures, StreamedDataSet
@@ -43,7 +44,7 @@ def load_imagenet(root: Path | None, *, size: int, layout: Literal["folder", "sh
     Raises:
         DataError: A folder or file is missing, empty or damaged, or a label does not fit.
     """
-    folder = root or Path(os.environ.get("PRIVDFS_DATA", "."))
+    folder = data_folder(root, HOW_TO_GET)
     if layout == "shards":
         classes, train, test = read_shards(folder, HOW_TO_GET)
     else:

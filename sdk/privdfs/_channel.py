@@ -1,0 +1,397 @@
+"""One server as the client sees it: its replicas, the messages that only it may be sent, and how answers are judged.
+
+Guarantees:
+
+- A request to server i holds the share of server i only: int8 [batch, K_i], raw bytes, and in a keyed release the index
+  of the partition, int32 [batch, 1], and the timeout of the call; nothing else, and no key. Its length depends on the
+  batch, the release and that timeout, never on the content. `ask_branch` refuses what is another server's.
+- No share is sent on a connection before the endpoint has said, on that very connection, that it serves this server of
+  this release. A connection is never made twice, so nobody can take the place of a server that was checked.
+- An answer is float32 [batch, classes], finite and of sane size, or it is an `AnswerError`.
+- Errors carry the name of a status, never the text of a server: it can write there what it likes, shares included.
+"""
+
+import importlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from privdfs import _messages as messages
+from privdfs._config import Server
+from privdfs._constants import BREAKER_FAILURES, BREAKER_LAST_S, MAX_ABS_LOGIT, RELOAD_AFTER_S
+from privdfs._core import Share
+from privdfs._drive import Ask
+from privdfs._errors import (
+    AnswerError,
+    ConfigError,
+    ServerError,
+    ServerMismatchError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
+from privdfs._grpc import Connection, Reply
+from privdfs._manifest import ClientManifest, key_spec
+from privdfs._messages import Message
+from privdfs._onnx import PARTITION, partition_feed
+from privdfs._routing import Replicas
+from privdfs._security import make_security
+
+MODEL = "branch"
+SHARE = "share"
+LOGITS = "logits"
+RELEASE_PARAMETER = "privdfs_release"
+SERVER_PARAMETER = "privdfs_server"
+
+#: Statuses after which the same replica may do better the next time. An inference changes nothing on the server,
+#: and the same share tells it nothing new, so asking again is always safe; after other statuses it would be of no use.
+_PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
+
+_log = logging.getLogger("privdfs")
+_ADVICE = "the server is faulty or not to be trusted; tell its operator"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a server of a release must be: used to check it, and to build and read its messages."""
+
+    server: int
+    release: str
+    share_length: int
+    classes: int
+    max_batch: int
+    keyed: bool
+
+
+def branches(manifest: ClientManifest) -> list[Branch]:
+    """What each server of a release must be."""
+    keyed = key_spec(manifest) is not None
+    return [
+        Branch(i, manifest.release, server.share_length, len(manifest.classes), manifest.max_batch, keyed)
+        for i, server in enumerate(manifest.servers)
+    ]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed, and whether the same replica may do better the next time."""
+
+    error: ServerError
+    again: bool
+
+
+class ServerChannel:
+    """One server: its replicas, and the messages that only it may be sent.
+
+    Args:
+        branch: what the server must be.
+        server: where it is.
+
+    Raises:
+        ConfigError: a TLS file cannot be read.
+    """
+
+    def __init__(self, branch: Branch, server: Server) -> None:
+        self._branch = branch
+        self._config = server
+        self._stamp: tuple[object, ...] = (
+            () if server.tls is None else server.tls.stamp()
+        )  # before the files are read: no change is missed
+        self._security = None if server.tls is None else make_security(server.tls)
+        self._looked_at = time.monotonic()
+        self.replicas = Replicas(branch.server, server.endpoints, self._open, self._usable)
+
+    @property
+    def server(self) -> int:
+        """Index of the server."""
+        return self._branch.server
+
+    def take(self, avoid: Collection[str], busy: Collection[str]) -> Connection | None:
+        """A connection for one attempt, or None; see `Replicas.take`."""
+        self._look_after_certificates()
+        return self.replicas.take(avoid, busy)
+
+    def take_from(self, endpoint: str) -> Connection:
+        """A connection to one endpoint, for one attempt."""
+        self._look_after_certificates()
+        return self.replicas.take_from(endpoint)
+
+    def ask_config(self, connection: Connection, remaining: float) -> Ask:
+        """Ask an endpoint what it serves."""
+        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=MODEL), remaining)
+
+    def ask_branch(self, connection: Connection, share: Share, remaining: float, timeout: float) -> Ask:
+        """Ask an endpoint for the logits of this server's share.
+
+        Args:
+            connection: to one of this server's replicas; it has passed the check.
+            share: of this server.
+            remaining: seconds after which the server may give up.
+            timeout: of the whole call, after which Triton may drop the request from its queue. Not the remaining time:
+                that would change the length of the message.
+
+        Raises:
+            RuntimeError: the share or the replica is another server's, or the connection has not passed the check. No
+                input leads here; it would be a fault of this package.
+        """
+        batch, length = share.values.shape
+        fits = length == self._branch.share_length and share.values.dtype == np.int8
+        if not share.server == connection.server == self.server or not fits:
+            raise RuntimeError(f"a share of server {share.server} was about to be sent to server {connection.server}")
+        if not connection.checked:
+            raise RuntimeError("a share was about to be sent on a connection that has not passed the check")
+        if self._branch.keyed != (share.partition is not None):
+            raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
+        request = messages.new("ModelInferRequest", model_name=MODEL)
+        request.parameters["timeout"].int64_param = round(timeout * 1e6)
+        request.inputs.add(name=SHARE, datatype="INT8", shape=(batch, length))
+        request.raw_input_contents.append(share.values.tobytes())
+        for name, feed in partition_feed(share.partition, batch).items():
+            request.inputs.add(name=name, datatype="INT32", shape=feed.shape)
+            request.raw_input_contents.append(feed.astype("<i4").tobytes())
+        request.outputs.add(name=LOGITS)
+        return self._ask(connection, "ModelInfer", request, remaining)
+
+    def read_config(self, connection: Connection, reply: Reply) -> Failure | None:
+        """Judge an endpoint by the configuration it serves; None when shares may be sent on this connection."""
+        failure = None
+        if reply.message is None:
+            failure = self._failure(connection, reply)
+        else:
+            response = _parsed("ModelConfigResponse", reply.message)
+            error = _judge_config(self._branch, connection.endpoint, response.config if response else None)
+            failure = None if error is None else Failure(error, again=False)
+        connection.checked = failure is None
+        return failure
+
+    def read_answer(self, connection: Connection, batch: int, reply: Reply) -> "npt.NDArray[np.float32] | Failure":
+        """Judge an answer to `batch` shares: its logits, or why there are none.
+
+        A server that failed is checked again before it is sent another share.
+        """
+        if reply.message is None:
+            failure = self._failure(connection, reply)
+        else:
+            try:
+                return _read_logits(self._branch, batch, _parsed("ModelInferResponse", reply.message))
+            except AnswerError as problem:
+                failure = Failure(problem, again=False)
+        connection.checked = False
+        return failure
+
+    def too_late(self, connection: Connection) -> ServerError:
+        """The error of an endpoint that had not answered at the deadline.
+
+        Its connection is closed, and so are the idle ones beside it: whatever swallowed this call may swallow theirs.
+        """
+        stage = connection.stage
+        connection.close()
+        self.replicas.drop_idle(connection.endpoint)
+        return ServerTimeoutError(
+            f"{connection.endpoint} {stage} in time: raise `timeout`, or look at the network and the server's load; "
+            "the next call makes a new connection",
+            self.server,
+        )
+
+    def all_paused(self) -> ServerError:
+        """The error of a server whose replicas are all left alone."""
+        return ServerUnavailableError(
+            f"{', '.join(self._config.endpoints)} failed {BREAKER_FAILURES} times in a row and is left alone for up to "
+            f"{BREAKER_LAST_S:g} s: see the server's log",
+            self.server,
+        )
+
+    def _ask(self, connection: Connection, method: str, request: Message, remaining: float) -> Ask:
+        token = self._config.token
+        headers = () if token is None else token.metadata()
+        return Ask(connection.call(method, request.SerializeToString(), remaining, headers))
+
+    def _open(self, endpoint: str) -> Connection:
+        return Connection(self.server, endpoint, self._security)
+
+    def _usable(self, connection: Connection) -> bool:
+        """Whether another call may run on an idle connection."""
+        return connection.security is self._security and connection.fit()
+
+    def _look_after_certificates(self) -> None:
+        """Use certificates that were replaced; go on with the old ones while the new files do not fit."""
+        tls, now = self._config.tls, time.monotonic()
+        if tls is None or now - self._looked_at < RELOAD_AFTER_S:
+            return
+        self._looked_at = now
+        stamp = tls.stamp()
+        if stamp == self._stamp:
+            return
+        try:
+            self._security, self._stamp = make_security(tls), stamp
+        except ConfigError as error:
+            _log.warning("the certificates of server %d changed but cannot be used yet: %s", self.server, error.message)
+        else:
+            self.replicas.forgive()
+
+    def _failure(self, connection: Connection, reply: Reply) -> Failure:
+        trouble = reply.trouble
+        if trouble is None:
+            return Failure(self._error(connection.endpoint, reply.status), again=reply.status in _PASSING)
+        error = ServerUnavailableError(f"{connection.endpoint} {trouble.what}: {trouble.advice}", self.server)
+        return Failure(error, again=trouble.again)
+
+    def _error(self, where: str, status: str) -> ServerError:
+        """The error of a server that answered with a status."""
+        token = (
+            "give the token that it may ask for, Server(…, token=…)"
+            if self._config.token is None
+            else "check the token and its header"
+        )
+        if status == "DEADLINE_EXCEEDED":
+            return ServerTimeoutError(
+                f"{where} gave up at the deadline: raise `timeout`, or look at the server's load", self.server
+            )
+        if status == "UNAVAILABLE":  # Triton's answer to a missing token too
+            return ServerUnavailableError(
+                f"{where} runs but does not serve this call now (UNAVAILABLE): wait until it has started, see its log, "
+                f"or {token}",
+                self.server,
+            )
+        if status == "NOT_FOUND":
+            return ServerMismatchError(
+                f"{where} serves no model {MODEL!r}: give the endpoint of server {self.server} of release "
+                f"{self._branch.release}",
+                self.server,
+            )
+        if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+            return ServerUnavailableError(f"{where} does not let this device in ({status}): {token}", self.server)
+        return ServerUnavailableError(f"{where} refused the request ({status}): see the server's log", self.server)
+
+
+class Channels(Sequence[ServerChannel]):
+    """A channel to each server of a release, in its order; nothing is connected before the first call.
+
+    Raises:
+        ConfigError: a TLS file cannot be read.
+    """
+
+    def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
+        pairs = zip(branches(manifest), servers, strict=True)
+        self._channels = [ServerChannel(branch, server) for branch, server in pairs]
+        self._pid = os.getpid()
+        _load_libraries()
+
+    @overload
+    def __getitem__(self, index: int) -> ServerChannel: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ServerChannel]: ...
+
+    def __getitem__(self, index: int | slice) -> ServerChannel | Sequence[ServerChannel]:
+        return self._channels[index]
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def close(self) -> None:
+        """Close every connection; calls that run on one end at once."""
+        for channel in self._channels:
+            channel.replicas.close()
+
+    def __del__(self) -> None:
+        """Close what a client that was dropped without `close` left open, and say so."""
+        channels: list[ServerChannel] = getattr(self, "_channels", [])
+        if os.getpid() != getattr(self, "_pid", None):  # a forked child: the connections are its parent's
+            return
+        if any(channel.replicas.connected for channel in channels):
+            self.close()
+            warnings.warn("a privdfs client was dropped without close()", ResourceWarning, stacklevel=1)
+
+
+def _load_libraries() -> None:
+    """Import what the first call would otherwise have to wait for."""
+    importlib.import_module("h2.connection")
+    messages.message_class("ModelInferRequest")
+
+
+def _parsed(name: str, data: bytes) -> Message | None:
+    """A message that a server sent; None when it is none of that kind."""
+    from google.protobuf.message import DecodeError
+
+    message = messages.new(name)
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return None
+    return message
+
+
+def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerError | None:
+    """Whether an endpoint serves this branch: release and server first, then shapes."""
+    if config is None:
+        return AnswerError(f"{where} answered the release check with something unreadable: {_ADVICE}", branch.server)
+    release = config.parameters[RELEASE_PARAMETER].string_value if RELEASE_PARAMETER in config.parameters else ""
+    server = config.parameters[SERVER_PARAMETER].string_value if SERVER_PARAMETER in config.parameters else ""
+    wanted = f"server {branch.server} of release {branch.release}"
+    if release != branch.release:
+        return ServerMismatchError(
+            f"{where} serves release {_quoted(release)}, not {branch.release}: start {wanted} there, or use the bundle "
+            "that fits",
+            branch.server,
+        )
+    if server != str(branch.server):
+        return ServerMismatchError(
+            f"{where} is server {_quoted(server)} of the release, not {branch.server}: put the servers in order",
+            branch.server,
+        )
+    inputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input]
+    outputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output]
+    wanted_inputs = [(SHARE, messages.TYPE_INT8, (branch.share_length,))]
+    if branch.keyed:
+        wanted_inputs.append((PARTITION, messages.TYPE_INT32, (1,)))
+    fits = inputs == wanted_inputs
+    fits = fits and outputs == [(LOGITS, messages.TYPE_FP32, (branch.classes,))]
+    if not fits or config.max_batch_size < branch.max_batch:
+        return ServerMismatchError(
+            f"{where} calls itself {wanted}, but takes or gives other tensors: its folder was changed; "
+            "start it from the release as exported",
+            branch.server,
+        )
+    return None
+
+
+def _read_logits(branch: Branch, batch: int, response: Message | None) -> npt.NDArray[np.float32]:
+    """Logits float32 [batch, classes] of a response.
+
+    Raises:
+        AnswerError: it holds anything else.
+    """
+    if response is None:
+        raise AnswerError(f"answered with something unreadable: {_ADVICE}", branch.server)
+    outputs = response.outputs
+    if len(outputs) != 1 or len(response.raw_output_contents) != 1:
+        raise AnswerError(
+            f"answered with {len(outputs)} tensors ({len(response.raw_output_contents)} of them raw) instead of one: "
+            f"{_ADVICE}",
+            branch.server,
+        )
+    tensor, raw = outputs[0], response.raw_output_contents[0]
+    if (tensor.name, tensor.datatype) != (LOGITS, "FP32"):
+        raise AnswerError(f"answered with another tensor than {LOGITS!r} of type FP32: {_ADVICE}", branch.server)
+    if list(tensor.shape) != [batch, branch.classes] or len(raw) != 4 * batch * branch.classes:
+        raise AnswerError(
+            f"answered with shape {list(tensor.shape)[:8]} in {len(raw)} bytes instead of {[batch, branch.classes]}: "
+            f"{_ADVICE}",
+            branch.server,
+        )
+    logits = np.reshape(np.frombuffer(raw, dtype="<f4"), (batch, branch.classes))
+    if not (np.abs(logits) <= MAX_ABS_LOGIT).all():  # NaN compares false
+        raise AnswerError(f"answered with NaN, infinite or absurdly large logits: {_ADVICE}", branch.server)
+    return logits.astype(np.float32, copy=False)
+
+
+def _quoted(text: str) -> str:
+    """What a server calls itself, made safe for a log line."""
+    return ascii(text[:80]) if text else "no name"

@@ -1,0 +1,202 @@
+"""Runs an exchange's asks: steps that wait for sockets, by a selector (blocking) or an event loop (asyncio).
+
+One thread carries out a whole call, however many servers it has: it sends to all and takes what comes. The two drivers
+differ in how they wait and in nothing else.
+"""
+
+import asyncio
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from privdfs._dial import Steps, Wait
+from privdfs._grpc import Reply
+
+
+def _nothing() -> None:
+    """Nobody waits for this ask."""
+
+
+@dataclass(eq=False)
+class Ask:
+    """A remote call: the steps that carry it out, begun by a driver."""
+
+    steps: Steps[Reply]
+    wanted: bool = True
+    forget: Callable[[], None] = _nothing
+
+    def abandon(self) -> None:
+        """Cancel it, at once: its sockets are let go of before anybody else can get their numbers."""
+        if self.wanted:
+            self.wanted = False
+            self.forget()
+            self.steps.close()
+
+
+class Exchange(Protocol):
+    """What a driver can carry out."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be waited for."""
+        ...
+
+    @property
+    def wake(self) -> float:
+        """When to call `tick`, on the monotonic clock."""
+        ...
+
+    def begin(self) -> list[Ask]:
+        """What to ask first."""
+        ...
+
+    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
+        """Judge a reply; what to ask next."""
+        ...
+
+    def tick(self) -> list[Ask]:
+        """Do what is due; what to ask next."""
+        ...
+
+
+def carry_out(exchange: Exchange) -> None:
+    """Carry out an exchange in this thread, until it is done."""
+    watcher = _Selector()
+    pump = _Pump(exchange, watcher)
+    try:
+        pump.start(exchange.begin())
+        while not exchange.done:
+            pump.step(watcher.wait(pump.until))
+    finally:
+        pump.close()
+
+
+async def carry_out_async(exchange: Exchange) -> None:
+    """Carry out an exchange on the running event loop, until it is done."""
+    watcher = _Loop()
+    pump = _Pump(exchange, watcher)
+    try:
+        pump.start(exchange.begin())
+        while not exchange.done:
+            pump.step(await watcher.wait(pump.until))
+    finally:
+        pump.close()
+
+
+class _Watcher(Protocol):
+    def watch(self, ask: Ask, wait: Wait) -> None: ...
+
+    def forget(self, wait: Wait) -> None: ...
+
+
+class _Pump:
+    """Advances asks whose sockets are ready, and gives the exchange their replies."""
+
+    def __init__(self, exchange: Exchange, watcher: _Watcher) -> None:
+        self._exchange = exchange
+        self._watcher = watcher
+        self._waits: dict[Ask, Wait] = {}
+
+    @property
+    def until(self) -> float:
+        return min(self._exchange.wake, *(wait.until for wait in self._waits.values()), float("inf"))
+
+    def start(self, asks: Iterable[Ask]) -> None:
+        """Run asks until they wait or end, and what their ends lead to."""
+        left = deque(asks)
+        while left and not self._exchange.done:
+            ask = left.popleft()
+            if ask.wanted and (reply := self._run(ask)) is not None:
+                left.extend(self._exchange.take(ask, reply))
+
+    def step(self, ready: Iterable[Ask]) -> None:
+        """Go on with what is ready, and with what is due."""
+        now = time.monotonic()
+        due = [ask for ask, wait in self._waits.items() if wait.until <= now]
+        for ask in dict.fromkeys([*ready, *due]):
+            if ask in self._waits:
+                ask.forget()
+                self.start([ask])
+        if not self._exchange.done and now >= self._exchange.wake:
+            self.start(self._exchange.tick())
+
+    def close(self) -> None:
+        """Cancel what still runs."""
+        for ask in list(self._waits):
+            ask.abandon()
+
+    def _run(self, ask: Ask) -> Reply | None:
+        try:
+            wait = next(ask.steps)
+        except StopIteration as end:
+            return end.value
+        self._waits[ask] = wait
+        self._watcher.watch(ask, wait)
+        ask.forget = partial(self._forget, ask)
+        return None
+
+    def _forget(self, ask: Ask) -> None:
+        if (wait := self._waits.pop(ask, None)) is not None:
+            self._watcher.forget(wait)
+
+
+class _Selector:
+    """Waits in this thread."""
+
+    def __init__(self) -> None:
+        # For a handful of sockets poll costs less than epoll, which would have to be opened for every call.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+
+    def watch(self, ask: Ask, wait: Wait) -> None:
+        for sock, event in wait.sockets:
+            self._selector.register(sock, event, ask)
+
+    def forget(self, wait: Wait) -> None:
+        for sock, _ in wait.sockets:
+            self._selector.unregister(sock)
+
+    def wait(self, until: float) -> list[Ask]:
+        left = None if until == float("inf") else max(0.0, until - time.monotonic())
+        return [key.data for key, _ in self._selector.select(left)]
+
+
+class _Loop:
+    """Waits on the running event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready: list[Ask] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def watch(self, ask: Ask, wait: Wait) -> None:
+        for sock, event in wait.sockets:
+            add = self._loop.add_reader if event == selectors.EVENT_READ else self._loop.add_writer
+            add(sock.fileno(), self._note, ask)
+
+    def forget(self, wait: Wait) -> None:
+        for sock, event in wait.sockets:
+            remove = self._loop.remove_reader if event == selectors.EVENT_READ else self._loop.remove_writer
+            remove(sock.fileno())
+
+    async def wait(self, until: float) -> list[Ask]:
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(max(0.0, min(until - time.monotonic(), 3600.0)), self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _note(self, ask: Ask) -> None:
+        self._ready.append(ask)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

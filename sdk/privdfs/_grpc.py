@@ -1,0 +1,289 @@
+"""One gRPC connection to one endpoint, on a socket of our own: HTTP/2 by the library h2, and gRPC's framing on it.
+
+Why not grpcio: its channels reconnect by themselves, whenever they like, and do not say so. A share could then reach a
+server that was started in the place of the one that passed the release check. A `Connection` here is made once and
+never again (`_stream.py`), so `checked` is true of the very socket that a share goes out on. It also answers in one
+thread for all servers, and says what a certificate lacks.
+
+One call runs on a connection at a time. Neither headers nor status texts of a server get into errors: it can write
+there what it likes, shares included.
+"""
+
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from privdfs._config import split_endpoint
+from privdfs._constants import IDLE_CONNECTION_S, MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION, MAX_OVERHEAD_BYTES
+from privdfs._dial import Steps, Trouble
+from privdfs._security import Security
+from privdfs._stream import Stream
+
+#: By number (https://grpc.io/docs/guides/status-codes).
+STATUSES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+#: What an HTTP status stands for where something answers that is not gRPC (grpc/doc/http-grpc-status-mapping.md).
+_HTTP_STATUSES = {
+    400: "INTERNAL", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "UNIMPLEMENTED",
+    429: "UNAVAILABLE", 502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "UNAVAILABLE",
+}  # fmt: skip
+#: What HTTP/2's error codes of a reset stream stand for; others are INTERNAL.
+_RESETS = {0x7: "UNAVAILABLE", 0x8: "CANCELLED", 0xB: "RESOURCE_EXHAUSTED"}
+_CANCEL = 0x8
+_PREFIX = struct.Struct(">BI")  # gRPC's five bytes before a message: compressed or not, and its length
+_MAX_TIMEOUT_MS = 99_999_999  # eight digits, the most that gRPC allows
+_NOT_GRPC = "check that this is the server's gRPC port, and that both sides use TLS or neither"
+
+
+@dataclass(frozen=True, repr=False)
+class Reply:
+    """How a call ended: with a message, or the name of a gRPC status, or what happened to the connection."""
+
+    message: bytes | None
+    status: str
+    ms: float
+    trouble: Trouble | None = None
+
+
+@dataclass
+class _Answer:
+    """What has come of an answer so far."""
+
+    body: bytearray = field(default_factory=bytearray)
+    overhead: int = 0
+    status: str | None = None
+    http_status: int = 200
+    ended: bool = False
+
+
+class Connection:
+    """A connection to one endpoint of a server, and whether it has passed the release check.
+
+    It is made with its first call, and never made again.
+
+    Args:
+        server: index of the server that the endpoint belongs to.
+        endpoint: "host:port".
+        security: TLS, or None for plaintext.
+    """
+
+    def __init__(self, server: int, endpoint: str, security: Security | None = None) -> None:
+        self.server = server
+        self.endpoint = endpoint
+        self.security = security
+        self.checked = False
+        self._stream = Stream(*split_endpoint(endpoint), security, "h2")
+        self._http: Any = None  # h2's connection
+        self._running = 0  # the id of HTTP/2's stream of the present call
+        self._calls = 0
+        self._busy = False
+        self._greeting = b""  # the first bytes that came
+        self._leaving = False  # the server said that it will close the connection
+        self._used_at = time.monotonic()
+
+    @property
+    def stage(self) -> str:
+        """How far it got, to follow the endpoint in a sentence."""
+        return self._stream.stage
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has not been made yet."""
+        return self._stream.is_new
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another call may run on it, as far as is known without looking."""
+        return self._stream.is_open and not self._busy and self._calls < MAX_CALLS_PER_CONNECTION
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since its last call."""
+        return time.monotonic() - self._used_at
+
+    def fit(self) -> bool:
+        """Look whether it is still there for another call: the other side may have closed it meanwhile."""
+        if not self.reusable or self.idle_s > IDLE_CONNECTION_S:
+            return False
+        from h2.exceptions import H2Error
+
+        idle = _Answer(ended=True)
+        with suppress(Trouble, H2Error):
+            while data := self._stream.peek():
+                self._handle(data, None, idle)
+            return not self._leaving and self._stream.try_to_send(self._http.data_to_send())
+        return False
+
+    def call(
+        self, method: str, message: bytes, timeout: float, headers: Sequence[tuple[str, str]] = ()
+    ) -> Steps[Reply]:
+        """Send a request and wait for its answer; a driver that closes these steps cancels the call.
+
+        Args:
+            method: of Triton's service, for example "ModelInfer".
+            message: the request, serialised.
+            timeout: seconds after which the server may give up.
+            headers: further ones, such as a token; HTTP/2's compression does not index them.
+        """
+        started = time.perf_counter()
+        self._busy, ended, trouble = True, False, None
+        status, body = "UNAVAILABLE", None
+        try:
+            if self._stream.is_new:
+                yield from self._stream.open()
+                self._http = _new_http()
+            status, body = yield from self._exchange(method, message, timeout, headers)
+            ended = not self._leaving
+        except Trouble as caught:
+            trouble = caught
+        finally:
+            if not ended and (trouble is not None or self._leaving or not self._cancel()):
+                self.close()
+            self._busy, self._used_at = False, time.monotonic()
+        return Reply(body, status, (time.perf_counter() - started) * 1e3, trouble)
+
+    def close(self) -> None:
+        """Close it for good."""
+        self.checked = False
+        self._stream.close()
+
+    def interrupt(self) -> None:
+        """End it under a call that runs on it in another thread."""
+        self._stream.interrupt()
+
+    def _exchange(
+        self, method: str, message: bytes, timeout: float, headers: Sequence[tuple[str, str]]
+    ) -> Steps[tuple[str, bytes | None]]:
+        from h2.exceptions import H2Error
+
+        http, answer = self._http, _Answer()
+        self._calls += 1
+        try:
+            stream = self._running = http.get_next_available_stream_id()
+            http.send_headers(stream, self._headers(method, timeout, headers))
+            body = memoryview(_PREFIX.pack(0, len(message)) + message)
+            while not answer.ended:
+                body = self._queue_body(stream, body)
+                yield from self._stream.send(http.data_to_send())
+                self._handle((yield from self._stream.receive()), stream, answer)
+            if body:  # the server answered without waiting for all of it
+                http.reset_stream(stream, _CANCEL)
+            self._leaving |= not self._stream.try_to_send(http.data_to_send())  # the answer is here all the same
+        except H2Error as error:
+            raise Trouble(f"breaks the rules of HTTP/2 ({type(error).__name__})", _NOT_GRPC) from None
+        return _read(answer)
+
+    def _queue_body(self, stream: int, body: memoryview) -> memoryview:
+        """Queue as much of a request as the server takes now; what is left of it."""
+        http = self._http
+        while body:
+            size = min(len(body), http.local_flow_control_window(stream), http.max_outbound_frame_size)
+            if size <= 0:
+                break
+            http.send_data(stream, body[:size].tobytes(), end_stream=size == len(body))
+            body = body[size:]
+        return body
+
+    def _handle(self, data: bytes, stream: int | None, answer: _Answer) -> None:
+        """Take in bytes; what belongs to `stream` goes into the answer."""
+        from h2 import events
+
+        self._check_greeting(data)
+        answer.overhead += len(data)
+        happened: list[Any] = self._http.receive_data(data)
+        for event in happened:
+            if isinstance(event, events.ConnectionTerminated):
+                self._leaving = True
+            elif stream is not None and getattr(event, "stream_id", None) == stream:
+                if isinstance(event, events.DataReceived):
+                    answer.body += event.data or b""
+                    answer.overhead -= len(event.data or b"")
+                    self._http.acknowledge_received_data(event.flow_controlled_length, stream)
+                elif isinstance(event, (events.ResponseReceived, events.TrailersReceived)):
+                    _read_headers(event.headers or (), answer)
+                elif isinstance(event, events.StreamReset):
+                    answer.status = answer.status or _RESETS.get(int(event.error_code or 0), "INTERNAL")
+                    answer.ended = True
+                elif isinstance(event, events.StreamEnded):
+                    answer.ended = True
+        if len(answer.body) > MAX_ANSWER_BYTES + _PREFIX.size or answer.overhead > MAX_OVERHEAD_BYTES:
+            raise Trouble("sends more than an answer can be", "it is faulty or not to be trusted; tell its operator")
+        if self._leaving and not answer.ended:
+            raise Trouble("closed the connection before it answered", "check that the server runs there")
+
+    def _check_greeting(self, data: bytes) -> None:
+        """An HTTP/2 server begins with a SETTINGS frame; h2 would wait for as much as another one's bytes promise."""
+        if len(self._greeting) < 4:
+            self._greeting += data[: 4 - len(self._greeting)]
+            if self._greeting[3:] not in {b"", b"\x04"}:
+                raise Trouble("does not speak HTTP/2", _NOT_GRPC)
+
+    def _headers(self, method: str, timeout: float, more: Sequence[tuple[str, str]]) -> list[Any]:
+        from hpack import HeaderTuple, NeverIndexedHeaderTuple
+
+        ms = min(max(1, round(timeout * 1e3)), _MAX_TIMEOUT_MS)
+        same = (
+            (b":method", b"POST"),
+            (b":scheme", b"http" if self.security is None else b"https"),
+            (b":path", b"/inference.GRPCInferenceService/" + method.encode()),
+            (b":authority", self.endpoint.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", b"privdfs"),
+        )
+        # A timeout is another one each time, so it is not worth a place in HTTP/2's table; a secret must not be in it.
+        private = ((b"grpc-timeout", b"%08dm" % ms), *((name.encode(), value.encode()) for name, value in more))
+        return [*(HeaderTuple(*pair) for pair in same), *(NeverIndexedHeaderTuple(*pair) for pair in private)]
+
+    def _cancel(self) -> bool:
+        """Tell the server that nobody waits for its answer any more; whether the connection can still be used."""
+        from h2.exceptions import H2Error
+
+        if not self._stream.is_open or self._http is None:
+            return False
+        with suppress(H2Error):
+            self._http.reset_stream(self._running, _CANCEL)
+            return self._stream.try_to_send(self._http.data_to_send())
+        return False
+
+
+def _new_http() -> Any:  # noqa: ANN401 - as the attribute
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+    from h2.settings import SettingCodes
+
+    # Our own headers were checked when the endpoint and the token were given.
+    config = H2Configuration(header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False)
+    http = H2Connection(config)
+    http.local_settings[SettingCodes.ENABLE_PUSH] = 0
+    http.local_settings.acknowledge()
+    http.initiate_connection()
+    return http
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]], answer: _Answer) -> None:
+    for name, value in headers:
+        if name == b":status" and value.isdigit():
+            answer.http_status = int(value)
+        elif name == b"grpc-status":
+            number = int(value) if value.isdigit() and len(value) <= 2 else -1
+            answer.status = STATUSES[number] if 0 <= number < len(STATUSES) else "UNKNOWN"
+
+
+def _read(answer: _Answer) -> tuple[str, bytes | None]:
+    """Status and message of an answer that has ended."""
+    if answer.status is None:
+        answer.status = _HTTP_STATUSES.get(answer.http_status, "UNKNOWN")
+    if answer.status != "OK":
+        return answer.status, None
+    body = bytes(answer.body)
+    compressed, length = _PREFIX.unpack(body[: _PREFIX.size]) if len(body) >= _PREFIX.size else (1, 0)
+    if compressed or length != len(body) - _PREFIX.size:
+        raise Trouble("answered with something that is not one gRPC message", _NOT_GRPC)
+    return "OK", body[_PREFIX.size :]
