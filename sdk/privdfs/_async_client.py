@@ -20,7 +20,7 @@ from privdfs._images import ImageLike
 from privdfs._local import LocalServers
 from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
-from privdfs._workers import Workers
+from privdfs._workers import Workers, ended_in_time
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -185,10 +185,15 @@ class _Servers:
         if not self._turns.locked():
             await self._turns.acquire()  # at once
             return
+        turn = asyncio.ensure_future(self._turns.acquire())
         try:
-            await asyncio.wait_for(self._turns.acquire(), call.deadline.remaining)
-        except asyncio.TimeoutError:
-            raise too_many_calls(call) from None
+            in_time = await ended_in_time(turn, call.deadline.remaining)
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._turns.release()  # it came together with the cancellation
+            raise
+        if not in_time:
+            raise too_many_calls(call)
 
     def _refuse_another_loop(self) -> None:
         loop = asyncio.get_running_loop()

@@ -79,8 +79,8 @@ class Client(BaseClient[Transport]):
         """Classify one image.
 
         Args:
-            image: PIL image, uint8 array (HW, or HWC with 1, 3 or 4 channels), path, open binary file, or the bytes of an
-                image file.
+            image: PIL image, uint8 array (HW, or HWC with 1, 3 or 4 channels), path, open binary file, or the bytes of
+                an image file.
             timeout: seconds that this call may take; the client's when None.
 
         Raises:

@@ -8,13 +8,27 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from privdfs._constants import MAX_WORKERS
 from privdfs._core import Call
 from privdfs._errors import DeadlineExceededError
 
 T = TypeVar("T")
+
+
+async def ended_in_time(future: "asyncio.Future[Any]", seconds: float) -> bool:
+    """Wait for a future, which is cancelled when it is late, or when the task that waits is.
+
+    Not `asyncio.wait_for`: before Python 3.12 it swallows a cancellation that comes while the future ends.
+    """
+    try:
+        await asyncio.wait({future}, timeout=seconds)
+    finally:
+        in_time = future.done()
+        if not in_time:
+            future.cancel()
+    return in_time
 
 
 class Workers:
@@ -29,13 +43,13 @@ class Workers:
         Raises:
             DeadlineExceededError: it was not done in time; nobody waits for what it gives.
         """
-        try:
-            return await asyncio.wait_for(self.finish(job), call.deadline.remaining)
-        except asyncio.TimeoutError:
+        future = asyncio.wrap_future(self._pool.submit(job))
+        if not await ended_in_time(future, call.deadline.remaining):
             raise DeadlineExceededError(
                 f"the {call.deadline.timeout:g} s of this call were over before its images were ready to send: "
                 "raise `timeout`, or pass smaller images or fewer at a time"
-            ) from None
+            )
+        return future.result()
 
     async def finish(self, job: Callable[[], T]) -> T:
         """Run a job in a thread, however long it takes."""

@@ -329,6 +329,46 @@ def test_cancelled_tasks_leave_no_descriptor_and_no_thread(
     assert max(threads[5:]) <= threads[5] + 30  # those of the fake, which keeps one for every call that hangs
 
 
+@pytest.mark.parametrize("after", [0.0, 0.0003, 0.001, 0.003])
+def test_a_cancellation_is_never_swallowed(
+    release: Path, fakes: list[FakeServer], endpoints: list[str], after: float
+) -> None:
+    async def run() -> int:
+        lost = 0
+        async with AsyncClient(release / "client", endpoints, allow_unsigned=True, timeout=HANG_S) as client:
+            image = np.zeros((80, 80, 3), np.uint8)  # decoded in a thread
+            await client.predict(image)
+            for _ in range(40):
+                task = asyncio.ensure_future(client.predict(image))
+                await asyncio.sleep(after)
+                asked = task.cancel()  # False where it has ended already
+                with suppress(asyncio.CancelledError):
+                    await task
+                lost += asked and not task.cancelled()
+            await client.predict(image)
+        return lost
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_turn_that_comes_with_a_cancellation_is_not_lost(
+    release: Path, endpoints: list[str], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privdfs._async_client.MAX_CALLS_AT_ONCE", 1)
+
+    async def run() -> None:
+        async with AsyncClient(release / "client", endpoints, allow_unsigned=True, timeout=HANG_S) as client:
+            for _ in range(20):
+                tasks = [asyncio.ensure_future(client.predict(images[0])) for _ in range(4)]
+                await asyncio.sleep(0.002)
+                for task in tasks[1:]:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            assert (await client.predict(images[0], timeout=20)).answered == ALL
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("end", ["", "client.close()\n"])
 def test_a_program_ends_while_a_server_hangs(
     release: Path, fakes: list[FakeServer], endpoints: list[str], end: str
