@@ -244,19 +244,17 @@ class ServerChannel:
 
     def _error(self, where: str, status: str) -> ServerError:
         """The error of a server that answered with a status."""
-        token = (
-            "give the token that it may ask for, Server(…, token=…)"
-            if self._config.token is None
-            else "check the token and its header"
-        )
+        own = self._config.token is not None
+        token = "check the token and its header" if own else "give the token that it may ask for, Server(…, token=…)"
         if status == "DEADLINE_EXCEEDED":
             return ServerTimeoutError(
                 f"{where} gave up at the deadline: raise `timeout`, or look at the server's load", self.server
             )
         if status == "UNAVAILABLE":  # Triton's answer to a missing token too
+            wait = "wait until it has started and see its log"
             return ServerUnavailableError(
-                f"{where} runs but does not serve this call now (UNAVAILABLE): wait until it has started, see its log, "
-                f"or {token}",
+                f"{where} runs but does not serve this call now (UNAVAILABLE): "
+                f"{f'{token}, or {wait}' if own else f'{wait}, or {token}'}",
                 self.server,
             )
         if status == "NOT_FOUND":

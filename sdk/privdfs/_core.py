@@ -66,7 +66,11 @@ class Share:
 class Outcome:
     """What became of one share: logits float32 [batch, classes], or why there are none.
 
-    `ready` says of a server without either that it passed the check, and was sent nothing since others did not.
+    Attributes:
+        server: index of the server.
+        ms: from the first time that the share was sent to the answer.
+        sends: how often the share was sent, retries and hedges included.
+        ready: of a server without logits and error: it passed the check, and was sent nothing since others did not.
     """
 
     server: int
@@ -74,6 +78,7 @@ class Outcome:
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     error: ServerError | None = None
     ready: bool = False
+    sends: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,7 +322,7 @@ class Call:
         shared = {
             "answered": answered,
             "timings": timings,
-            "bytes_up": tuple(share.bytes_up for share in chunk.shares),
+            "bytes_up": tuple(chunk.shares[outcome.server].bytes_up * outcome.sends for outcome in outcomes),
             "suspects": suspects,
             "expected_accuracy": accuracy_of(self._bundle.manifest, present),
         }
@@ -325,12 +330,16 @@ class Call:
 
     def _too_few(self, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
         causes = {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}
-        usable = tuple(outcome.server for outcome in outcomes if outcome.logits is not None or outcome.ready)
+        usable = tuple(outcome.server for outcome in outcomes if outcome.logits is not None)
+        ready = sum(outcome.ready for outcome in outcomes)
         listed = "; ".join(f"server {i}: {causes[i].message}" for i in sorted(causes))
         hint = "" if self.min_answers == 1 else ", or lower `min_answers` if a less certain answer will do"
+        count, needed = self._bundle.n_servers, self.min_answers
+        found = f"{len(usable)} of {count} servers gave a usable answer, {needed} are needed"
+        if ready:
+            found = f"{ready} of {count} servers passed the release check, {needed} must, so no share was sent"
         return NotEnoughAnswersError(
-            f"{len(usable)} of {self._bundle.n_servers} servers gave a usable answer, {self.min_answers} are needed "
-            f"({listed}): mend these servers{hint}",
+            f"{found} ({listed}): fix these servers{hint}",
             causes,
             usable,
             self.min_answers,

@@ -18,6 +18,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from privdfs._channel import Failure, ServerChannel
@@ -60,6 +61,7 @@ class _Delivery:
         self.error: ServerError | None = None  # the latest
         self.outcome: Outcome | None = None
         self.sent_at: float | None = None
+        self.sends = 0
         self.wake = math.inf  # of the next retry, or hedge while an attempt is running
 
     @property
@@ -130,7 +132,10 @@ class Trip:
     def outcomes(self) -> list[Outcome]:
         """What became of every share, so far as anything did."""
         return [
-            delivery.outcome or Outcome(delivery.channel.server, 0.0, ready=delivery.held and not self._open)
+            replace(
+                delivery.outcome or Outcome(delivery.channel.server, 0.0, ready=delivery.held and not self._open),
+                sends=delivery.sends,
+            )
             for delivery in self._deliveries
         ]
 
@@ -168,6 +173,7 @@ class Trip:
         if delivery.sent_at is None:
             delivery.sent_at = attempt.sent_at
             self._plan_hedge(delivery)
+        delivery.sends += 1
         attempt.ask = delivery.channel.ask_branch(
             attempt.connection, delivery.share, deadline.remaining, deadline.timeout
         )

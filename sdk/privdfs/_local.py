@@ -68,12 +68,12 @@ class LocalServers:
             ms = (time.perf_counter() - started) * 1e3
             if call.deadline.remaining == 0:
                 error = ServerTimeoutError("the branch was too slow in this process: raise `timeout`", share.server)
-                outcomes.append(Outcome(share.server, ms, error=error))
+                outcomes.append(Outcome(share.server, ms, error=error, sends=1))
             elif not np.isfinite(logits).all():
                 error = AnswerError("the branch gives NaN or infinite logits: export the release again", share.server)
-                outcomes.append(Outcome(share.server, ms, error=error))
+                outcomes.append(Outcome(share.server, ms, error=error, sends=1))
             else:
-                outcomes.append(Outcome(share.server, ms, logits=logits))
+                outcomes.append(Outcome(share.server, ms, logits=logits, sends=1))
         return outcomes
 
     def health(self, call: Call) -> list[Health]:  # noqa: ARG002 - as a transport's

@@ -62,7 +62,8 @@ class Result:
         probability: its probability, 0 to 1.
         answered: which servers' answers went into it, by server.
         timings: where the time went.
-        bytes_up: bytes of the share (and in a keyed release the index of its partition) sent to each server.
+        bytes_up: bytes of the share (and in a keyed release the index of its partition) sent to each server, retries
+            and hedges included; 0 where it was sent nothing.
         suspects: servers that have kept disagreeing with the others (`_suspects.py` says how often is too often); they
             are faulty or lie, and their operators should hear of it.
         repeated: whether `Queries` knew the image, and nothing was sent; all but the timings is then of the first time.

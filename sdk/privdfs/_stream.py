@@ -33,6 +33,7 @@ class Stream:
         self._out = bytearray()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
+        self._shaken = False  # hands, in TLS
         self._lost = False
         self.stage = "had not been asked"
 
@@ -174,6 +175,7 @@ class Stream:
             else:
                 break
         yield from self.send(b"")
+        self._shaken = True
         peer = self._tls.getpeercert(binary_form=True)
         if security.pinned and peer not in security.pinned:
             raise Trouble(*NOT_PINNED, again=False)
@@ -206,10 +208,12 @@ class Stream:
             return Trouble("was left while the call ran", "close a client only when its calls have ended", again=False)
         self._lost = True
         if self._security is None:
-            also = "that both sides use TLS or neither"
+            also = "that this is its gRPC port, and that both sides use TLS or neither"
+        elif not self._shaken:
+            also = "that this is its gRPC port, and that it uses TLS"
         elif self._security.named:
-            also = "that it accepts this device's certificate"
+            also = "and that it accepts this device's certificate"
         else:
-            also = "whether it wants a certificate of this device, TLS(cert=…, key=…)"
+            also = "and whether it wants a certificate of this device, TLS(cert=…, key=…)"
         how = "closed the connection" if error is None else f"lost the connection ({type(error).__name__})"
-        return Trouble(f"{how} before it answered", f"check that the server runs there, and {also}")
+        return Trouble(f"{how} before it answered", f"check that the server runs there, {also}")

@@ -345,6 +345,27 @@ def test_servers_in_another_order_get_no_share(
     assert not fakes[1].received
 
 
+def test_what_was_sent_is_counted_and_nothing_else(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray
+) -> None:
+    client = connect(release / "client", [*endpoints[:2], endpoints[0].replace("127.0.0.1", "localhost")])
+    with pytest.raises(NotEnoughAnswersError, match="2 of 3 servers passed the release check") as caught:
+        client.predict(images[0])
+    assert "no share was sent" in str(caught.value)
+    assert caught.value.answered == ()
+    assert not any(fake.received for fake in fakes)
+    assert client.with_options(min_answers=2).predict(images[0]).bytes_up == (5, 6, 0)
+    again = iter([Fault(status="UNAVAILABLE"), None])
+    real = fakes[1]._model_infer
+
+    def infer(request: Any, context: Any) -> Any:
+        fakes[1].fault = next(again)
+        return real(request, context)
+
+    fakes[1]._model_infer = infer
+    assert client.with_options(min_answers=2).predict(images[0]).bytes_up == (5, 12, 0), "a retry counts"
+
+
 def test_a_server_of_another_release_gets_no_share(
     connect: Callable[..., Driver],
     release: Path,
