@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Like `parse_args`, but images may also stand behind the options, which argparse cannot do in a subcommand."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_without_dashes(sys.argv[1:] if arguments is None else arguments))
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-") and word != _STDIN]
     if rest and (options.run is not _predict or unknown):
         # Names only: what follows one may be a secret.
@@ -82,6 +82,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.images += rest
     return options
+
+
+def _without_dashes(arguments: Sequence[str]) -> list[str]:
+    """What `--` separates, without it: behind it are files, whatever their names begin with."""
+    words = list(arguments)
+    if "--" not in words:
+        return words
+    cut = words.index("--")
+    files = words[cut + 1 :]
+    return words[:cut] + [f"./{name}" if name.startswith("-") and name != _STDIN else name for name in files]
 
 
 def _hint(unknown: Sequence[str]) -> str:

@@ -114,6 +114,23 @@ def test_a_line_is_there_as_soon_as_it_is_known(release: Path, pictures: list[st
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
+def test_names_that_begin_with_a_dash(release: Path, pictures: list[str], tmp_path: Path) -> None:
+    odd = tmp_path / "-dash.png"
+    odd.write_bytes(Path(pictures[0]).read_bytes())
+    for words in (["--", "-dash.png"], [str(Path(pictures[1])), "--timeout", "20", "--", "-dash.png"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "privdfs._cli", "predict", "--local", str(release), *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "-dash.png" in done.stdout
+
+
 def test_answers_that_are_known_are_not_lost_when_the_servers_fail(
     release: Path,
     fakes: list[FakeServer],

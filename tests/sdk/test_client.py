@@ -346,9 +346,14 @@ def test_servers_in_another_order_get_no_share(
 
 
 def test_what_was_sent_is_counted_and_nothing_else(
-    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    dead_port: str,
 ) -> None:
-    client = connect(release / "client", [*endpoints[:2], endpoints[0].replace("127.0.0.1", "localhost")])
+    client = connect(release / "client", [*endpoints[:2], dead_port])
     with pytest.raises(NotEnoughAnswersError, match="2 of 3 servers passed the release check") as caught:
         client.predict(images[0])
     assert "no share was sent" in str(caught.value)
