@@ -149,6 +149,8 @@ class Stream:
         try:
             while chunk := tls.read(_CHUNK):
                 plain += chunk
+            if not plain:  # the other side said goodbye, whether it closes the socket or not
+                raise self._broken(None)
         except ssl.SSLWantReadError:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):

@@ -3,23 +3,29 @@
 import logging
 import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import pytest
+import trustme
 from tritonclient.grpc import model_config_pb2 as config_messages
 from tritonclient.grpc import service_pb2 as service_messages
 
 from privdfs import _messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION
+from privdfs._dial import Trouble
 from privdfs._drive import Ask, carry_out
 from privdfs._grpc import STATUSES, Connection, Reply, _new_http
+from privdfs._security import make_security
+from privdfs._stream import Stream
+from privdfs._tls import TLS
 from privdfs.testing import FakeServer
 from tests.sdk.drivers import HANG_S
 from tests.thorough import count
@@ -240,6 +246,40 @@ def test_an_application_that_logs_everything_does_not_log_tokens(
     carry_out(one)
     connection.close()
     assert not [record for record in caplog.records if record.name.startswith(("hpack", "h2"))]
+
+
+def test_a_goodbye_of_tls_is_seen_although_the_socket_stays_open() -> None:
+    """What comes in one piece with the end of the handshake is read without waiting for more, then the goodbye."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    security = make_security(TLS(ca=authority.cert_pem.bytes()))
+    assert security.context.options & ssl.OP_NO_RENEGOTIATION
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = context.wrap_bio(incoming, outgoing, server_side=True)
+    stream = Stream("127.0.0.1", 1, security)
+    ours, other = socket.socketpair()
+    with ours, other:
+        ours.setblocking(False)
+        stream._socket = ours
+        stream._tls = security.context.wrap_bio(stream._incoming, stream._outgoing, server_hostname="127.0.0.1")
+        for _ in range(3):
+            with suppress(ssl.SSLWantReadError):
+                stream._tls.do_handshake()
+            incoming.write(stream._outgoing.read())
+            with suppress(ssl.SSLWantReadError):
+                theirs.do_handshake()
+            stream._incoming.write(outgoing.read())
+        theirs.write(b"settings")
+        stream._incoming.write(outgoing.read())
+        assert stream.peek() == b"settings"
+        theirs.write(b"last")
+        with suppress(ssl.SSLWantReadError):
+            theirs.unwrap()
+        other.sendall(outgoing.read())
+        assert stream.peek() == b"last"
+        with pytest.raises(Trouble):
+            stream.peek()
 
 
 def test_a_connection_is_replaced_after_so_many_calls() -> None:
