@@ -8,6 +8,7 @@ more of them than names.
 import errno
 import itertools
 import math
+import os
 import selectors
 import socket
 import threading
@@ -78,28 +79,47 @@ class _Lookup:
     def __init__(self) -> None:
         self.found: list[_Address] = []
         self.problem: str | None = None
-        self.bells: list[socket.socket] = []
+        self.bells: set[socket.socket] = set()
 
 
 _lookups: dict[tuple[str, int], _Lookup] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collected generator that waited for a lookup may take it in the midst of another
+
+
+def _begin_anew() -> None:
+    """In a forked child: the threads that look up its parent's names did not come along."""
+    global _lock  # noqa: PLW0603 - one of those threads may have held it
+    _lock = threading.RLock()
+    _lookups.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _look_up(host: str, port: int) -> Steps[list[_Address]]:
-    with suppress(OSError):  # an address needs no thread
+    with suppress(OSError, UnicodeError):  # an address needs no thread
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    ours, theirs = socket.socketpair()
     try:
-        lookup = _join(host, port, theirs)
+        ours, theirs = socket.socketpair()
+    except OSError as error:  # no descriptor left
+        raise _not_found(type(error).__name__) from None
+    lookup = _join(host, port, theirs)
+    try:
         ours.setblocking(False)
         yield Wait(((ours, READ),))
     finally:
         ours.close()
+        with _lock:  # the lookup may go on for long after nobody waits for it
+            lookup.bells.discard(theirs)
+            theirs.close()
     if lookup.problem is not None:
-        raise Trouble(
-            f"cannot be found ({lookup.problem})", "check the name in the endpoint, and this device's name server"
-        )
+        raise _not_found(lookup.problem)
     return lookup.found
+
+
+def _not_found(problem: str) -> Trouble:
+    return Trouble(f"cannot be found ({problem})", "check the name in the endpoint, and this device's name server")
 
 
 def _join(host: str, port: int, bell: socket.socket) -> _Lookup:
@@ -107,9 +127,15 @@ def _join(host: str, port: int, bell: socket.socket) -> _Lookup:
     with _lock:
         lookup = _lookups.get((host, port))
         if lookup is None:
-            lookup = _lookups[host, port] = _Lookup()
-            threading.Thread(target=_resolve, args=(host, port, lookup), name="privdfs-lookup", daemon=True).start()
-        lookup.bells.append(bell)
+            lookup = _Lookup()
+            try:
+                threading.Thread(target=_resolve, args=(host, port, lookup), name="privdfs-lookup", daemon=True).start()
+            except RuntimeError as error:  # no thread left
+                bell.close()
+                lookup.problem = type(error).__name__
+                return lookup
+            _lookups[host, port] = lookup
+        lookup.bells.add(bell)
     return lookup
 
 
@@ -120,8 +146,8 @@ def _resolve(host: str, port: int, lookup: _Lookup) -> None:
         lookup.problem = type(error).__name__
     with _lock:
         del _lookups[host, port]
-    for bell in lookup.bells:
-        bell.close()  # which wakes the other end
+        for bell in lookup.bells:
+            bell.close()  # which wakes the other end
 
 
 # ------------------------------------------------------------------------------------------------------------ connect

@@ -140,6 +140,7 @@ class _Pump:
         return None
 
     def _forget(self, ask: Ask) -> None:
+        ask.forget = _nothing  # a cycle would keep the whole call alive, its shares too, until garbage is collected
         if (wait := self._waits.pop(ask, None)) is not None:
             self._watcher.forget(wait)
 

@@ -9,6 +9,7 @@ One call runs on a connection at a time. Neither headers nor status texts of a s
 there what it likes, shares included.
 """
 
+import logging
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,10 @@ from privdfs._constants import IDLE_CONNECTION_S, MAX_ANSWER_BYTES, MAX_CALLS_PE
 from privdfs._dial import Steps, Trouble
 from privdfs._security import Security
 from privdfs._stream import Stream
+
+# It would log headers, tokens among them, for an application that logs everything it is given.
+if logging.getLogger("hpack").level == logging.NOTSET:
+    logging.getLogger("hpack").setLevel(logging.WARNING)
 
 #: By number (https://grpc.io/docs/guides/status-codes).
 STATUSES = (
@@ -78,7 +83,7 @@ class Connection:
         self.endpoint = endpoint
         self.security = security
         self.checked = False
-        self._stream = Stream(*split_endpoint(endpoint), security, "h2")
+        self._stream = Stream(*split_endpoint(endpoint), security)
         self._http: Any = None  # h2's connection
         self._running = 0  # the id of HTTP/2's stream of the present call
         self._calls = 0
@@ -91,11 +96,6 @@ class Connection:
     def stage(self) -> str:
         """How far it got, to follow the endpoint in a sentence."""
         return self._stream.stage
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it has not been made yet."""
-        return self._stream.is_new
 
     @property
     def reusable(self) -> bool:
@@ -132,18 +132,21 @@ class Connection:
             headers: further ones, such as a token; HTTP/2's compression does not index them.
         """
         started = time.perf_counter()
-        self._busy, ended, trouble = True, False, None
+        self._busy, usable, trouble = True, False, None
         status, body = "UNAVAILABLE", None
         try:
-            if self._stream.is_new:
+            if self._http is None:
                 yield from self._stream.open()
                 self._http = _new_http()
             status, body = yield from self._exchange(method, message, timeout, headers)
-            ended = not self._leaving
+            usable = not self._leaving
         except Trouble as caught:
             trouble = caught
+        except GeneratorExit:
+            usable = not self._leaving and self._cancel()
+            raise
         finally:
-            if not ended and (trouble is not None or self._leaving or not self._cancel()):
+            if not usable:  # whatever else was raised, such as KeyboardInterrupt, may have left h2 half-way
                 self.close()
             self._busy, self._used_at = False, time.monotonic()
         return Reply(body, status, (time.perf_counter() - started) * 1e3, trouble)
@@ -160,7 +163,7 @@ class Connection:
     def _exchange(
         self, method: str, message: bytes, timeout: float, headers: Sequence[tuple[str, str]]
     ) -> Steps[tuple[str, bytes | None]]:
-        from h2.exceptions import H2Error
+        from h2.exceptions import H2Error, StreamClosedError
 
         http, answer = self._http, _Answer()
         self._calls += 1
@@ -173,7 +176,8 @@ class Connection:
                 yield from self._stream.send(http.data_to_send())
                 self._handle((yield from self._stream.receive()), stream, answer)
             if body:  # the server answered without waiting for all of it
-                http.reset_stream(stream, _CANCEL)
+                with suppress(StreamClosedError):  # by the server's own reset
+                    http.reset_stream(stream, _CANCEL)
             self._leaving |= not self._stream.try_to_send(http.data_to_send())  # the answer is here all the same
         except H2Error as error:
             raise Trouble(f"breaks the rules of HTTP/2 ({type(error).__name__})", _NOT_GRPC) from None
@@ -269,7 +273,7 @@ def _new_http() -> Any:  # noqa: ANN401 - as the attribute
 
 def _read_headers(headers: Iterable[tuple[bytes, bytes]], answer: _Answer) -> None:
     for name, value in headers:
-        if name == b":status" and value.isdigit():
+        if name == b":status" and value.isdigit() and len(value) == 3:
             answer.http_status = int(value)
         elif name == b"grpc-status":
             number = int(value) if value.isdigit() and len(value) <= 2 else -1

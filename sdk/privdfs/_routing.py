@@ -232,5 +232,7 @@ class Replicas(Generic[E]):
             connection.close()
         else:
             connection = self._connect(replica.endpoint)
+        if self._closed:  # a call that began before the client was closed
+            connection.interrupt()
         replica.running.add(connection)
         return connection

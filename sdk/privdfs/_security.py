@@ -11,6 +11,8 @@ from pathlib import Path
 from privdfs._errors import ConfigError
 from privdfs._tls import TLS
 
+#: What is asked for by ALPN.
+PROTOCOL = "h2"
 #: What a server's certificate lacks, to follow the endpoint in a sentence, and what to do about it; by the numbers of
 #: OpenSSL's verification errors (x509_vfy.h).
 _LACKS = {
@@ -56,6 +58,8 @@ def make_security(tls: TLS) -> Security:
     pems = tls.read()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # HTTP/2 forbids it (RFC 9113, 9.2.1)
+    context.set_alpn_protocols([PROTOCOL])  # here and not for each connection: threads share the context
     if pems.roots is None:
         context.load_default_certs()
     else:

@@ -10,7 +10,7 @@ import ssl
 from contextlib import suppress
 
 from privdfs._dial import READ, WRITE, Steps, Trouble, Wait, dial
-from privdfs._security import NOT_PINNED, Security, explain
+from privdfs._security import NOT_PINNED, PROTOCOL, Security, explain
 
 _CHUNK = 64 * 1024
 
@@ -22,13 +22,11 @@ class Stream:
         host: name or address.
         port: TCP port.
         security: TLS, or None for plaintext.
-        protocol: what to ask for by ALPN, for example "h2".
     """
 
-    def __init__(self, host: str, port: int, security: Security | None, protocol: str) -> None:
+    def __init__(self, host: str, port: int, security: Security | None) -> None:
         self._host, self._port = host, port
         self._security = security
-        self._protocol = protocol
         self._socket: socket.socket | None = None
         self._out = bytearray()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -42,17 +40,14 @@ class Stream:
         """Whether it has been made and was not lost since, as far as is known."""
         return self._socket is not None and not self._lost
 
-    @property
-    def is_new(self) -> bool:
-        """Whether it has not been made yet."""
-        return self._socket is None and not self._lost
-
     def open(self) -> Steps[None]:
         """Connect, and shake hands.
 
         Raises:
-            Trouble: it cannot be reached, or its certificate does not fit.
+            Trouble: it cannot be reached, its certificate does not fit, or `interrupt` came first.
         """
+        if self._lost:
+            raise _left()
         self.stage = "could not be connected to"
         self._socket = yield from dial(self._host, self._port)
         if self._security is not None:
@@ -73,11 +68,12 @@ class Stream:
 
     def try_to_send(self, data: bytes) -> bool:
         """Send without waiting; whether all of it went."""
-        self._queue(data)
         with suppress(Trouble):
+            self._queue(data)
             while self._out and self._push():
                 pass
-        return not self._out
+            return not self._out
+        return False
 
     def receive(self) -> Steps[bytes]:
         """The next bytes, at least one.
@@ -98,7 +94,8 @@ class Stream:
         try:
             raw = self._made.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
-            return b""
+            # With TLS there may be more than the socket says: what came with the end of the handshake, or a goodbye.
+            return b"" if self._tls is None else self._decrypt(self._tls, b"")
         except OSError as error:
             raise self._broken(error) from None
         if not raw:
@@ -121,7 +118,7 @@ class Stream:
     @property
     def _made(self) -> socket.socket:
         if self._socket is None or self._lost:
-            raise Trouble("was left while the call ran", "close a client only when its calls have ended", again=False)
+            raise _left()
         return self._socket
 
     def _queue(self, data: bytes) -> None:
@@ -129,7 +126,10 @@ class Stream:
             self._out += data
             return
         if data:
-            self._tls.write(data)
+            try:
+                self._tls.write(data)
+            except ssl.SSLError as error:
+                raise self._refused(error) from None
         self._out += self._outgoing.read()
 
     def _push(self) -> bool:
@@ -150,6 +150,8 @@ class Stream:
         try:
             while chunk := tls.read(_CHUNK):
                 plain += chunk
+            if not plain:  # the other side said goodbye, whether it closes the socket or not
+                raise self._broken(None)
         except ssl.SSLWantReadError:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -160,7 +162,6 @@ class Stream:
         return bytes(plain)
 
     def _shake_hands(self, security: Security) -> Steps[None]:
-        security.context.set_alpn_protocols([self._protocol])
         self._tls = security.context.wrap_bio(self._incoming, self._outgoing, server_hostname=self._host)
         while True:
             try:
@@ -179,9 +180,9 @@ class Stream:
         peer = self._tls.getpeercert(binary_form=True)
         if security.pinned and peer not in security.pinned:
             raise Trouble(*NOT_PINNED, again=False)
-        if self._tls.selected_alpn_protocol() != self._protocol:
+        if self._tls.selected_alpn_protocol() != PROTOCOL:
             raise Trouble(
-                f"does not speak {self._protocol} over TLS", "give the port of the server's gRPC service", again=False
+                f"does not speak {PROTOCOL} over TLS", "give the port of the server's gRPC service", again=False
             )
 
     def _raw(self) -> Steps[bytes]:
@@ -205,7 +206,7 @@ class Stream:
     def _broken(self, error: OSError | None) -> Trouble:
         """The connection ended: by an error, or (None) by the other side."""
         if self._lost:  # `interrupt`, from another thread
-            return Trouble("was left while the call ran", "close a client only when its calls have ended", again=False)
+            return _left()
         self._lost = True
         if self._security is None:
             also = "that this is its gRPC port, and that both sides use TLS or neither"
@@ -217,3 +218,7 @@ class Stream:
             also = "and whether it wants a certificate of this device, TLS(cert=…, key=…)"
         how = "closed the connection" if error is None else f"lost the connection ({type(error).__name__})"
         return Trouble(f"{how} before it answered", f"check that the server runs there, {also}")
+
+
+def _left() -> Trouble:
+    return Trouble("was left while the call ran", "close a client only when its calls have ended", again=False)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from privdfs._base import CLOSED
 from privdfs._constants import MAX_WORKERS
 from privdfs._core import Call
-from privdfs._errors import DeadlineExceededError
+from privdfs._errors import ConfigError, DeadlineExceededError
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class Workers:
     """A few threads, started with the first jobs."""
 
     def __init__(self) -> None:
+        self._closed = False
         self._pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), thread_name_prefix="privdfs-work")
 
     async def run(self, call: Call, job: Callable[[], T]) -> T:
@@ -52,9 +54,25 @@ class Workers:
         return future.result()
 
     async def finish(self, job: Callable[[], T]) -> T:
-        """Run a job in a thread, however long it takes."""
-        return await asyncio.wrap_future(self._pool.submit(job))
+        """Run a job in a thread, however long it takes.
+
+        Raises:
+            ConfigError: the client was closed before the job began.
+        """
+
+        def begin() -> T:
+            if self._closed:
+                raise ConfigError(CLOSED)
+            return job()
+
+        if self._closed:  # the pool takes no more
+            raise ConfigError(CLOSED)
+        return await asyncio.wrap_future(self._pool.submit(begin))
 
     def close(self) -> None:
-        """End the threads, each when its job has ended; jobs that wait are dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads, each when its job has ended.
+
+        Jobs that wait fail. To cancel them would look to their callers as if their own task had been cancelled.
+        """
+        self._closed = True
+        self._pool.shutdown(wait=False)

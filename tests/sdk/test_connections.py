@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from privdfs import (
     AsyncClient,
     Client,
+    ConfigError,
     DeadlineExceededError,
     NotEnoughAnswersError,
     Retries,
@@ -28,6 +30,7 @@ from privdfs import (
     ServerTimeoutError,
 )
 from privdfs._constants import BREAKER_FAILURES, MAX_CALLS_AT_ONCE
+from privdfs._core import Call, Share
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, AsyncDriver, Driver
 from tests.wire_proxy import Proxies
@@ -436,6 +439,43 @@ def test_what_runs_in_a_thread_ends_at_the_deadline_too(
     assert not any(fake.received for fake in fakes)
 
 
+def test_jobs_that_wait_for_a_thread_while_the_client_is_closed_are_not_cancelled(
+    release: Path, endpoints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> list[object]:
+        client = AsyncClient(release / "client", endpoints, allow_unsigned=True, timeout=HANG_S)
+        image = np.zeros((300, 300, 3), np.uint8)
+        calls = [asyncio.ensure_future(client.predict_batch([image])) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        await client.close()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    decode = Call.decode_many
+
+    def slow(call: Call, images: object) -> object:
+        time.sleep(0.3)
+        return decode(call, images)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr("privdfs._core.Call.decode_many", slow)
+    # Some wait for a thread to decode in; those that were decoded find no thread to encode in.
+    assert {(type(end), "closed" in str(end)) for end in asyncio.run(run())} == {(ConfigError, True)}
+
+
+def test_nothing_of_a_call_is_kept(
+    connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
+) -> None:
+    client = connect(release / "client", endpoints, timeout=20)
+    client.predict(images[0])
+    gc.collect()
+    gc.disable()
+    try:
+        client.predict(images[0])
+        time.sleep(0.1)  # until the event loop has let go of it too
+        assert not [each for each in gc.get_objects() if type(each) is Share]
+    finally:
+        gc.enable()
+
+
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
     """Names that stand for this machine, each after so many seconds."""
@@ -492,6 +532,50 @@ def test_a_name_server_that_is_slow_keeps_one_thread_for_each_name(
     assert sum(thread.name == "privdfs-lookup" for thread in threading.enumerate()) == 1
     assert all(row.ok for row in client.health(timeout=20))
     assert client.with_options(min_answers=3, timeout=20).predict(images[0]).answered == ALL
+
+
+def test_a_name_server_that_is_slow_keeps_no_descriptor_for_each_call(
+    connect: Callable[..., Driver],
+    release: Path,
+    endpoints: list[str],
+    images: np.ndarray,
+    names: Callable[[dict[str, float]], None],
+) -> None:
+    names({"slower.example": 3.0})
+    servers = [*endpoints[:2], Server(f"slower.example:{endpoints[2].rpartition(':')[2]}", insecure=True)]
+    client = connect(release / "client", servers, allow_shared_hosts=True, timeout=0.1, min_answers=2)
+    client.predict(images[0])
+    before = open_descriptors()
+    for _ in range(10):
+        client.predict(images[0])
+    assert open_descriptors() <= before + 3
+
+
+@pytest.mark.parametrize("lacking", ["socket.socketpair", "threading.Thread"])
+def test_a_lookup_for_which_there_is_no_descriptor_or_thread_fails_for_its_server_alone(
+    release: Path, endpoints: list[str], images: np.ndarray, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise {"socket.socketpair": OSError(24, "too many"), "threading.Thread": RuntimeError("no thread")}[lacking]
+
+    servers = [*endpoints[:2], Server("nowhere.invalid:8001", insecure=True)]
+    with Client(release / "client", servers, allow_unsigned=True, min_answers=2, timeout=20) as client:
+        with monkeypatch.context() as patch:
+            module, name = lacking.split(".")
+            patch.setattr(f"privdfs._dial.{module}", SimpleNamespace(**vars(sys.modules[module]) | {name: refuse}))
+            assert client.predict(images[0]).answered == (True, True, False)
+        # and the next call looks the name up again, instead of waiting for a lookup that never began
+        with pytest.raises(NotEnoughAnswersError, match="cannot be found"):
+            client.with_options(min_answers=3).predict(images[0])
+
+
+def test_a_name_with_an_empty_or_long_part_is_named(
+    connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
+) -> None:
+    for name in ("a..b", "a" * 70 + ".example"):
+        client = connect(release / "client", [*endpoints[:2], Server(f"{name}:8001", insecure=True)], timeout=20)
+        with pytest.raises(NotEnoughAnswersError, match="cannot be found"):
+            client.predict(images[0])
 
 
 def test_a_name_that_does_not_resolve_is_named(

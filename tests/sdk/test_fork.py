@@ -7,7 +7,7 @@ from pathlib import Path
 from privdfs.testing import FakeServer
 
 SCRIPT = """
-import os, sys
+import os, socket, sys, time
 import numpy as np
 import privdfs
 
@@ -57,6 +57,32 @@ def after():
 in_child(after)
 assert all(unused.predict(image).answered)
 unused.close()
+
+# A lookup that runs while the process forks does not come along; the child begins its own.
+real, parent = socket.getaddrinfo, os.getpid()
+
+def look_up(host, port, *args, **options):
+    if host != "slow.example" or options.get("flags"):
+        return real(host, port, *args, **options)
+    time.sleep(60 if os.getpid() == parent else 0)
+    return real("127.0.0.1", port, type=socket.SOCK_STREAM)
+
+socket.getaddrinfo = look_up
+servers[2] = privdfs.Server("slow.example:" + servers[2].rpartition(":")[2], insecure=True)
+
+def make_with_name(**options):
+    return privdfs.Client(
+        release + "/client", servers, allow_unsigned=True, allow_shared_hosts=True, timeout=20, **options
+    )
+
+with make_with_name(min_answers=2) as own:
+    own.predict(image, timeout=0.5)
+
+def with_name():
+    with make_with_name() as own:
+        assert all(own.predict(image).answered)
+
+in_child(with_name)
 print("done")
 """
 

@@ -1,24 +1,31 @@
 """One gRPC connection: what it takes from a server, and what it refuses. Fakes for what no real server sends."""
 
+import logging
 import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import pytest
+import trustme
 from tritonclient.grpc import model_config_pb2 as config_messages
 from tritonclient.grpc import service_pb2 as service_messages
 
 from privdfs import _messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION
+from privdfs._dial import Trouble
 from privdfs._drive import Ask, carry_out
 from privdfs._grpc import STATUSES, Connection, Reply, _new_http
+from privdfs._security import make_security
+from privdfs._stream import Stream
+from privdfs._tls import TLS
 from privdfs.testing import FakeServer
 from tests.sdk.drivers import HANG_S
 from tests.thorough import count
@@ -58,8 +65,8 @@ Answer = Callable[[h2.connection.H2Connection, int, socket.socket], None]
 
 
 @contextmanager
-def server(answer: Answer) -> Iterator[str]:
-    """A server that speaks HTTP/2 until a request has come, and leaves the rest to the test."""
+def server(answer: Answer, on: type = h2.events.StreamEnded) -> Iterator[str]:
+    """A server that speaks HTTP/2 until a request has come, or this event of it, and leaves the rest to the test."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -73,8 +80,8 @@ def server(answer: Answer) -> Iterator[str]:
                 http.initiate_connection()
                 try:
                     while data := sock.recv(65536):
-                        ended = [e for e in http.receive_data(data) if isinstance(e, h2.events.StreamEnded)]
-                        for event in ended:
+                        happened: list[Any] = http.receive_data(data)
+                        for event in [each for each in happened if isinstance(each, on)]:
                             answer(http, event.stream_id or 0, sock)
                         sock.sendall(http.data_to_send())
                 except OSError:
@@ -101,7 +108,6 @@ def right(http: h2.connection.H2Connection, stream: int, body: bytes, status: st
 def test_a_right_answer() -> None:
     with server(lambda http, stream, _: right(http, stream, framed(b"abc"))) as endpoint:
         connection = Connection(0, endpoint)
-        assert connection.is_new
         assert not connection.reusable
         for _ in range(3):
             reply = call(connection)
@@ -182,6 +188,98 @@ def test_what_answers_without_grpc_status(code: str, name: str) -> None:
         connection = Connection(0, endpoint)
         assert call(connection).status == name
         connection.close()
+
+
+def test_a_status_of_any_length_is_read() -> None:
+    def answer(http: h2.connection.H2Connection, stream: int, _: socket.socket) -> None:
+        http.config.validate_outbound_headers = False
+        http.send_headers(stream, [(":status", "2" * 5000)], end_stream=True)  # Python converts 4300 digits at most
+
+    with server(answer) as endpoint:
+        connection = Connection(0, endpoint)
+        assert call(connection).status == "UNKNOWN"
+        connection.close()
+
+
+@pytest.mark.parametrize("trailers", [False, True], ids=["reset", "trailers and reset"])
+def test_a_server_that_refuses_a_request_before_all_of_it_came(trailers: bool) -> None:  # noqa: FBT001 - a parameter
+    def refuse(http: h2.connection.H2Connection, stream: int, _: socket.socket) -> None:
+        if trailers:
+            http.send_headers(stream, [(":status", "200"), ("grpc-status", "8")], end_stream=True)
+        http.reset_stream(stream, 0xB)
+
+    with server(refuse, on=h2.events.RequestReceived) as endpoint:
+        connection = Connection(0, endpoint)
+        reply = call(connection, b"x" * 500_000)  # more than its window takes
+        assert (reply.status, reply.trouble) == ("RESOURCE_EXHAUSTED", None)
+        assert connection.fit()
+        connection.close()
+
+
+def test_a_connection_that_was_interrupted_before_its_first_call_is_not_made(fakes: list[FakeServer]) -> None:
+    connection = Connection(0, fakes[0].endpoint)
+    connection.interrupt()  # as `Client.close` does from another thread
+    reply = call(connection)
+    assert reply.trouble is not None
+    assert "was left" in reply.trouble.what
+
+
+def test_a_connection_whose_state_is_not_known_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with server(lambda http, stream, _: right(http, stream, framed(b"abc"))) as endpoint:
+        connection = Connection(0, endpoint)
+        call(connection)
+        monkeypatch.setattr(connection._http, "receive_data", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call(connection)
+        assert not connection.reusable
+
+
+def test_an_application_that_logs_everything_does_not_log_tokens(
+    fakes: list[FakeServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    connection = Connection(0, fakes[0].endpoint)
+    one = One(Ask(connection.call("ModelConfig", b"", HANG_S, [("authorization", "Bearer zz-secret")])))
+    carry_out(one)
+    connection.close()
+    assert not [record for record in caplog.records if record.name.startswith(("hpack", "h2"))]
+
+
+def test_a_goodbye_of_tls_is_seen_although_the_socket_stays_open() -> None:
+    """What comes in one piece with the end of the handshake is read without waiting for more, then the goodbye."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    security = make_security(TLS(ca=authority.cert_pem.bytes()))
+    assert security.context.options & ssl.OP_NO_RENEGOTIATION
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = context.wrap_bio(incoming, outgoing, server_side=True)
+    stream = Stream("127.0.0.1", 1, security)
+    ours, other = socket.socketpair()
+    with ours, other:
+        ours.setblocking(False)
+        stream._socket = ours
+        stream._tls = security.context.wrap_bio(stream._incoming, stream._outgoing, server_hostname="127.0.0.1")
+        for _ in range(3):
+            with suppress(ssl.SSLWantReadError):
+                stream._tls.do_handshake()
+            incoming.write(stream._outgoing.read())
+            with suppress(ssl.SSLWantReadError):
+                theirs.do_handshake()
+            stream._incoming.write(outgoing.read())
+        theirs.write(b"settings")
+        stream._incoming.write(outgoing.read())
+        assert stream.peek() == b"settings"
+        theirs.write(b"last")
+        with suppress(ssl.SSLWantReadError):
+            theirs.unwrap()
+        other.sendall(outgoing.read())
+        assert stream.peek() == b"last"
+        with pytest.raises(Trouble):
+            stream.peek()
 
 
 def test_a_connection_is_replaced_after_so_many_calls() -> None:

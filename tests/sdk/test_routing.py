@@ -132,6 +132,9 @@ def test_closing_ends_idle_and_running_connections() -> None:
     those.give_back(running, failed=None)
     assert running.closed
     assert not those.connected
+    late = those.take((), ())  # of a call that began before
+    assert late is not None
+    assert late.interrupted
 
 
 def test_the_last_replica_is_tried_more_often_than_its_breaker_says() -> None:
