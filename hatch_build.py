@@ -1,7 +1,7 @@
 """Build hook: the commands of the packages that only a checkout has.
 
 The wheel is the edge SDK and nothing else, so its entry points name the `privdfs` command alone. An editable install
-also exposes `privdfs_training` and `privdfs_export`; this hook gives it their commands.
+also exposes `privdfs_training`, `privdfs_export` and `privdfs_bench`; this hook gives it their commands.
 """
 
 from pathlib import Path

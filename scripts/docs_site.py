@@ -1,7 +1,7 @@
 """MkDocs calls these while it builds the site: documents keep the links and code blocks that suit a checkout.
 
-Pages come from `docs/` and from a few documents elsewhere in the project. Links between them become links of the site; a
-link to any other file of the project becomes plain text, since the site has no copy of it.
+Pages come from `docs/` and from a few documents elsewhere in the project. Links between them become links of the site.
+A link to any other file of the project becomes plain text, since the site has no copy of it.
 """
 
 import os

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from privdfs_export.plan import add_plan_arguments, plan_options
-from privdfs_export.release import export_release, refuse_existing
+from privdfs_export.release import export_release
+from privdfs_export.writing import refuse_existing
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import load_data
 

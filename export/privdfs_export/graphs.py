@@ -14,7 +14,7 @@ import copy
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -286,7 +286,7 @@ def encoder_graph(system: System) -> onnx.ModelProto:
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     outputs = [f"share_{server}" for server in range(system.masks.servers)]
     partition = _traced_partition(system)
-    return _export(encoder_module(system), (image, *partition.values()), ["image", *partition], outputs)
+    return export_graph(encoder_module(system), (image, *partition.values()), ["image", *partition], outputs)
 
 
 def branch_graph(system: System, server: int) -> onnx.ModelProto:
@@ -304,7 +304,7 @@ def branch_graph(system: System, server: int) -> onnx.ModelProto:
     values = torch.zeros(2, system.masks.values)
     partition = _traced_partition(system)
     inputs = (values, *partition.values())
-    graph = _export(branch_module(system, server), inputs, ["values", *partition], ["logits"])
+    graph = export_graph(branch_module(system, server), inputs, ["values", *partition], ["logits"])
     return _start_from_int8(graph, system.quantiser.scale(server))
 
 
@@ -319,7 +319,7 @@ def fusion_graph(system: System) -> onnx.ModelProto:
     """
     servers = system.masks.servers
     inputs = (torch.zeros(2, servers, system.classes), torch.ones(2, servers, dtype=torch.bool))
-    return _export(FusionProbabilities(system), inputs, ["logits", "answered"], ["probabilities"])
+    return export_graph(FusionProbabilities(system), inputs, ["logits", "answered"], ["probabilities"])
 
 
 def baseline_graph(system: System) -> onnx.ModelProto:
@@ -333,7 +333,7 @@ def baseline_graph(system: System) -> onnx.ModelProto:
     """
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    return _export(BaselinePixels(system), (image,), ["image"], ["logits"])
+    return export_graph(BaselinePixels(system), (image,), ["image"], ["logits"])
 
 
 def _traced_partition(system: System) -> dict[str, Tensor]:
@@ -382,11 +382,27 @@ def count_macs(model: onnx.ModelProto) -> int:
     return total
 
 
-def _export(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], outputs: Sequence[str]
+def export_graph(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> onnx.ModelProto:
+    """Trace a module into a graph.
+
+    Args:
+        module: What to trace.
+        inputs: Examples, to trace with.
+        names: Of the inputs.
+        outputs: Names of what it gives.
+        axes: Names of the axes whose length may change, by tensor; where a tensor is not named, its first, "batch".
+
+    Returns:
+        The graph, checked, with everything folded that depends on no input.
+    """
     buffer = io.BytesIO()
-    dynamic = {name: {0: "batch"} for name in (*names, *outputs)}
+    dynamic = {name: dict((axes or {}).get(name, {0: "batch"})) for name in (*names, *outputs)}
     with warnings.catch_warnings():
         # The tracing exporter is the one that writes fake quantisation as QuantizeLinear and DequantizeLinear; torch
         # calls it old.
@@ -404,7 +420,8 @@ def _export(
     model = onnx.load_from_string(buffer.getvalue())
     _fold_constants(model.graph)
     for value in [*model.graph.input, *model.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for axis, name in dynamic[value.name].items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -3,68 +3,48 @@
 Guarantees:
 
 - Nothing is written before every graph agrees with torch on real images.
-- The release appears whole, under its final name, or not at all.
+- The release appears whole, under its final name, or not at all (`writing`).
 - A server's folder holds nothing of another server, nor of the head or the fusion.
 - The release id is derived from the bytes of the graphs: two releases with one id answer alike. Nor do they state
   different accuracies: data on which the system does not reach what training measured are refused.
 """
 
-import hashlib
 import itertools
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import msgspec
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.numpy import save as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
 from privdfs._manifest import (
-    ENCODER_NAME,
-    FORMAT_VERSION,
-    FUSION_NAME,
-    GOLDEN_NAME,
-    MANIFEST_NAME,
     Accuracy,
     ClientManifest,
-    ImageSpec,
-    KeySpec,
-    Macs,
-    MadeBy,
     MaliciousAccuracy,
     PrecisionAccuracy,
-    ServerManifest,
-    ServerSpec,
     SubsetAccuracy,
-    encode_manifest,
-    sha256_file,
 )
 from privdfs_export import evaluate, graphs, parity
+from privdfs_export.contents import Graphs, build_graphs, client_manifest
 from privdfs_export.errors import ExportError
 from privdfs_export.gpu import Gpu
 from privdfs_export.plan import PlanOptions, prepared, write_planned
 from privdfs_export.precision import Precision, measure_ranges, with_precision
-from privdfs_export.repository import read_repository, write_repository
-from privdfs_export.triton import Engine, ModelSpec, TensorSpec
-from privdfs_export.verify import server_folders
-from privdfs_training import provenance
+from privdfs_export.repository import read_repository
+from privdfs_export.triton import Engine
+from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
 from privdfs_training.models.system import System
-from privdfs_training.partitions import family_id
 from privdfs_training.stages import accuracy
 
-MAX_BATCH = 64
 GOLDEN_IMAGES = 8
 PARITY_IMAGES = 512
 CALIBRATION_IMAGES = 512
@@ -72,20 +52,6 @@ CALIBRATION_IMAGES = 512
 MEASURED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int8-fp16")
 #: Data sets whose licence lets a release carry some of their images as golden examples (Fashion-MNIST: MIT).
 MAY_BE_PASSED_ON = frozenset({"fashion-mnist"})
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """All graphs of a release, serialised ONNX."""
-
-    encoder: bytes
-    branches: tuple[bytes, ...]
-    fusion: bytes
-    baseline: bytes
-
-    def __repr__(self) -> str:
-        """Sizes, never weights."""
-        return f"Graphs({len(self.branches)} branches)"
 
 
 def export_release(
@@ -119,6 +85,93 @@ def export_release(
     """
     refuse_existing(out)
     planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
+    _check_data(trained, data)
+    console.print("graphs: encoder, branches, fusion, baseline")
+    built = build_graphs(trained.system)
+    found = _examine(trained, built, data, console)
+    client = client_manifest(
+        trained.system,
+        built,
+        release=f"{trained.config.name}-{built.digest}",
+        config=trained.config,
+        classes=trained.classes,
+        accuracy=found.accuracy,
+    )
+    write_release(
+        out,
+        client,
+        built,
+        engine=engine if planner is None else "onnxruntime",
+        golden=found.golden,
+        sidecars=_sidecars(built, found),
+        finish=None if planner is None else partial(_plan, options=plans or PlanOptions("fp16"), planner=planner),
+    )
+    reached = f"baseline {found.accuracy.baseline:.2%}, fused {found.accuracy.fused:.2%}"
+    console.print(f"{client.release}: {reached}, written to {out}")
+    return client
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What is known of a release's graphs before they are written.
+
+    Attributes:
+        golden: The client's examples, by name.
+        accuracy: As the manifest states it.
+        ranges: Of the activations of every branch, and last of the baseline.
+    """
+
+    golden: Mapping[str, NDArray[np.generic]]
+    accuracy: Accuracy
+    ranges: Sequence[Mapping[str, float]]
+
+    def __repr__(self) -> str:
+        """No images."""
+        return f"Findings({self.accuracy.fused:.2%})"
+
+
+def _examine(trained: TrainedSystem, built: Graphs, data: ImageData, console: Console) -> Findings:
+    """Compare the graphs with torch, and measure them."""
+    system, on = trained.system, _test_images(trained.system, data)
+    reached = _reached(system, on)
+    sampled = on.partitions is not None or len(on.labels) < data.test_size
+    parity.check_data(data.name, reached, trained.accuracy["fused"], len(on.labels) if sampled else None)
+    console.print(f"parity with torch on {min(PARITY_IMAGES, len(on.images))} test images")
+    examples = on.images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, on.images.shape[1:])
+    golden = _check_parity(trained, built, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))
+    console.print(f"accuracy of the exported files on {len(on.images)} test images")
+    measured = _measured(built, on)
+    parity.check_accuracy(measured.fused, reached)
+
+    console.print(f"INT8 ranges on {CALIBRATION_IMAGES} training images, accuracy of {', '.join(MEASURED_PRECISIONS)}")
+    calibration = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
+    ranges = _ranges(system, built, calibration)
+    precisions = _measured_precisions(built, ranges, on)
+    console.print(", ".join(f"{name} {row.fused:.2%}" for name, row in precisions.items()))
+    return Findings(golden, _accuracy(data, on, measured, precisions), ranges)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredOn:
+    """What a release is measured on.
+
+    Attributes:
+        images: uint8 [images, height, width, channels].
+        labels: Of those, int64.
+        partitions: Of a keyed release, the partition of each, int32: it is measured over its whole family.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    partitions: NDArray[np.int32] | None
+
+    def __repr__(self) -> str:
+        """No images."""
+        return f"MeasuredOn({len(self.images)})"
+
+
+def _check_data(trained: TrainedSystem, data: ImageData) -> None:
+    """Refuse data that the system was not trained on, and tasks that cannot be released."""
     if data.task == "attributes":
         message = (
             f"{data.name} has attributes, and a release answers with probabilities of classes, of which one is right. "
@@ -131,153 +184,106 @@ def export_release(
             "its config."
         )
         raise ExportError(message)
-    pixels, numbers = data.sample("test")
-    images, labels = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()), numbers.numpy()
-    # A keyed release is measured over its whole family, image by image.
-    partitions = _dealt(trained.system, len(images))
-    batches = zip(pixels.split(evaluate.BATCH), numbers.split(evaluate.BATCH), strict=True)
+
+
+def _test_images(system: System, data: ImageData) -> MeasuredOn:
+    """The test images of a data set; of a streamed set, a sample of them."""
+    pixels, labels = data.sample("test")
+    partitions = _dealt(system, len(pixels))
+    images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+    return MeasuredOn(images, labels.numpy(), None if partitions is None else partitions.numpy())
+
+
+def _reached(system: System, on: MeasuredOn) -> float:
+    """Accuracy in torch."""
+    pixels = torch.from_numpy(on.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(on.labels)
+    batches = zip(pixels.split(evaluate.BATCH), labels.split(evaluate.BATCH), strict=True)
+    partitions = None if on.partitions is None else torch.from_numpy(on.partitions)
     parts = itertools.repeat(None) if partitions is None else iter(partitions.split(evaluate.BATCH))
-    reached = accuracy(lambda images: trained.system(images, next(parts)), batches)
-    sampled = partitions is not None or len(labels) < data.test_size
-    parity.check_data(data.name, reached, trained.accuracy["fused"], len(labels) if sampled else None)
+    return accuracy(lambda images: system(images, next(parts)), batches)
 
-    console.print("graphs: encoder, branches, fusion, baseline")
-    system = trained.system
-    models = [graphs.branch_graph(system, server) for server in range(system.masks.servers)]
-    encoder, fusion, baseline = graphs.encoder_graph(system), graphs.fusion_graph(system), graphs.baseline_graph(system)
-    macs = Macs(
-        head=graphs.count_macs(encoder),
-        fusion=graphs.count_macs(fusion),
-        branch=graphs.count_macs(models[0]),
-        baseline=graphs.count_macs(baseline),
-    )
-    built = Graphs(
-        encoder=encoder.SerializeToString(),
-        branches=tuple(model.SerializeToString() for model in models),
-        fusion=fusion.SerializeToString(),
-        baseline=baseline.SerializeToString(),
-    )
-    console.print(f"parity with torch on {min(PARITY_IMAGES, len(images))} test images")
-    dealt = None if partitions is None else partitions.numpy()
-    examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
-    tried = np.concatenate([examples[:GOLDEN_IMAGES], images[:PARITY_IMAGES]])
-    golden = _check_parity(trained, built, tried)
-    console.print(f"accuracy of the exported files on {len(images)} test images")
-    measured = evaluate.measure(
-        encoder=evaluate.session(built.encoder),
-        branches=[evaluate.session(branch) for branch in built.branches],
-        fusion=evaluate.session(built.fusion),
-        baseline=evaluate.session(built.baseline),
-        images=images,
-        labels=labels,
-        partitions=dealt,
-    )
-    parity.check_accuracy(measured.fused, reached)
 
-    console.print(f"INT8 ranges on {CALIBRATION_IMAGES} training images, accuracy of {', '.join(MEASURED_PRECISIONS)}")
-    calibration = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
-    ranges = _ranges(system, built, calibration)
-    precisions = evaluate.measure_precisions(
-        encoder=evaluate.session(built.encoder),
+def _measured(built: Graphs, on: MeasuredOn) -> evaluate.ExportedAccuracy:
+    """Accuracies of the exported graphs."""
+    return evaluate.measure(
+        encoder=built.encoder.session,
+        branches=[branch.session for branch in built.branches],
+        fusion=built.fusion.session,
+        baseline=built.baseline.session,
+        images=on.images,
+        labels=on.labels,
+        partitions=on.partitions,
+    )
+
+
+def _measured_precisions(
+    built: Graphs, ranges: Sequence[Mapping[str, float]], on: MeasuredOn
+) -> dict[str, evaluate.PrecisionRow]:
+    """What branches of other precisions answer, on the same encoder and fusion."""
+    return evaluate.measure_precisions(
+        encoder=built.encoder.session,
         branches={
             name: [
-                evaluate.session(with_precision(model, name, ranges[server]).SerializeToString())
-                for server, model in enumerate(models)
+                evaluate.session(with_precision(branch.model, name, ranges[server]).SerializeToString())
+                for server, branch in enumerate(built.branches)
             ]
             for name in MEASURED_PRECISIONS
         },
-        fusion=evaluate.session(built.fusion),
-        images=images,
-        labels=labels,
-        partitions=dealt,
+        fusion=built.fusion.session,
+        images=on.images,
+        labels=on.labels,
+        partitions=on.partitions,
     )
 
-    console.print(", ".join(f"{name} {row.fused:.2%}" for name, row in precisions.items()))
 
-    channels, height, width = system.image_shape
-    quantiser = system.quantiser
-    release = f"{trained.config.name}-{_digest(built)}"
-    made_by = MadeBy(
-        command=provenance.command_line(),
-        commit=provenance.git_commit(),
-        date=provenance.today(),
-        seed=trained.config.seed,
-        config=msgspec.to_builtins(trained.config),
-        versions=provenance.versions(),
-    )
-    client = ClientManifest(
-        format_version=FORMAT_VERSION,
-        release=release,
-        made_by=made_by,
-        classes=trained.classes,
-        image=ImageSpec(height=height, width=width, channels=channels),  # pyright: ignore[reportArgumentType]  1 or 3: checked when encoded
-        servers=tuple(
-            ServerSpec(
-                share_length=system.masks.values,
-                levels=2 * quantiser.limit(server) + 1,
-                scale=quantiser.scale(server),
-            )
-            for server in range(system.masks.servers)
+def _accuracy(
+    data: ImageData,
+    on: MeasuredOn,
+    measured: evaluate.ExportedAccuracy,
+    precisions: Mapping[str, evaluate.PrecisionRow],
+) -> Accuracy:
+    """As the manifest states it."""
+    return Accuracy(
+        data=f"{data.name}, test" + ("" if len(on.labels) == data.test_size else f", a sample of {data.test_size}"),
+        images=len(on.labels),
+        baseline=measured.baseline,
+        fused=measured.fused,
+        branches=measured.branches,
+        subsets=tuple(
+            SubsetAccuracy(answered=answered, accuracy=value) for answered, value in measured.subsets.items()
         ),
-        max_batch=MAX_BATCH,
-        files={},
-        accuracy=Accuracy(
-            data=f"{data.name}, test" + ("" if len(labels) == data.test_size else f", a sample of {data.test_size}"),
-            images=len(labels),
-            baseline=measured.baseline,
-            fused=measured.fused,
-            branches=measured.branches,
-            subsets=tuple(
-                SubsetAccuracy(answered=answered, accuracy=value) for answered, value in measured.subsets.items()
-            ),
-            malicious=tuple(
-                MaliciousAccuracy(liars=liars, **{kind: value for kind, value in row.items() if kind != "worst"})
-                for liars, row in measured.malicious.items()
-            ),
-            precisions=tuple(
-                PrecisionAccuracy(precision=name, fused=row.fused, branches=row.branches, agreement=row.agreement)
-                for name, row in precisions.items()
-            ),
+        malicious=tuple(
+            MaliciousAccuracy(liars=liars, **{kind: value for kind, value in row.items() if kind != "worst"})
+            for liars, row in measured.malicious.items()
         ),
-        macs=macs,
-        keys=msgspec.UNSET
-        if system.family is None
-        else KeySpec(partitions=system.family.partitions, family=family_id(system.family.tables(system.masks.owned))),
+        precisions=tuple(
+            PrecisionAccuracy(precision=name, fused=row.fused, branches=row.branches, agreement=row.agreement)
+            for name, row in precisions.items()
+        ),
     )
-    sidecars = [Sidecar(_golden_of_server(golden, server), ranges[server]) for server in range(system.masks.servers)]
-    (answers,) = evaluate.run_batched(evaluate.session(built.baseline), {"image": golden["images"]})
-    sidecars.append(Sidecar({"image": golden["images"], "logits": answers}, ranges[-1]))
-    if planner is None:
-        _write(out, client, built, golden, sidecars, engine)
-    else:
-        options = plans or PlanOptions("fp16")
-        _write(out, client, built, golden, sidecars, "onnxruntime", lambda folder: _plan(folder, options, planner))
-    console.print(f"{release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
-    return client
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """What lies beside a model: golden inputs with its float32 `logits`, and the ranges that INT8 needs."""
-
-    golden: Mapping[str, NDArray[np.generic]]
-    ranges: Mapping[str, float]
-
-    def __repr__(self) -> str:
-        """Names, never values."""
-        return f"Sidecar({', '.join(self.golden)})"
+def _sidecars(built: Graphs, found: Findings) -> list[Sidecar]:
+    """What lies beside every branch, and last beside the baseline."""
+    (answers,) = evaluate.run_batched(built.baseline.session, {"image": found.golden["images"]})
+    servers = range(len(built.branches))
+    return [
+        *(Sidecar(_golden_of_server(found.golden, server), found.ranges[server]) for server in servers),
+        Sidecar({"image": found.golden["images"], "logits": answers}, found.ranges[-1]),
+    ]
 
 
 def _ranges(system: System, built: Graphs, images: NDArray[np.uint8]) -> list[dict[str, float]]:
     """Ranges of the activations of every branch, and last of the baseline, on real shares and images."""
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
-    shares = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
+    shares = evaluate.run_batched(built.encoder.session, {"image": images, **also})
     found = [
-        measure_ranges(onnx.load_from_string(branch), {"share": share, **also})
+        measure_ranges(branch.model, {"share": share, **also})
         for branch, share in zip(built.branches, shares, strict=True)
     ]
-    return [*found, measure_ranges(onnx.load_from_string(built.baseline), {"image": images})]
+    return [*found, measure_ranges(built.baseline.model, {"image": images})]
 
 
 def _golden_of_server(golden: Mapping[str, NDArray[np.generic]], server: int) -> dict[str, NDArray[np.generic]]:
@@ -321,13 +327,13 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
     also_torch = [torch.from_numpy(value) for value in also.values()]
-    exported = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
+    exported = evaluate.run_batched(built.encoder.session, {"image": images, **also})
     with torch.inference_mode():
         for server, share in enumerate(graphs.encoder_module(system)(pixels, *also_torch)):
             parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
         answers = []
         for server in servers:
-            branch = evaluate.session(built.branches[server])
+            branch = built.branches[server].session
             ours = evaluate.run_batched(branch, {"share": exported[server], **also})[0]
             share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
             theirs = graphs.branch_module(system, server)(share, *also_torch)
@@ -336,132 +342,14 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         logits = np.stack(answers, axis=1)
         answered = np.random.default_rng(0).random(logits.shape[:2]) < 0.5
         answered[~answered.any(axis=1), 0] = True
-        fusion = evaluate.session(built.fusion)
+        fusion = built.fusion.session
         ours = evaluate.run_batched(fusion, {"logits": logits, "answered": answered})[0]
         theirs = graphs.FusionProbabilities(system)(torch.from_numpy(logits), torch.from_numpy(answered))
         parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
-        ours = evaluate.run_batched(evaluate.session(built.baseline), {"image": images})[0]
+        ours = evaluate.run_batched(built.baseline.session, {"image": images})[0]
         parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
     golden = {f"share_{server}": exported[server][:GOLDEN_IMAGES] for server in servers}
     golden |= {name: value[:GOLDEN_IMAGES] for name, value in also.items()}
     golden["images"], golden["logits"] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
     golden["probabilities"] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
     return golden
-
-
-def _write(
-    out: Path,
-    client: ClientManifest,
-    built: Graphs,
-    golden: dict[str, NDArray[np.generic]],
-    sidecars: Sequence[Sidecar],
-    engine: Engine,
-    finish: Callable[[Path], None] | None = None,
-) -> None:
-    """Write the release whole or not at all; `finish` does the rest in each server's folder before anybody sees it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
-        raise ExportError(message) from error
-    try:
-        _write_client(partial / "client", client, built, golden)
-        for server, branch in enumerate(built.branches):
-            _write_server(partial / f"server-{server}", client, server, branch, sidecars[server], engine)
-        _write_baseline(partial / "baseline", client, built.baseline, sidecars[-1], engine)
-        if finish is not None:
-            for folder in server_folders(partial):
-                finish(folder)
-        partial.chmod(0o755)
-        partial.rename(out)
-    except OSError as error:
-        message = (
-            f"cannot write the release to {out}: {error.strerror}. Free some disk space or choose another folder; "
-            "nothing was left behind."
-        )
-        raise ExportError(message) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: dict[str, NDArray[np.generic]]) -> None:
-    folder.mkdir()
-    (folder / ENCODER_NAME).write_bytes(built.encoder)
-    (folder / FUSION_NAME).write_bytes(built.fusion)
-    (folder / GOLDEN_NAME).write_bytes(save_tensors(golden))  # pyright: ignore[reportArgumentType]
-    files = {name: sha256_file(folder / name) for name in (ENCODER_NAME, FUSION_NAME, GOLDEN_NAME)}
-    (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=files)))
-
-
-def _write_server(
-    folder: Path, client: ClientManifest, server: int, branch: bytes, sidecar: Sidecar, engine: Engine
-) -> None:
-    about = client.servers[server]
-    partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
-    spec = ModelSpec(
-        name="branch",
-        engine=engine,
-        inputs=(TensorSpec("share", "int8", (about.share_length,)), *partition),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
-        max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
-    )
-    manifest = _server_manifest(client, engine, server=server, length=about.share_length, scale=about.scale)
-    manifest = msgspec.structs.replace(manifest, keys=client.keys)
-    write_repository(folder, manifest, spec, branch, golden=sidecar.golden, ranges=sidecar.ranges)
-
-
-def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, sidecar: Sidecar, engine: Engine) -> None:
-    # For comparison only: to the one server that runs it, the "share" is the whole image, unprotected.
-    shape = (client.image.height, client.image.width, client.image.channels)
-    spec = ModelSpec(
-        name="baseline",
-        engine=engine,
-        inputs=(TensorSpec("image", "uint8", shape),),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
-        max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release},
-    )
-    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(shape)), scale=1.0)
-    write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
-
-
-def _server_manifest(
-    client: ClientManifest, engine: Engine, *, server: int, length: int, scale: float
-) -> ServerManifest:
-    return ServerManifest(
-        format_version=FORMAT_VERSION,
-        release=client.release,
-        server=server,
-        share_length=length,
-        scale=scale,
-        classes=len(client.classes),
-        engine=engine,
-        files={},
-        made_by=client.made_by,
-    )
-
-
-def _digest(built: Graphs) -> str:
-    digest = hashlib.sha256()
-    for graph in (built.encoder, *built.branches, built.fusion):
-        digest.update(hashlib.sha256(graph).digest())
-    return digest.hexdigest()[:12]
-
-
-def refuse_existing(out: Path) -> None:
-    """Refuse a place that is taken, or where nothing can be written, before minutes are spent.
-
-    Args:
-        out: Folder of a release that is to be made.
-
-    Raises:
-        ExportError: It exists, or its folder cannot be written to.
-    """
-    if out.exists():
-        message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
-        raise ExportError(message)
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ExportError(f"cannot write in {place}. Choose another folder with --out.")

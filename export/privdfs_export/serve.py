@@ -133,6 +133,27 @@ def serve_release(
         yield [server.endpoint for server in servers]
 
 
+def start_at(path: Path, port: int, log: Path) -> RunningServer:
+    """Start the tritonserver of one repository on a chosen port; it is ready some seconds later.
+
+    Args:
+        path: The server's folder of a release.
+        port: On 127.0.0.1.
+        log: File of its log, overwritten.
+
+    Raises:
+        privdfs.BundleError: The folder is not what its manifest says.
+        ServeError: The server cannot be started.
+    """
+    return _start(find_tritonserver(), _check(path), log, port)
+
+
+def kill(server: RunningServer) -> None:
+    """Kill a server and wait until it is gone; it can end nothing in good order."""
+    server.keeper.kill()  # and with it, by the kernel, the tritonserver
+    _end(server)
+
+
 def find_tritonserver(program: str | Path | None = None) -> Path:
     """Find the tritonserver to run.
 
@@ -212,10 +233,10 @@ def _running(
                 shutil.rmtree(logs, ignore_errors=True)
 
 
-def _start(program: Path, repository: Repository, log: Path) -> RunningServer:
-    """Start a tritonserver for a private copy of a repository, on a port that is free at this moment."""
+def _start(program: Path, repository: Repository, log: Path, port: int | None = None) -> RunningServer:
+    """Start a tritonserver for a private copy of a repository, on that port, or on one that is free at this moment."""
     token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
-    endpoint = f"127.0.0.1:{_free_port()}"
+    endpoint = f"127.0.0.1:{_free_port() if port is None else port}"
     copy = None
     try:
         copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))

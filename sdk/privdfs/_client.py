@@ -79,7 +79,8 @@ class Client(BaseClient[Transport]):
         """Classify one image.
 
         Args:
-            image: PIL image, uint8 array (HW, or HWC with 1, 3 or 4 channels), path, or the bytes of an image file.
+            image: PIL image, uint8 array (HW, or HWC with 1, 3 or 4 channels), path, open binary file, or the bytes of an
+                image file.
             timeout: seconds that this call may take; the client's when None.
 
         Raises:
@@ -93,7 +94,7 @@ class Client(BaseClient[Transport]):
         return self._run(call, call.encode(call.decode_one(image)))[0]
 
     def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
-        """Classify several images (or a uint8 array [batch, height, width, channels]), in order.
+        """Classify several images (a list, or a uint8 array NHWC or NHW), in order.
 
         They travel in parts of at most the release's `max_batch`, one part after the other, all under one deadline.
 

@@ -10,11 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench._audit import EFFORTS, Effort, Job, Victim, jobs, kept_at, run
-from bench._common import ROOT, shares_of
-from bench._keyed import user_partitions
-from bench._side_by_side import run_side_by_side
-from bench.privacy import measure
+from privdfs_bench.audit.effort import EFFORTS, Effort
+from privdfs_bench.audit.jobs import Job, jobs
+from privdfs_bench.audit.keyed import user_partitions
+from privdfs_bench.audit.measure import measure
+from privdfs_bench.audit.run import kept_at, run
+from privdfs_bench.audit.side_by_side import run_side_by_side
+from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.views import view_of
+from privdfs_bench.releases import shares_of
+from privdfs_bench.results import ROOT
 from privdfs_training.attacks import decoder
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
@@ -179,21 +184,21 @@ def test_a_keyed_release_is_attacked_under_its_users_keys_and_under_others(
     }
     (member,) = keyed[1, "partition"].members
     images = victim.data.test_images[:40].permute(0, 2, 3, 1).contiguous().numpy()
-    partitions = user_partitions(victim, 8)
+    partitions = user_partitions(victim.bundle, victim.partition or 0, 8)
     assert len(set(partitions)) == 8
     assert partitions[0] == victim.partition
     sent = [torch.from_numpy(victim.bundle.encode(images, partition=one)[member]) for one in partitions]
 
-    one, eight = (victim.view(keyed[count, "partition"]) for count in (1, 8))
+    one, eight = (view_of(victim, keyed[count, "partition"]) for count in (1, 8))
     assert torch.equal(one.received, sent[0])
     assert torch.equal(eight.received, torch.cat(sent, dim=1))
     assert torch.equal(one.shares, victim.shares[0][member])  # of the user whom all attackers are after
-    unaware = victim.view(keyed[1, "nothing"])
+    unaware = view_of(victim, keyed[1, "nothing"])
     assert torch.equal(unaware.received, sent[0])
     assert not torch.equal(unaware.shares, one.shares)
 
     # In its place a value is what it is under any other key that puts it there.
-    family = victim.view(keyed[1, "family"])
+    family = view_of(victim, keyed[1, "family"])
     values, there = family.received.chunk(2, dim=1)
     assert there.sum(dim=1).tolist() == [12] * 40
     assert torch.equal(values[there > 0].sort().values, sent[0].float().flatten().sort().values)

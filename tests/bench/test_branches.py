@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.branches import interleaved, main
+from bench.branches import main
+from privdfs_bench.speed.steps import interleaved
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 
@@ -32,7 +33,7 @@ def test_every_case_and_every_config_is_timed(tmp_path: Path) -> None:
 def test_ways_take_turns_and_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     clock = iter(range(1000))
-    monkeypatch.setattr("bench.branches.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("privdfs_bench.speed.steps.time.perf_counter", lambda: next(clock))
     found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 5
     assert found == {"a": 1000.0, "b": 1000.0}

@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from bench import figures
+from privdfs_bench.pages import bars, deploy, frontier, privacy, readme
+from privdfs_bench.pages import results as results_page
+from privdfs_bench.pages import scaling as scaling_page
+from privdfs_bench.pages.marks import BEGIN, END, updated
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,18 +44,33 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_figures_are_those_of_the_result_files(results: Path) -> None:
-    text = figures.figures(results)
+    text = results_page.figures(results)
     measured = "95.00% | **94.12%** | 70.00% | 1 of 3: 91.00%; 88.00% | 80.00% to 90.00% | 85.00% | 32 | 1/15.0"
-    assert f"| small | 3 | {measured} |" in text
+    assert f"| small[^accuracy-1] | 3 | {measured} |" in text
     assert "| bytes up | p50 through 50 ms and 20 Mbit/s |\n| --- |" in text
     assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | not measured | 32 | 51.50 ms |" in text
     assert "| baseline_device | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | 1.50 ms | 32 | not measured |" in text
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
-    assert "| floor: knows the class (class mean) | 13.00 dB |" in text
+    assert "| floor: the class alone (class mean) | 13.00 dB |" in text
     assert "| test images; effort | 10,000; quick |" in text
-    assert "| undefended split, the attack that does best on it | 33.00 dB (decoder) |" in text
+    assert "| undefended split, its strongest attack | 33.00 dB (decoder) |" in text
     assert "commit 0123456789" in text
+
+
+def test_every_row_names_what_measured_it(results: Path) -> None:
+    text = results_page.figures(results)
+    for name in ("accuracy-1", "privacy-1", "latency"):
+        assert text.count(f"[^{name}]") == 2
+        assert f"\n[^{name}]: `latency.py`, commit 0123456789, 2026-01-01." in text
+
+
+def test_the_readme_has_one_line_for_each_release(results: Path) -> None:
+    assert readme.figures(results).splitlines()[4:-2] == [
+        "| small | 3 | 95.00% | **94.12%** | +1.00 dB | 32 | 1/15.0 |"
+    ]
+    (results / "privacy.json").write_text(json.dumps({"releases": {}}))
+    assert "| **94.12%** | not measured | 32 |" in readme.figures(results)
 
 
 def test_a_release_measured_before_there_were_such_figures_says_so(results: Path) -> None:
@@ -60,15 +79,15 @@ def test_a_release_measured_before_there_were_such_figures_says_so(results: Path
     for name in ("malicious", "linear_readouts"):
         del found["releases"]["small"][name]
     path.write_text(json.dumps(found))
-    assert "| 70.00% | not measured | 80.00% to 90.00% | not measured | 32 | 1/15.0 |" in figures.figures(results)
+    assert "| 70.00% | not measured | 80.00% to 90.00% | not measured | 32 | 1/15.0 |" in results_page.figures(results)
 
 
 def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
-    readme = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
-    new = figures.updated(readme, figures.figures(results))
-    assert new.startswith(f"before\n{figures.BEGIN}\n\n| release")
-    assert new.endswith(f"{figures.END}\nafter\n")
-    assert figures.updated(new, figures.figures(results)) == new
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    new = updated(text, results_page.figures(results))
+    assert new.startswith(f"before\n{BEGIN}\n\n## Accuracy\n\n| release")
+    assert new.endswith(f"{END}\nafter\n")
+    assert updated(new, results_page.figures(results)) == new
 
 
 def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> None:
@@ -79,12 +98,12 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     entry["worst"]["1"] |= {"attack": "dense"}
     entry["worst"]["2"] |= {"attack": "decoder", "floor": 13.25}
     path.write_text(json.dumps(found))
-    text = figures.privacy_figures(results)
+    text = privacy.figures(results)
     assert "| small | 1 of 2 | dense | 14.00 dB | +1.00 dB | 0.400 | 33.00 dB |" in text
-    assert "| small | 2 of 2, no minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
+    assert "| small | 2 of 2, not a minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
     assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags: few images." in text
     path.unlink()
-    assert "Not measured yet" in figures.privacy_figures(results)
+    assert "Not measured yet" in privacy.figures(results)
 
 
 def test_keyed_releases_say_what_keys_change(results: Path) -> None:
@@ -93,11 +112,11 @@ def test_keyed_releases_say_what_keys_change(results: Path) -> None:
     found["releases"]["small"]["keys"] = {"keys": 100, "mean": 0.925, "min": 0.92, "max": 0.9275}
     path.write_text(json.dumps(found))
     told = "small under 100 random users' keys: 92.50% on average, 92.00% to 92.75%."
-    assert told in figures.figures(results)
-    assert figures.keys_tables({"small": {"keys": []}}) == []
+    assert told in results_page.figures(results)
+    assert privacy.keys_tables({"small": {"keys": []}}) == []
     row = {"requests": 1, "knows": "nothing", "psnr": 10.0, "floor": 13.0, "ssim": 0.25}
     rows = [row | {"requests": 4, "knows": "partition", "psnr": 14.5}, row]
-    (table,) = figures.keys_tables({"small": {"keys": rows}})
+    (table,) = privacy.keys_tables({"small": {"keys": rows}})
     assert table.splitlines()[2:] == [
         "| the user's partition | 4 keys | 14.50 dB | +1.50 dB | 0.250 |",
         "| pairs under others, no partition: protects nobody | 1 key | 10.00 dB | -3.00 dB | 0.250 |",
@@ -105,7 +124,7 @@ def test_keyed_releases_say_what_keys_change(results: Path) -> None:
 
 
 def test_rivals_are_ranked_by_what_they_leak() -> None:
-    assert "not measured yet" in figures.rivals_table({})
+    assert "not measured yet" in privacy.rivals_table({})
     about = {"data": "fashion-mnist", "bits": 64, "client_macs": 10, "baseline_macs": 205, "accuracy": 0.925}
     mine = about | {"defence": "shares, learned masks", "lost_points": 0.5, "matched": True}
     mine |= {"worst": {"attack": "dense", "psnr": 14.5, "above": 1.0}}
@@ -113,7 +132,7 @@ def test_rivals_are_ranked_by_what_they_leak() -> None:
     other |= {"worst": {"attack": "decoder", "psnr": 14.0, "above": 0.5}}
     made_by = {"command": "rivals.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
     found = {"made_by": made_by, "systems": {"mine": mine, "other": other}, "verdicts": ["nothing is compared"]}
-    lines = figures.rivals_table(found).splitlines()
+    lines = privacy.rivals_table(found).splitlines()
     assert lines[2].startswith(
         "| other | cem | 64 bits | 1/20.5 | 92.50%, not matched | 2.00 | decoder | 14.00 dB | +0.50 dB |"
     )
@@ -121,7 +140,7 @@ def test_rivals_are_ranked_by_what_they_leak() -> None:
     assert lines[-1] == "nothing is compared. `rivals.py`, commit 0123456789, 2026-01-01."
 
 
-def test_the_readme_shows_what_the_committed_results_say() -> None:
+def test_the_documents_show_what_the_committed_results_say() -> None:
     assert figures.main(["--check"]) == 0
 
 
@@ -139,17 +158,17 @@ def scaling(results: Path) -> Path:
 
 
 def test_scaling_shows_the_curves_and_the_estimate_made_of_them(scaling: Path) -> None:
-    text = figures.scaling_figures(scaling)
+    text = scaling_page.figures(scaling)
     assert "| servers | 1, 9 | 2.00, 4.00 ms | 0.25 ms | 100% |" in text
     assert "within 50 ms, all on one machine: 400." in text
     # Half busy: as long a mean wait as half a service; a million images a minute of 0.6 ms need ten at full load.
     assert "| 50% | 0.30 ms | 6.0 ms | 20 |" in text
-    assert text.startswith(figures.BEGIN)
-    assert text.endswith(figures.END)
+    assert text.startswith(BEGIN)
+    assert text.endswith(END)
 
 
 def test_the_estimate_of_queueing() -> None:
-    mean, tail, instances = figures.queueing(10.0, 0.8)
+    mean, tail, instances = scaling_page.queueing(10.0, 0.8)
     assert mean == pytest.approx(0.8 * 10 / (2 * 0.2))
     # Beyond the tail, one of three servers keeps a call waiting in one call of a hundred.
     beyond = 0.8 * math.exp(-(1 - 0.8) * tail / 10)
@@ -167,15 +186,15 @@ def test_engines_show_the_largest_branch_of_each_precision(results: Path) -> Non
     bf16 = [engine | {"server": "server-0", "precision": "bf16", "difference": None, "agreement": None}]
     about = {"command": "engines.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
     (results / "engines.json").write_text(json.dumps({"made_by": about, "releases": {"one": branches + bf16}}))
-    text = figures.engines_figures(results)
+    text = deploy.figures(results)
     assert "| one | int8 | 2 | 0.20 to 0.50 | 7 kB | 1 kB | 0.04 | 99% |" in text
     assert "| one | bf16 | 1 | 0.20 to 0.20 | 5 kB | 1 kB | not computed by ONNX Runtime |  |" in text
     assert "never run" in text
 
 
 def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:
-    assert "Not measured yet" in figures.engines_figures(tmp_path)
-    assert "Not measured yet" in figures.scaling_figures(tmp_path)
+    assert "Not measured yet" in deploy.figures(tmp_path)
+    assert "Not measured yet" in scaling_page.figures(tmp_path)
 
 
 def frontier_run(name: str, **changes: object) -> dict[str, object]:
@@ -202,7 +221,7 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     ]
     floors = {"cifar10": {"class_mean": 13.0}}
     (results / "frontier.json").write_text(json.dumps({"floors": floors, "runs": runs}))
-    text = figures.frontier_figures(results)
+    text = frontier.figures(results)
     assert "| cifar10, ResNet | accuracy and leakage | cifar10-wide | 0.50 | +0.50 dB | 1/10.0 |" in text
     nearest = "none; nearest is cifar10-reference | 5.00 | +0.50 dB | 1/30.0 |"
     assert f"| cifar10, ResNet | accuracy and compute | {nearest}" in text
@@ -210,7 +229,7 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     assert "| cifar10, ViT | accuracy and compute | cifar10-vit | -1.00 | +0.50 dB | 1/30.0 |" in text
     floors["cifar10"]["class_mean"] = 11.0  # so that every run leaks too much
     (results / "frontier.json").write_text(json.dumps({"floors": floors, "runs": runs}))
-    leaking = figures.frontier_figures(results)
+    leaking = frontier.figures(results)
     assert "| cifar10, ResNet | accuracy and leakage | none | | | |" in leaking
     nearest = "none; nearest is cifar10-reference | 5.00 | +2.50 dB | 1/30.0 |"
     assert f"| cifar10, ResNet | leakage and compute | {nearest}" in leaking
@@ -227,7 +246,7 @@ def test_every_release_stands_beside_every_bar_and_what_misses_one_is_bold(resul
     accuracy["keyed"] = accuracy["small"] | {"keys": {"largest_distance_from_mean": 0.006}, "backbone": "vit-tiny"}
     accuracy["keyed"] |= {"baseline": 0.96, "client_macs": 10}
     privacy["keyed"] = privacy["small"] | {"undefended": {"decoder": 20.0, "optimisation-tv": 29.0}}
-    lines = figures.held_table(accuracy, privacy).splitlines()
+    lines = bars.held_table(accuracy, privacy).splitlines()
     assert lines[0] == "| bar | small | keyed |"
     assert lines[2:12] == [
         "| baseline, at least 93.0 (Fashion-MNIST), 90.0 (CIFAR-10) | 95.00% |  |",
@@ -258,7 +277,7 @@ def test_other_seeds_stand_beside_the_release_with_mean_and_spread(results: Path
     release = accuracy["releases"]["small"]
     lies = {"1": release["malicious"]["1"] | {"adversarial": 0.84, "worst": 0.84}}
     other = release | {"fused": 0.93125, "missing": {"1": {"worst": 0.8}}, "linear_readouts": 0.84, "malicious": lies}
-    table = figures.seeds_table({"runs": runs}, {"releases": {"fashion-seed-1": other}}, accuracy, privacy)
+    table = frontier.seeds_table({"runs": runs}, {"releases": {"fashion-seed-1": other}}, accuracy, privacy)
     reached = "15.00 dB | 16.00 dB | 17.00 dB"
     assert f"| 0, the release | 94.12% | 70.00% | 91.00% | 88.00% | 85.00% | {reached} |" in table
     assert "| 1 | 93.12% | 80.00% | 91.00% | 84.00% | 84.00% | 13.50 dB | 14.00 dB | 14.50 dB |" in table

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.frontier import RESULTS, SWEEPS, _config, read_sweep
+from privdfs_bench.audit.frontier import config_of
+from privdfs_bench.audit.sweeps import SWEEPS, read_sweep
+from privdfs_bench.results import RESULTS
 from privdfs_training.errors import TrainingConfigError
 from tests.trained import tiny_values, write_toml
 
@@ -123,7 +125,7 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
 
 def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> None:
     sweeps = [read_sweep(path) for path in SWEEPS.glob("*.toml")]
-    known = {run.name: _config(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
+    known = {run.name: config_of(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
     made = json.loads((RESULTS / "frontier.json").read_text())["runs"]
     assert {run["name"] for run in made} == known.keys()
     assert [run["name"] for run in made if run["made_by"]["config"] != known[run["name"]]] == []

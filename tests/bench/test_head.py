@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import helper
 
-from bench._head import before_rounding, through_graph
+from privdfs_bench.audit.through_head import before_rounding, through_graph
 from privdfs_export import evaluate
 from privdfs_training.errors import AttackError
 from tests.trained import shifted_images

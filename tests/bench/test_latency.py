@@ -12,12 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from bench import latency
-from bench._latency_check import check_record, compare
-from bench._rounds import check_crypten, open_loop
-from bench._serving import ServerTime, split_near
-from bench._stages import stragglers
-from bench._systems import System
 from privdfs import Bundle, Error, Result, Timings
+from privdfs_bench.speed.check import check_record, compare
+from privdfs_bench.speed.latency import given
+from privdfs_bench.speed.rounds import check_crypten, open_loop
+from privdfs_bench.speed.serving import ServerTime, split_near
+from privdfs_bench.speed.stages import stragglers
+from privdfs_bench.speed.systems import System
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
 
@@ -88,14 +89,14 @@ def test_latency_says_what_is_wrong(
 
 
 def test_a_config_becomes_a_release_with_random_weights_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "RANDOM_SHAPE", (3, 16, 16))
-    monkeypatch.setattr(latency, "RANDOM_CLASSES", 5)
-    with latency.given(CONFIG, Console()) as release:
+    monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_SHAPE", (3, 16, 16))
+    monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_CLASSES", 5)
+    with given(CONFIG, Console()) as release:
         bundle = Bundle.open(release / "client", allow_unsigned=True)
         assert release.name == f"{CONFIG.stem}-random"
         assert (bundle.manifest.image.height, len(bundle.classes)) == (16, 5)
     assert not release.exists()
-    with latency.given(release, Console()) as same:
+    with given(release, Console()) as same:
         assert same == release
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from bench._network import Direction, Network, through
+from privdfs_bench.speed.network import Direction, Network, through
 
 
 @pytest.fixture

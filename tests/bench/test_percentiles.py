@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench._percentiles import percentile, percentile_interval, samples_needed
+from privdfs_bench.speed.percentiles import percentile, percentile_interval, samples_needed
 
 
 def test_percentiles_are_samples_at_the_nearest_rank() -> None:

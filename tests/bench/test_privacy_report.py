@@ -1,6 +1,5 @@
 """The page of an audit: flags first, every figure, nothing loaded from elsewhere, no image that may not be shown."""
 
-import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import privacy
-from bench._audit import Done, Job
-from bench._privacy_pictures import Strip, query_rows, worst_rows
-from bench._privacy_report import strips, write_report
+from privdfs_bench.audit.jobs import Job
+from privdfs_bench.audit.pictures import Strip, query_rows, worst_rows
+from privdfs_bench.audit.report import strips, write_for, write_report
+from privdfs_bench.audit.run import Done
 from privdfs_training.attacks.view import Relation
 
 MADE_BY = {"command": "privacy.py <release>", "commit": "feed", "date": "2026-02-02"}
@@ -174,10 +173,8 @@ def test_images_that_may_not_be_passed_on_are_drawn_on_request_among_the_runs_al
     entry: dict[str, Any], tmp_path: Path, data: str, options: list[str], images_in: set[str]
 ) -> None:
     victim: Any = Victim(data)
-    places = argparse.Namespace(
-        out=tmp_path / "privacy.json", runs=tmp_path / "runs", show_images="--show-images" in options
-    )
-    page = privacy.report(victim, "small", entry, found(entry), places)
+    private = tmp_path / "runs" if "--show-images" in options else None
+    page = write_for(victim, "small", entry, found(entry), tmp_path / "privacy.json", private)
     assert page.parent == tmp_path / (images_in or {"privacy/small"}).pop()
     drawn = {path.parent for path in tmp_path.rglob("reconstructions.png")}
     assert drawn == ({page.parent} if data == "fashion-mnist" or options else set())

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import figures, reidentify
+from bench.reidentify import main
+from privdfs_bench.audit.people import ATTACKERS, halves, load_faces
+from privdfs_bench.pages import privacy
 
 
 def write_faces(folder: Path, people: int, photographs: int) -> Path:
@@ -25,27 +27,27 @@ def write_faces(folder: Path, people: int, photographs: int) -> Path:
 def test_every_coalition_is_asked_who_it_is(
     trained_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reidentify, "COPIES", 5)
+    monkeypatch.setattr("privdfs_bench.audit.people.COPIES", 5)
     out = tmp_path / "reidentify.json"
     faces = write_faces(tmp_path / "faces", people=6, photographs=4)
-    assert reidentify.main([str(trained_release), "--faces", str(faces), "--out", str(out)]) == 0
+    assert main([str(trained_release), "--faces", str(faces), "--out", str(out)]) == 0
     (entry,) = json.loads(out.read_text())["releases"].values()
     assert (entry["people"], entry["gallery"], entry["probes"]) == (6, 12, 12)
     assert entry["photographs"]["rank 1"]["rate"] == 1.0
     assert list(entry["coalitions"]) == ["1", "2", "3"]
     whole = entry["coalitions"]["3"]
-    assert set(whole) == set(reidentify.ATTACKS)
+    assert set(whole) == set(ATTACKERS)
     assert max(row["rank 1"]["rate"] for row in whole.values()) > 2 / 6
     assert all(row["rank 5"]["rate"] >= row["rank 1"]["rate"] for row in whole.values())
     assert "the photographs" in capsys.readouterr().out
-    lines = figures.people_table(json.loads(out.read_text())).splitlines()
+    lines = privacy.people_table(json.loads(out.read_text())).splitlines()
     assert lines[2].startswith("| release | 1 of 3 | 16.7% |")
 
 
 def test_the_gallery_and_what_is_sent_share_no_photograph(tmp_path: Path) -> None:
-    images, people = reidentify.load_faces(write_faces(tmp_path, people=3, photographs=5), (3, 32, 32))
+    images, people = load_faces(write_faces(tmp_path, people=3, photographs=5), (3, 32, 32))
     assert images.shape == (15, 3, 32, 32)
-    known, sent = reidentify.halves(people)
+    known, sent = halves(people)
     assert people[known].tolist() == [0, 0, 1, 1, 2, 2]
     assert sorted([*known.tolist(), *sent.tolist()]) == list(range(15))
 
@@ -57,7 +59,7 @@ def test_too_few_photographs_are_an_error_that_says_so(
     trained_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], people: int, photographs: int, said: str
 ) -> None:
     faces = write_faces(tmp_path / "faces", people, photographs)
-    assert reidentify.main([str(trained_release), "--faces", str(faces), "--out", str(tmp_path / "out.json")]) == 2
+    assert main([str(trained_release), "--faces", str(faces), "--out", str(tmp_path / "out.json")]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -66,5 +68,5 @@ def test_a_damaged_photograph_is_named(
 ) -> None:
     faces = write_faces(tmp_path / "faces", 2, 2)
     (faces / "s1" / "0.pgm").write_bytes(b"P5 of nothing")
-    assert reidentify.main([str(trained_release), "--faces", str(faces), "--out", str(tmp_path / "out.json")]) == 2
+    assert main([str(trained_release), "--faces", str(faces), "--out", str(tmp_path / "out.json")]) == 2
     assert "0.pgm is not an image" in capsys.readouterr().err

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from bench._common import BenchError, merge_release, read_results, release_name, releases, to_json, write_results
 from privdfs import ConfigError
+from privdfs_bench.errors import BenchError
+from privdfs_bench.releases import release_name, releases
+from privdfs_bench.results import merge_release, read_results, to_json, write_results
 
 ABOUT = {"commit": "abc", "date": "2026-01-01"}
 
@@ -69,7 +71,7 @@ def test_releases_are_named_by_their_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_names_all_releases_of_the_project_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench._common.RELEASES", tmp_path)
+    monkeypatch.setattr("privdfs_bench.releases.RELEASES", tmp_path)
     with pytest.raises(ConfigError, match="no release"):
         releases([])
     for name in ("b", "a", "unfinished"):

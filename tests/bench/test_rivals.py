@@ -1,14 +1,21 @@
 """The same attacks on a release and on rivals: all tiny, all really trained."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import rivals
-from bench._audit import Effort
+from bench.rivals import main
+from privdfs_bench.audit import rivals, views
+from privdfs_bench.audit.attacks import ATTACKS, quiet
+from privdfs_bench.audit.effort import Effort
+from privdfs_bench.audit.jobs import job
+from privdfs_bench.audit.run import run
+from privdfs_bench.audit.victim import Victim
+from privdfs_bench.results import write_results
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.optimise import OptimiseBudget
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -24,7 +31,6 @@ TINY = Effort(
     dense=DecoderBudget(epochs=6, width=8),
     strong=DecoderBudget(epochs=2, width=8, blocks=1),
     sizes=False,
-    every=False,
     forms=(),
     optimise=OptimiseBudget(steps=60, restarts=1),
     undefended=100,
@@ -71,7 +77,7 @@ def tiny_effort(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attacked(out: Path, data_folder: Path, *systems: Path) -> int:
     options = ["--effort", "quick", "--data", str(data_folder), "--out", str(out)]
-    return rivals.main([*map(str, systems), *options])
+    return main([*map(str, systems), *options])
 
 
 @pytest.mark.usefixtures("tiny_effort")
@@ -122,7 +128,7 @@ def test_the_view_of_a_rivals_server_is_what_travels(checkpoints: dict[str, Path
     with torch.no_grad():
         again = view.steps(data.test_images[:40].float() / 255)
     assert (again.round().clamp(-127, 127) - view.received.float()).abs().max() <= 1
-    row = rivals.flat(view)
+    row = views.flat(view)
     assert row.steps is not None
     assert row.received.shape == row.steps(data.test_images[:40].float() / 255).shape == (40, 8 * 14 * 14)
     assert row.limits.shape == (8 * 14 * 14,)
@@ -136,6 +142,37 @@ def test_noise_of_a_view_is_never_drawn_twice(checkpoints: dict[str, Path], data
         one, other = view.steps(images), view.steps(images)
     assert 0.2 < float((one - other).std() / 2**0.5) < 0.4  # 0.3 in the config
     assert not torch.equal(view.received[:4], one)
+
+
+def test_the_attacks_are_those_of_the_audit(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    assert set(rivals.RIVALS) <= ATTACKS.keys()
+    assert not any(ATTACKS[name].hears_answers for name in rivals.RIVALS)  # a rival has one server, and one branch
+    system = rivals.release_system(trained_release, data_folder, TINY)
+    scores = rivals.measure(system, TINY, "tiny", lambda _name: quiet)["attacks"]
+    victim = Victim(trained_release, data_folder, TINY)
+    assert list(scores) == list(rivals.RIVALS)
+    for name, found in scores.items():
+        wanted = replace(job(victim, name, system.members), targets=found["images"])
+        row = run(victim, wanted, tmp_path, quiet).row
+        for score in ("psnr", "ssim", "floor", "blind_floor"):
+            assert row[score] == pytest.approx(found[score], abs=1e-4), name
+
+
+def test_what_efforts_had_once_makes_no_entry_stale(
+    checkpoints: dict[str, Path], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attacked_again(*_: object) -> None:
+        raise AssertionError("it was attacked again")
+
+    monkeypatch.setitem(rivals.EFFORTS, "quick", TINY)
+    monkeypatch.setattr(rivals, "measure", attacked_again)
+    out, system = tmp_path / "rivals.json", rivals.rival_system(checkpoints["none"], data_folder, TINY)
+    config = json.loads(json.dumps(asdict(TINY))) | {"every": False}
+    write_results(out, {"systems": {system.name: {"identity": system.identity, "made_by": {"config": config}}}})
+    rivals.add(checkpoints["none"], "quick", data_folder, out, QUIET)
+    monkeypatch.setitem(rivals.EFFORTS, "quick", replace(TINY, optimised=13))
+    with pytest.raises(AssertionError, match="attacked again"):
+        rivals.add(checkpoints["none"], "quick", data_folder, out, QUIET)
 
 
 def entry(defence: str, above: float, accuracy: float = 0.925) -> dict[str, Any]:

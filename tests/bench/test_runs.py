@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench._common import merge_release, write_results
 from privdfs import Bundle
+from privdfs_bench.results import merge_release, write_results
 from tests.e2e.processes import descendants, proxies, wait_until_gone
 
 pytestmark = pytest.mark.e2e
@@ -260,7 +260,7 @@ def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--images", "5"], "too few"), (["--pairs", "0"], "more than 0"), (["--seconds", "1e-9"], "too short")],
+    [(["--images", "5"], "too few"), (["--pairs", "0"], "whole number from 1"), (["--seconds", "1e-9"], "too short")],
 )
 def test_privacy_refuses_what_measures_nothing(
     trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str

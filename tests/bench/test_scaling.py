@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bench import random_release, scaling
-from bench._scaling_picture import draw
 from privdfs import Client, Error
+from privdfs_bench.speed import random_release, scaling
+from privdfs_bench.speed.scaling_picture import draw
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import check_repository
 from privdfs_training.config import Config, load_config

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soak  # pyright: ignore[reportMissingImports] - pytest puts bench on the path
 
 from privdfs import Bundle, Client
+from privdfs_bench.speed import soak
 from tests.sdk.tiny_release import HEIGHT, WIDTH, build_release
 
 

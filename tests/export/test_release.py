@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 
 from privdfs import Bundle
 from privdfs._manifest import decode_client_manifest, decode_server_manifest, refuse_unlisted, verify_files
-from privdfs_export import evaluate, parity, release
+from privdfs_export import contents, evaluate, parity, release, writing
 from privdfs_export.cli import main
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.checkpoint import load_system
@@ -223,6 +223,25 @@ def test_parity_fails_on_nan_shape_and_accuracy() -> None:
     parity.check_accuracy(0.9, 0.9019)
 
 
+def test_every_graph_is_opened_once(
+    trained_release: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bytes] = []
+
+    def session(data: bytes) -> ort.InferenceSession:
+        opened.append(data)
+        return evaluate.session(data)
+
+    monkeypatch.setattr(contents, "session", session)
+    trained = load_system(trained_release.parent / "run" / "system.safetensors")
+    data = load_data("fashion-mnist", data_folder)
+    release.export_release(trained, data, tmp_path / "out", engine="python", console=QUIET)
+    written = [trained_release / "client" / "encoder.onnx", trained_release / "client" / "fusion.onnx"]
+    written += [trained_release / f"server-{server}" / "branch" / "1" / "model.onnx" for server in range(3)]
+    written.append(trained_release / "baseline" / "baseline" / "1" / "model.onnx")
+    assert sorted(opened) == sorted(path.read_bytes() for path in written)
+
+
 def test_a_full_disk_leaves_nothing(
     trained_release: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +250,7 @@ def test_a_full_disk_leaves_nothing(
     def no_space(*_args: object, **_kwargs: object) -> list[str]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(release, "write_repository", no_space)
+    monkeypatch.setattr(writing, "write_repository", no_space)
     with pytest.raises(ExportError, match=r"No space left on device\. Free some disk space"):
         release.export_release(
             trained, load_data("fashion-mnist", data_folder), tmp_path / "out", engine="python", console=QUIET

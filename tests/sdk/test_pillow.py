@@ -154,6 +154,7 @@ def test_an_image_that_was_given_stays_as_it_is() -> None:
     assert "load_read" not in vars(image)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of threads; the child uses none
 def test_a_forked_process_does_not_wait_for_a_thread_it_does_not_have() -> None:
     image = picture()
     with lock_of(image):

@@ -2,14 +2,16 @@ import gzip
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.cli import main
-from privdfs_training.data import fashion, load_data
+from privdfs_training.config import DataConfig
+from privdfs_training.data import DataSet, fashion, load_data
 from privdfs_training.errors import DataError, TrainingConfigError
-from tests.official import write_cifar
+from tests.official import write_cifar, write_official
 from tests.trained import shifted_images
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
@@ -150,6 +152,26 @@ def test_cifar10_is_read_as_it_is(tmp_path: Path) -> None:
         assert data.train_labels[4:8].tolist() == [1, 2, 3, 4]  # the second file
         assert data.test_images[2, :, 31, 0].tolist() == [7, 57, 107]
         assert data.classes[3] == "class3"
+
+
+def test_held_out_training_images_take_the_place_of_the_test_images(data_folder: Path) -> None:
+    whole = load_data("fashion-mnist", data_folder)
+    config = DataConfig(name="fashion-mnist", flip=False, held_out=100)
+    data = load_data(config, data_folder)
+    assert isinstance(data, DataSet)
+    assert torch.equal(data.train_images, whole.train_images[:-100])
+    assert torch.equal(data.test_images, whole.train_images[-100:])
+    assert torch.equal(data.train_labels, whole.train_labels[:-100])
+    assert torch.equal(data.test_labels, whole.train_labels[-100:])
+    with pytest.raises(TrainingConfigError, match="leave some to train on"):
+        load_data(msgspec.structs.replace(config, held_out=520), data_folder)
+
+
+def test_streamed_sets_hold_nothing_out(tmp_path: Path) -> None:
+    config = DataConfig(name="imagenet", flip=False, image_size=64, held_out=2)
+    folder = write_official("imagenet", "folder", tmp_path)
+    with pytest.raises(TrainingConfigError, match=r"data\.held_out is for sets that fit in memory"):
+        load_data(config, folder)
 
 
 def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:

@@ -380,6 +380,24 @@ def test_the_baseline_teaches_only_where_distillation_has_a_weight(
     assert called == [False] * lessons
 
 
+def test_a_gradient_is_cut_to_its_norm_before_the_step(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", train_copies=4, test_copies=2)
+    values, moved = tiny_values(), {}
+    budget = values["train"]["baseline"] | {"optimizer": "sgd", "weight_decay": 0.0, "epochs": 3}
+    for clip in (0.0, 1e-9):
+        values["train"]["baseline"] = budget | {"clip": clip}
+        baseline_losses(tmp_path, values | {"name": f"clip-{clip}"})
+        trained = read_checkpoint(tmp_path / f"clip-{clip}" / "baseline.safetensors").tensors
+        torch.manual_seed(0)
+        fresh = System(config_from_dict(values, "tests"), image_shape=(1, 28, 28), classes=10).baseline
+        moved[clip] = max(
+            float((trained[f"baseline.{name}"] - value.detach()).abs().max())
+            for name, value in fresh.named_parameters()
+        )
+    assert moved[0.0] > 1e-3
+    assert moved[1e-9] < 1e-7
+
+
 def test_precision_changes_rounding_and_nothing_else(tmp_path: Path) -> None:
     write_data(tmp_path / "data", train_copies=4, test_copies=2)
     values = tiny_values()

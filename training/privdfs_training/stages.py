@@ -99,7 +99,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         ask_teacher: Frozen | None, adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, parallel.Terms]:
         teacher = None if ask_teacher is None else ask_teacher(images)
-        temperature, noise = _temperature_and_noise(config.masks, progress)
+        temperature, noise = temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
         )
@@ -329,8 +329,16 @@ def _price_of_telling(
     return price, terms
 
 
-def _temperature_and_noise(config: MaskConfig, progress: float) -> tuple[float, float]:
-    """Of the draw of the masks. The noise shrinks with the temperature and then stops."""
+def temperature_and_noise(config: MaskConfig, progress: float) -> tuple[float, float]:
+    """Of the draw of the masks. The noise shrinks with the temperature and then stops.
+
+    Args:
+        config: How it settles.
+        progress: Of the stage, in 0..1.
+
+    Returns:
+        Both, for `OwnerMask`.
+    """
     first, last = config.temperature
     settling = min(1.0, progress / config.settled)
     temperature = first * (last / first) ** settling

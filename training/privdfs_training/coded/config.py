@@ -36,6 +36,7 @@ class SharingConfig(Section, frozen=True):
     bits: int = 5  # of the servers' integer weights
     degree: int = 2  # the largest of a round; N servers of which T collude need N > degree * T
     primes: int = len(PRIMES)  # the most that a round's proven range may need
+    values: int = 0  # of the head's feature that are shared at all; training chooses which. 0: all
     annealed: float = 0.0  # share of the rounds stage in which squares take over from ReLUs; 0: squares from the start
 
 
@@ -144,6 +145,7 @@ def _sharing_problems(sharing: SharingConfig) -> list[str]:
             not 1 <= sharing.primes <= len(PRIMES),
             f"sharing.primes is {sharing.primes}; there are {len(PRIMES)} primes whose residues fit int8",
         ),
+        (sharing.values < 0, f"sharing.values is {sharing.values}; it is a number of the feature's values, 0 for all"),
         (
             not 0 <= sharing.annealed <= 1,
             f"sharing.annealed is {sharing.annealed}; it is a share of the stage, from 0 to 1",

@@ -63,6 +63,9 @@ class PolynomialMap(nn.Module):
             inputs: Channels, height, width that it takes.
             outputs: As in its section, or the number of classes.
             bits: Of the integer weights.
+
+        Raises:
+            TrainingConfigError: A window is larger than what it moves over.
         """
         super().__init__()
         channels, height, width = inputs
@@ -75,6 +78,9 @@ class PolynomialMap(nn.Module):
         if planned.over == "window":
             shape = (outputs, channels, planned.kernel, planned.kernel)
             high, wide = ((size + 2 * self.padding - planned.kernel) // planned.stride + 1 for size in (height, width))
+            if min(high, wide) < 1:
+                message = f"kernel = {planned.kernel} does not fit into {height} x {width} positions"
+                raise TrainingConfigError(message)
             self.outputs = (outputs, high, wide)
         elif planned.over == "positions":
             shape = (outputs, height * width)
@@ -132,7 +138,7 @@ class PolynomialRound(nn.Module):
             skipped: Magnitude of the values that a skip adds; 0 without one.
 
         Raises:
-            TrainingConfigError: Windows do not divide what they sum over.
+            TrainingConfigError: Windows are larger than what they move over, or do not divide what they sum over.
         """
         super().__init__()
         self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest
@@ -233,8 +239,10 @@ class PolynomialRound(nn.Module):
 
     def _relay(self, gain: Reals, bias: Reals, skip: Reals, bound: int) -> Relay:
         """Factors and offsets as integers, such that every sum fits int64."""
-        digits = min(FACTOR_BITS, 61 - math.ceil(math.log2(bound)))
-        shift = min(48, max(0, digits - math.ceil(math.log2(np.abs(gain).max()))))
+        largest = [float(np.abs(values).max()) for values in (gain, bias, skip)]
+        reached = bound * largest[0] + largest[1] + 1 + self.skipped * largest[2]  # in levels, before the cut
+        digits = FACTOR_BITS - math.frexp(largest[0])[1]
+        shift = max(0, min(digits, 62 - math.frexp(reached)[1]))
 
         def scaled(values: Reals) -> Integers:
             return np.rint(values * 2.0**shift).astype(np.int64)

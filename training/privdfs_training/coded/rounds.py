@@ -24,6 +24,8 @@ class Round:
     Attributes:
         inputs: Channels, height, width of what the device shares.
         outputs: The same of what it decodes.
+        sent: Which of the inputs travel, ascending, in the order of channels, rows, columns; the others are zero for
+            everybody. Empty: all.
         largest: Magnitude that no shared value exceeds.
         degree: Of the servers' polynomial.
         moduli: The fewest primes that tell all results apart.
@@ -36,6 +38,7 @@ class Round:
 
     inputs: Shape
     outputs: Shape
+    sent: tuple[int, ...]
     largest: int
     degree: int
     moduli: tuple[int, ...]

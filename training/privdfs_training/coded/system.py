@@ -15,14 +15,23 @@ from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.fields import PRIMES, Integers, fewest_moduli
 from privdfs_training.coded.network import PolynomialRound, exact, to_levels
 from privdfs_training.coded.rounds import IntegerNetwork, IntegerRound, Relay, Round, Shape
+from privdfs_training.config import MaskConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
+from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import build_backbone
 from privdfs_training.models.system import build_head
 
+#: How the values that are shared are chosen: as masked releases choose, for one server; levels play no part.
+CHOICE = MaskConfig(servers=1, values=1, levels=3, temperature=(1.0, 0.1), settled=0.12)
+
 
 class CodedSystem(nn.Module):
-    """Baseline, head, rounds, and a linear readout of what is shared, which the device could compute alone."""
+    """Baseline, head, rounds, and a linear readout of what is shared, which the device could compute alone.
+
+    Attributes:
+        mask: Which values of the feature are shared, where not all are: a mask for one server, whom all stand for.
+    """
 
     def __init__(self, config: CodedConfig, *, image_shape: Shape, classes: int) -> None:
         """Build all networks with fresh weights.
@@ -33,8 +42,8 @@ class CodedSystem(nn.Module):
             classes: Number of classes.
 
         Raises:
-            TrainingConfigError: The backbone does not have the head's split point, its patches do not fit the image, or
-                shapes of rounds do not fit each other.
+            TrainingConfigError: The backbone does not have the head's split point, its patches do not fit the image,
+                shapes of rounds do not fit each other, or the feature has fewer values than are to be shared.
         """
         super().__init__()
         channels, height, width = image_shape
@@ -44,19 +53,23 @@ class CodedSystem(nn.Module):
         with torch.no_grad():
             self.head.eval()
             shape = tuple(self.head(torch.zeros(1, channels, height, width, dtype=torch.uint8)).shape[1:])
+        self.mask = _build_mask(config.sharing.values, shape, config.seed) if config.sharing.values else None
         self.readout = nn.Linear(math.prod(shape), classes)
         self.rounds = _build_rounds(config, shape, classes)
 
-    def values(self, images: Tensor) -> Tensor:
+    def values(self, images: Tensor, *, temperature: float = 1.0, noise: float = 0.0) -> Tensor:
         """What the device shares in the first round.
 
         Args:
             images: uint8 [batch, channels, height, width].
+            temperature: Of the mask, while it is not frozen.
+            noise: Of the mask, while it is not frozen.
 
         Returns:
-            Integers as float32 [batch, channels, h, w].
+            Integers as float32 [batch, channels, h, w], zero where nothing is sent.
         """
-        return to_levels(self.head(images), self.polynomials[0].largest)
+        values = to_levels(self.head(images), self.polynomials[0].largest)
+        return values if self.mask is None else values * self.mask(temperature, noise)
 
     def read(self, values: Tensor) -> Tensor:
         """What the device could say alone: the linear readout, whose gradient does not reach the head.
@@ -180,11 +193,22 @@ def moduli_for(network: IntegerNetwork, primes: int, *, number: int) -> tuple[in
     return bound, moduli
 
 
-def describe(rounds: tuple[IntegerRound, ...], seen: list[int], primes: int) -> tuple[Round, ...]:
-    """Describe rounds, and prove their ranges.
+def _build_mask(values: int, shape: Shape, seed: int) -> OwnerMask:
+    elements = math.prod(shape)
+    if values > elements:
+        message = (
+            f"sharing.values is {values}, but the feature has {elements} values ({' x '.join(map(str, shape))}). Lower "
+            "it, or leave it out to share all."
+        )
+        raise TrainingConfigError(message)
+    return OwnerMask(shape, msgspec.structs.replace(CHOICE, values=values), seed=seed)
+
+
+def describe(system: CodedSystem, seen: list[int], primes: int) -> tuple[Round, ...]:
+    """Describe a system's rounds, and prove their ranges.
 
     Args:
-        rounds: In order.
+        system: Trained.
         seen: Largest magnitude of each round's results on some images.
         primes: The most that a round may need.
 
@@ -195,13 +219,15 @@ def describe(rounds: tuple[IntegerRound, ...], seen: list[int], primes: int) -> 
         RangeError: A round needs more primes.
     """
     found = []
-    for number, (current, largest) in enumerate(zip(rounds, seen, strict=True), 1):
+    sent = () if system.mask is None else tuple(system.mask.indices(0).tolist())
+    for number, (current, largest) in enumerate(zip(system.plain(), seen, strict=True), 1):
         network, device = current.network, current.device
         bound, moduli = moduli_for(network, primes, number=number)
         found.append(
             Round(
                 inputs=network.inputs,
                 outputs=network.outputs,
+                sent=sent if number == 1 else (),
                 largest=network.largest,
                 degree=network.degree,
                 moduli=moduli,

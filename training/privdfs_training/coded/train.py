@@ -15,7 +15,7 @@ from privdfs_training.checkpoint import read_tensors
 from privdfs_training.coded.bounds import interval_bound
 from privdfs_training.coded.config import CodedConfig
 from privdfs_training.coded.fields import fewest_moduli
-from privdfs_training.coded.system import CodedSystem, describe, moduli_for, save_coded
+from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
@@ -33,11 +33,12 @@ from privdfs_training.stages import (
     head_to_int8,
     known_of,
     teach,
+    temperature_and_noise,
 )
 
 PARTS = ("head", "rounds", "readout")
 # Not the limits on degree and primes: a finished run stays what it is when they are raised.
-SECTIONS = ("seed", "data", "backbone", "head", "sharing.bits", "sharing.annealed", "rounds", "loss")
+SECTIONS = ("seed", "data", "backbone", "head", "sharing.bits", "sharing.values", "sharing.annealed", "rounds", "loss")
 SEEN_IMAGES = 5000  # training images on which the largest results are looked for
 
 
@@ -96,12 +97,13 @@ def train_coded(
     parallel.synchronise(system)
     compute = Compute(device, config.train.precision, replay=device.type == "cuda" and parallel.world() == 1)
     result = run_stages(coded_stages(config, system, data), config, system, data, folder, console, compute)
-    rounds = describe(system.plain(), _seen(system, data, device), config.sharing.primes)
+    rounds = describe(system, _seen(system, data, device), config.sharing.primes)
     for number, each in enumerate(rounds, 1):
         console.print(
             f"round {number}: degree {each.degree}, {np.prod(each.inputs)} values up to {each.largest}, "
             f"{np.prod(each.outputs)} results up to 2^{np.log2(each.bound):.1f} (seen: 2^{np.log2(each.seen):.1f}), "
-            f"{len(each.moduli)} primes"
+            f"{len(each.moduli)} primes",
+            soft_wrap=True,
         )
     readout = accuracy(on_device(device, _readout_of(system)), data.test_batches(EVALUATION_BATCH))
     console.print(f"linear readout: {readout:.2%} of {data.test_size} test images")
@@ -128,15 +130,21 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         system.head.normalise.fit(data.sample("train")[0])
         start_from(system.baseline, (system.head,))
 
+    def finish() -> None:
+        if system.mask is not None:
+            system.mask.freeze()
+        head_to_int8(system.head, data, device)
+
     def loss(
         ask_teacher: Frozen | None, annealed: float, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, Terms]:
         teacher = None if ask_teacher is None else ask_teacher(images)
         for current in system.polynomials:
             current.progress = min(1.0, progress / annealed) if annealed else 1.0
-        values = system.values(images)
+        temperature, noise = temperature_and_noise(CHOICE, progress)
+        values = system.values(images, temperature=temperature, noise=noise)
         total, terms = torch.zeros((), device=images.device), Terms()
-        # The readout has an optimiser's step of its own in the same loss: its gradient ends at the values.
+        # The readout learns on the same losses beside the rounds; its gradient ends at the values.
         for name, logits in (("coded", system.answer(values)), ("readout", system.read(values))):
             answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
             total, terms[name] = total + answer, answer.detach()
@@ -158,7 +166,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         return Stage(
             name=name,
             config=budget,
-            parts=PARTS,
+            parts=PARTS if system.mask is None else (*PARTS, "mask"),
             sections=SECTIONS,
             prepare=prepare,
             loss=partial(loss, teacher, annealed),
@@ -171,7 +179,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
     return (
         baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
         stage("rounds", start, config.sharing.annealed),
-        stage("finetune", partial(head_to_int8, system.head, data, device), 0.0),
+        stage("finetune", finish, 0.0),
     )
 
 

@@ -1,0 +1,1 @@
+"""What coalitions of servers reconstruct: attacks, views, and what an audit reports."""

@@ -1,0 +1,244 @@
+"""The runs of a sweep: trained, exported, and attacked by one decoder."""
+
+import hashlib
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import onnxruntime as ort
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from privdfs_bench.audit.attacks import ATTACKS, reconstruct
+from privdfs_bench.audit.sweeps import Run
+from privdfs_bench.audit.views import view_of_shares
+from privdfs_bench.releases import largest_minority, nhwc
+from privdfs_bench.results import made_by, read_results, write_results
+from privdfs_export import evaluate
+from privdfs_export.graphs import baseline_graph, branch_graph, count_macs, encoder_graph, fusion_graph
+from privdfs_training.attacks.decoder import DecoderBudget
+from privdfs_training.attacks.floors import class_means, mean_image
+from privdfs_training.attacks.linear import by_linear_score
+from privdfs_training.attacks.metrics import score
+from privdfs_training.attacks.view import side_by_side
+from privdfs_training.checkpoint import load_system
+from privdfs_training.data import DataSet, in_memory, load_data
+from privdfs_training.loop import train
+from privdfs_training.parallel import CPU
+from privdfs_training.readouts import linear_readouts
+
+
+def train_run(run: Run, data: DataSet, folder: Path, console: Console, device: torch.device = CPU) -> Path:
+    """Train a run, sharing the baseline with the runs that have the same one.
+
+    Args:
+        run: what to train.
+        data: its images.
+        folder: of all runs.
+        console: for progress.
+        device: where it is trained.
+
+    Returns:
+        The path of the finished system.
+
+    Raises:
+        TrainingError: as `train`.
+    """
+    config = run.config
+    same = msgspec.json.encode(
+        [config.seed, config.data, config.backbone, config.train.baseline, config.train.precision]
+    )
+    shared = folder / f"baseline-{hashlib.sha256(same).hexdigest()[:12]}.safetensors"
+    own = folder / run.name / "baseline.safetensors"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if shared.exists() and not own.exists():
+        os.link(shared, own)
+    path = train(config, data, own.parent, console, device=device)
+    if not shared.exists():
+        os.link(own, shared)
+    return path
+
+
+def measure(
+    run: Run, path: Path, data: DataSet, budget: DecoderBudget, console: Console, device: torch.device = CPU
+) -> dict[str, Any]:
+    """Export a trained run's graphs, and measure them.
+
+    Args:
+        run: what was trained.
+        path: of the finished system.
+        data: its images.
+        budget: of every attacker.
+        console: for progress.
+        device: where the decoders are trained.
+
+    Returns:
+        The run's entry in the result file.
+
+    Raises:
+        Error: the system cannot be opened or exported.
+    """
+    system = load_system(path).system
+    servers = run.config.masks.servers
+    encoder, fusion, baseline = encoder_graph(system), fusion_graph(system), baseline_graph(system)
+    branches = [branch_graph(system, server) for server in range(servers)]
+    cut = evaluate.session(encoder.SerializeToString())
+    shares, shares_test = (_shares(cut, images) for images in (data.train_images, data.test_images))
+    worst = {}
+    for size in range(1, servers + 1):
+        members = by_linear_score(shares, data.train_images, shares_test, data.test_images, size)
+        worst[str(size)] = _attack(members, shares, shares_test, data, budget, device)
+        console.print(f"{run.name}: servers {members}: {worst[str(size)]['psnr']:.2f} dB")
+    levels = [2 * system.quantiser.limit(server) + 1 for server in range(servers)]
+    return {
+        "name": run.name,
+        "change": run.change,
+        "data": data.name,
+        "backbone": run.config.backbone.name,
+        "servers": servers,
+        "bits_per_share": run.config.masks.values * statistics.mean(map(math.log2, levels)),
+        "client_macs": count_macs(encoder) + count_macs(fusion),
+        "server_macs": count_macs(branches[0]),
+        "baseline_macs": count_macs(baseline),
+        **_accuracies(cut, branches, fusion, baseline, data),
+        "linear_readouts": linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes)),
+        "worst": worst,
+        **({} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}),
+        "made_by": made_by(config_of(run, budget), seed=run.config.seed),
+    }
+
+
+def _accuracies(
+    cut: ort.InferenceSession,
+    branches: Sequence[onnx.ModelProto],
+    fusion: onnx.ModelProto,
+    baseline: onnx.ModelProto,
+    data: DataSet,
+) -> dict[str, float]:
+    """On the test images: the baseline, the fused answer of all servers, and with the worst one missing."""
+    pixels, labels, servers = nhwc(data.test_images), data.test_labels.numpy(), range(len(branches))
+    sessions = [evaluate.session(branch.SerializeToString()) for branch in branches]
+    answers = evaluate.server_answers(cut, sessions, pixels)
+    combine, plain = (evaluate.session(model.SerializeToString()) for model in (fusion, baseline))
+
+    def fused(answered: Sequence[int]) -> float:
+        return evaluate.fraction_right(evaluate.fuse(combine, answers, answered), labels)
+
+    return {
+        "baseline": evaluate.fraction_right(evaluate.run_batched(plain, {"image": pixels})[0], labels),
+        "accuracy": fused(servers),
+        "one_missing": min(fused([one for one in servers if one != gone]) for gone in servers),
+    }
+
+
+def _attack(
+    members: Sequence[int],
+    shares: Sequence[Tensor],
+    shares_test: Sequence[Tensor],
+    data: DataSet,
+    budget: DecoderBudget,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a decoder of one coalition's shares, trained from scratch, reconstructs of the test images."""
+    view = view_of_shares(
+        members=tuple(members),
+        images=data.train_images,
+        labels=data.train_labels,
+        shares=side_by_side(shares, members),
+        received=side_by_side(shares_test, members),
+    )
+    scores = score(reconstruct(view, ATTACKS["decoder"], budget, device=device).images, data.test_images)
+    return {"members": list(members), "attack": "decoder", "psnr": scores.psnr, "ssim": scores.ssim}
+
+
+def config_of(run: Run, budget: DecoderBudget) -> dict[str, Any]:
+    """All that decides a run's entry, as JSON gives it back."""
+    return msgspec.json.decode(msgspec.json.encode({"attack": budget, "run": run.config}))
+
+
+def _shares(encoder: ort.InferenceSession, images: Tensor) -> list[Tensor]:
+    """Of each server, int8 [images, values], as the exported encoder makes them."""
+    return [torch.from_numpy(share) for share in evaluate.run_batched(encoder, {"image": nhwc(images)})]
+
+
+def floors(data: DataSet) -> dict[str, float]:
+    """What one reaches who knows nothing, and one who knows the class, in dB."""
+    average = mean_image(data.train_images).expand(len(data.test_images), *data.image_shape)
+    by_class = class_means(data.train_images, data.train_labels, len(data.classes))[data.test_labels]
+    return {
+        "mean_image": score(average, data.test_images).psnr,
+        "class_mean": score(by_class, data.test_images).psnr,
+    }
+
+
+def table(results: Mapping[str, Any], data: str) -> Table:
+    """A row for each run on a data set; narrow, for a terminal of 80 columns."""
+    floor = results["floors"][data]["class_mean"]
+    shown = Table(
+        title=f"{data}: dB above the class mean", title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    for column in ("run", "N", "bits", "client", "fused", "lost", "linear", "1 of N", "minority"):
+        shown.add_column(column, justify="left" if column == "run" else "right", no_wrap=column == "run")
+    for run in (run for run in results["runs"] if run["data"] == data):
+        shown.add_row(
+            run["name"].partition("-")[2],
+            str(run["servers"]),
+            f"{run['bits_per_share']:.1f}",
+            f"1/{run['baseline_macs'] / run['client_macs']:.1f}",
+            f"{run['accuracy']:.2%}",
+            f"{100 * (run['baseline'] - run['accuracy']):.2f}",
+            f"{run['linear_readouts']:.2%}",
+            f"{run['worst']['1']['psnr'] - floor:+.2f}",
+            f"{minority(run)['psnr'] - floor:+.2f}",
+        )
+    return shown
+
+
+def minority(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the largest coalition reaches that is still a minority."""
+    return run["worst"][str(largest_minority(run["servers"]))]
+
+
+def make(
+    run: Run,
+    budget: DecoderBudget,
+    *,
+    data_folder: Path | None,
+    runs: Path,
+    out: Path,
+    console: Console,
+    device: torch.device,
+) -> None:
+    """Train, measure and record one run, unless the result file has it.
+
+    Args:
+        run: Of a sweep.
+        budget: Of every attacker.
+        data_folder: Of the data set.
+        runs: Folder of the trainings.
+        out: The result file.
+        console: For progress.
+        device: Where networks are trained.
+
+    Raises:
+        Error: It cannot be trained, or measured.
+    """
+    config = config_of(run, budget)
+    if any(one["made_by"]["config"] == config for one in read_results(out).get("runs", [])):
+        console.print(f"{run.name}: in {out} already", highlight=False, soft_wrap=True)
+        return
+    data = in_memory(load_data(run.config.data, data_folder))
+    path = train_run(run, data, runs, console, device)
+    entry = measure(run, path, data, budget, console, device)
+    results = read_results(out)  # again: another process may have added to it
+    others = [one for one in results.get("runs", []) if one["name"] != run.name]
+    together = {"runs": sorted([*others, entry], key=lambda one: one["name"])}
+    known = {"floors": results.get("floors", {}) | {data.name: floors(data)}}
+    write_results(out, {"made_by": entry["made_by"]} | known | together)

@@ -1,0 +1,7 @@
+"""Errors of the benchmarks."""
+
+from privdfs import Error
+
+
+class BenchError(Error):
+    """A benchmark cannot be run, or its results cannot be written, as asked."""

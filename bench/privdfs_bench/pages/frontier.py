@@ -1,0 +1,123 @@
+"""The figures of docs/FRONTIER.md."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
+from privdfs_bench.pages.marks import BEGIN, END, source
+from privdfs_bench.releases import largest_minority
+from privdfs_bench.results import ROOT, read_results
+
+DOCUMENT = ROOT / "docs" / "FRONTIER.md"
+
+
+def figures(folder: Path) -> str:
+    """Everything between the marks of docs/FRONTIER.md: which bars hold together, the sweeps' runs, and other seeds.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    accuracy, privacy, sweeps, seeds, accuracy_of_seeds = (
+        read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "frontier", "seeds", "seeds-accuracy")
+    )
+    if not sweeps:
+        return f"{BEGIN}\n\nNot measured yet: `python bench/frontier.py`.\n\n{END}"
+    floors = {name: floor["class_mean"] for name, floor in sweeps["floors"].items()}
+    points = [point_of_run(run, floors[run["data"]]) for run in sweeps["runs"]]
+    points += [
+        point_of_release(name, entry, privacy["releases"][name])
+        for name, entry in accuracy.get("releases", {}).items()
+        if name in privacy.get("releases", {})
+    ]
+    return "\n\n".join(
+        (
+            BEGIN,
+            "## Which bars the releases meet",
+            held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
+            "## Which bars hold together",
+            bars_table(points),
+            *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
+            "## Seeds",
+            seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
+            if seeds and accuracy_of_seeds
+            else "Not measured yet: configs/seeds/fashion.toml.",
+            END,
+        )
+    )
+
+
+def sweep_table(runs: Sequence[Mapping[str, Any]], data: str, floor: float) -> str:
+    """Markdown table of the runs on one data set, with what each changes."""
+    rows = [
+        (
+            "| run | changes | servers | bits a share | client compute | baseline | fused | one missing "
+            "| linear readouts | 1 server | largest minority | all servers |"
+        ),
+        "| --- " * 12 + "|",
+    ]
+    for run in (run for run in runs if run["data"] == data):
+        worst = run["worst"]
+        leaks = [
+            f"{worst[str(size)]['psnr'] - floor:+.2f} dB"
+            for size in (1, largest_minority(run["servers"]), run["servers"])
+        ]
+        rows.append(
+            f"| {run['name'].partition('-')[2]} | {_change(run['change'])} | {run['servers']} "
+            f"| {run['bits_per_share']:.1f} | 1/{run['baseline_macs'] / run['client_macs']:.1f} "
+            f"| {run['baseline']:.2%} | {run['accuracy']:.2%} | {run['one_missing']:.2%} "
+            f"| {run['linear_readouts']:.2%} | {' | '.join(leaks)} |"
+        )
+    commits = sorted({run["made_by"]["commit"][:10] for run in runs if run["data"] == data})
+    return "\n".join(rows) + (
+        f"\n\nLeakage above the class mean, {floor:.2f} dB. Commits {', '.join(commits)}; frontier.json has the "
+        "command, date and versions of each run."
+    )
+
+
+def _change(change: Mapping[str, Any], prefix: str = "") -> str:
+    """What a run changes, as `masks.values = 4`; nothing for the reference."""
+    return ", ".join(
+        _change(value, f"{prefix}{key}.") if isinstance(value, Mapping) else f"`{prefix}{key} = {value}`"
+        for key, value in change.items()
+    )
+
+
+def seeds_table(
+    seeds: Mapping[str, Any],
+    accuracy_of_seeds: Mapping[str, Any],
+    accuracy: Mapping[str, Any],
+    privacy: Mapping[str, Any],
+) -> str:
+    """Markdown table of trainings from several seeds, with mean and spread; the release is that of seed 0."""
+    audit = privacy["releases"]["fashion-resnet20"]
+    alike = {
+        str(len(one["members"])): one["psnr"] for one in audit["coalitions"] if one["attack"] == "decoder"
+    }  # the network of the other seeds' attack, on the coalitions chosen as theirs
+    found = {"0, the release": _headlines(accuracy["releases"]["fashion-resnet20"], alike)}
+    sources = []
+    for run in seeds["runs"]:
+        entry, reached = accuracy_of_seeds["releases"][run["name"]], run["worst"].items()
+        found[str(run["made_by"]["seed"])] = _headlines(entry, {size: one["psnr"] for size, one in reached})
+        sources += [source(run["made_by"]), source(entry["made_by"])]
+    columns = list(zip(*found.values(), strict=True))
+    found["mean"] = tuple(map(statistics.mean, columns))
+    found["standard deviation"] = tuple(map(statistics.stdev, columns))
+    head = "| seed | fused | one missing (worst) | simple lies | knows everything | linear readouts "
+    rows = [f"{head}| 1 of 3 | 2 of 3 | 3 of 3 |", "| --- " * 9 + "|"]
+    for name, values in found.items():
+        shown = [f"{value:.2%}" for value in values[:5]] + [f"{value:.2f} dB" for value in values[5:]]
+        rows.append(f"| {name} | {' | '.join(shown)} |")
+    said = "Reconstruction by the residual decoder of effort `standard` alone; the release's by that of its own audit."
+    return "\n".join(rows) + f"\n\n{said} {'; '.join(sources)}."
+
+
+def _headlines(entry: Mapping[str, Any], psnr: Mapping[str, float]) -> tuple[float, ...]:
+    """A row of the seeds' table: accuracies, and what a decoder reaches by the number of servers."""
+    lies = (lied_to(entry) or ())[1:]  # of three servers, so one may lie
+    told = tuple(psnr[size] for size in ("1", "2", "3"))
+    return entry["fused"], entry["missing"]["1"]["worst"], *lies, entry["linear_readouts"], *told

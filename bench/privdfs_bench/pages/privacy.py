@@ -1,0 +1,110 @@
+"""The figures of docs/PRIVACY.md."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from privdfs_bench.pages.marks import BEGIN, END, commands, source
+from privdfs_bench.releases import largest_minority
+from privdfs_bench.results import ROOT, read_results
+
+DOCUMENT = ROOT / "docs" / "PRIVACY.md"
+
+
+def figures(folder: Path) -> str:
+    """Everything between the marks of docs/PRIVACY.md: the strongest attack of every size of a coalition.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    entries = read_results(folder / "privacy.json").get("releases", {})
+    if not entries:
+        return f"{BEGIN}\n\nNot measured yet: `python bench/privacy.py`.\n\n{END}"
+    rows = ["| release | servers together | strongest attack | PSNR | above class mean | SSIM | undefended split |"]
+    rows.append("| --- " * 7 + "|")
+    about = []
+    for name, entry in entries.items():
+        servers, broken = len(entry["worst"]), max(entry["undefended"].values())
+        for size, one in entry["worst"].items():
+            who = f"{size} of {servers}" + ("" if int(size) <= largest_minority(servers) else ", not a minority")
+            above = one["psnr"] - one.get("floor", entry["floor"]["class_mean"])
+            rows.append(
+                f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
+                f"| {broken:.2f} dB |"
+            )
+        flags = (
+            ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
+        )
+        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags: {flags or 'not checked'}.")
+    return "\n\n".join(
+        (
+            BEGIN,
+            "\n".join(rows),
+            "\n".join(about),
+            *keys_tables(entries),
+            rivals_table(read_results(folder / "rivals.json")),
+            people_table(read_results(folder / "reidentify.json")),
+            END,
+        )
+    )
+
+
+def keys_tables(releases: Mapping[str, Any]) -> list[str]:
+    """Markdown tables of the keyed releases in privacy.json: what the largest minority does with a user's partition."""
+    knowledge = {
+        "partition": "the user's partition",
+        "family": "all partitions, pairs under others",
+        "nothing": "pairs under others, no partition: protects nobody",
+    }
+    tables = []
+    for name, entry in releases.items():
+        if not entry.get("keys"):
+            continue
+        rows = [f"| {name}: the attacker knows | the same image came under | PSNR | above class mean | SSIM |"]
+        rows.append("| --- " * 5 + "|")
+        for one in entry["keys"]:
+            count = f"{one['requests']} key{'s' * (one['requests'] > 1)}"
+            above = one["psnr"] - one["floor"]
+            rows.append(
+                f"| {knowledge[one['knows']]} | {count} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} |"
+            )
+        tables.append("\n".join(rows))
+    return tables
+
+
+def rivals_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of rivals.json, the least leaking first, and who wins at matched accuracy."""
+    if not results:
+        return "Other defences are not measured yet: `python bench/rivals.py`."
+    rows = ["| system | defence | a coalition receives | client / baseline MACs | accuracy | points lost "]
+    rows[0] += "| strongest attack | PSNR | above class mean |"
+    rows.append("| --- " * 9 + "|")
+    for name, entry in sorted(results["systems"].items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
+        worst, accuracy = entry["worst"], f"{entry['accuracy']:.2%}{'' if entry['matched'] else ', not matched'}"
+        cost = entry["baseline_macs"] / entry["client_macs"]
+        rows.append(
+            f"| {name} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
+            f"| {accuracy} | {entry['lost_points']:.2f} | {worst['attack']} "
+            f"| {worst['psnr']:.2f} dB | {worst['above']:+.2f} dB |"
+        )
+    made_by = results["made_by"]
+    said = ". ".join(results["verdicts"])
+    return "\n".join(rows) + f"\n\n{said}. {source(made_by)}."
+
+
+def people_table(results: Mapping[str, Any]) -> str:
+    """Markdown table of reidentify.json: how often the worst coalition of each size names the right person first."""
+    if not results:
+        return "Whether shares tell people apart is not measured yet: `python bench/reidentify.py`."
+    attacks = list(next(iter(next(iter(results["releases"].values()))["coalitions"].values())))
+    rows = ["| release | servers together | guessing | " + " | ".join(attacks) + " | the photographs themselves |"]
+    rows.append("| --- " * (4 + len(attacks)) + "|")
+    for name, entry in results["releases"].items():
+        servers, whole = len(entry["bits"]), entry["photographs"]["rank 1"]["rate"]
+        for size, found in entry["coalitions"].items():
+            rates = " | ".join(f"{found[attack]['rank 1']['rate']:.1%}" for attack in attacks)
+            rows.append(f"| {name} | {size} of {servers} | {1 / entry['people']:.1%} | {rates} | {whole:.1%} |")
+    return "\n".join(rows) + f"\n\n{commands(results)}"

@@ -1,0 +1,34 @@
+"""The figures of README.md: one row for each release."""
+
+from pathlib import Path
+
+from privdfs_bench.pages.bars import point_of_release
+from privdfs_bench.pages.marks import BEGIN, END
+from privdfs_bench.results import ROOT, read_results
+
+DOCUMENT = ROOT / "README.md"
+
+
+def figures(folder: Path) -> str:
+    """Everything between the marks of README.md: what each release reaches, in a line.
+
+    Args:
+        folder: of the result files.
+
+    Returns:
+        Markdown.
+    """
+    accuracy, privacy = (read_results(folder / f"{name}.json")["releases"] for name in ("accuracy", "privacy"))
+    rows = [
+        "| release | servers | baseline | PrivDFS | leakage of the largest minority | bytes up | device's compute |",
+        "| --- " * 7 + "|",
+    ]
+    for name, entry in accuracy.items():
+        leakage = "not measured"
+        if name in privacy:
+            leakage = f"{point_of_release(name, entry, privacy[name])['above']:+.2f} dB"
+        rows.append(
+            f"| {name} | {len(entry['branches'])} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | {leakage} "
+            f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
+        )
+    return "\n\n".join((BEGIN, "\n".join(rows), END))

@@ -1,0 +1,149 @@
+"""Releases as the benchmarks see them: which there are, their data sets, graphs and shares."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from privdfs import Bundle, ConfigError, UserKey
+from privdfs._manifest import (
+    ENCODER_NAME,
+    FUSION_NAME,
+    decode_server_manifest,
+    key_spec,
+    read_manifest_bytes,
+    read_verified,
+)
+from privdfs._manifest import bytes_up as manifest_bytes_up
+from privdfs_bench.results import ROOT
+from privdfs_training.config import DataConfig
+from privdfs_training.data import DataSet, in_memory, load_data
+
+RELEASES = ROOT / "model_repository"
+ENCODED_AT_ONCE = 1000
+
+
+def releases(given: list[Path]) -> list[Path]:
+    """Folders of the releases to measure: those given, or else all in model_repository.
+
+    Raises:
+        ConfigError: none is given and there is none, or two have the same name.
+    """
+    found = given or sorted(path.parent.parent for path in RELEASES.glob("*/client/manifest.json"))
+    if not found:
+        msg = f"there is no release in {RELEASES}: train and export one, or name the folder of one"
+        raise ConfigError(msg)
+    names = [release_name(path) for path in found]
+    if len(set(names)) < len(names):
+        msg = "two of the releases have the same folder name, and would be one entry of the results: rename a folder"
+        raise ConfigError(msg)
+    return found
+
+
+def release_data(bundle: Bundle, folder: Path | None) -> DataSet:
+    """The data set that a release was trained on; of a streamed set, the samples that fit in memory.
+
+    Args:
+        bundle: of the release.
+        folder: of its files; None looks where the set is usually installed.
+
+    Raises:
+        ConfigError: the release names no known set, or the set has other classes or another image size.
+        DataError: files are missing or damaged.
+    """
+    try:
+        config = msgspec.convert(bundle.manifest.made_by.config.get("data"), DataConfig)
+    except msgspec.ValidationError as error:
+        msg = f"the manifest of {bundle.release} names no known data set ({error}): export it with privdfs-export"
+        raise ConfigError(msg) from error
+    data, image = in_memory(load_data(config, folder)), bundle.manifest.image
+    if data.classes != bundle.classes or data.image_shape != (image.channels, image.height, image.width):
+        msg = f"{bundle.release} has other classes or image sizes than {config.name}: pass its own data with --data"
+        raise ConfigError(msg)
+    return data
+
+
+def release_name(release: Path) -> str:
+    """Name of a release in result files: that of its folder."""
+    return release.resolve().name
+
+
+def largest_minority(servers: int) -> int:
+    """Servers that may put their shares together without being a majority; of two, one."""
+    return max(1, (servers - 1) // 2)
+
+
+def verified_graph(folder: Path, model: str) -> bytes:
+    """The ONNX graph of a server's folder, checked against the folder's manifest.
+
+    Raises:
+        BundleError: the folder is missing or changed.
+        ConfigError: it holds no such graph.
+    """
+    manifest = decode_server_manifest(read_manifest_bytes(folder))
+    name = f"{model}/1/model.onnx"
+    if name not in manifest.files:
+        msg = f"{folder} has no {name}: measure a release of the engine 'python' or 'onnxruntime'"
+        raise ConfigError(msg)
+    return read_verified(folder, {name: manifest.files[name]})[name]
+
+
+def nhwc(images: Tensor) -> NDArray[np.uint8]:
+    """Images as graphs and clients take them, uint8 [images, height, width, channels]."""
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+
+
+def client_graphs(release: Path, bundle: Bundle) -> tuple[bytes, bytes]:
+    """The device's two graphs as ONNX, encoder and fusion, checked against the manifest.
+
+    Raises:
+        BundleError: A file is missing or changed.
+    """
+    files = read_verified(release / "client", bundle.manifest.files)
+    return files[ENCODER_NAME], files[FUSION_NAME]
+
+
+def branch_graphs(release: Path, bundle: Bundle) -> list[bytes]:
+    """The branches of all servers as ONNX, checked as by `verified_graph`."""
+    return [verified_graph(release / f"server-{server}", "branch") for server in range(bundle.n_servers)]
+
+
+def partitions_of(bundle: Bundle) -> int | None:
+    """How many partitions a keyed release has; None for others."""
+    keys = key_spec(bundle.manifest)
+    return None if keys is None else keys.partitions
+
+
+def bytes_up(bundle: Bundle) -> list[int]:
+    """Bytes of one image's tensors, to each server."""
+    return list(manifest_bytes_up(bundle.manifest))
+
+
+def shares_of(bundle: Bundle, images: Tensor, partition: int | None = None) -> list[Tensor]:
+    """The shares of many images, as the device makes them.
+
+    Args:
+        bundle: of the release.
+        images: uint8 [images, channels, height, width].
+        partition: of a keyed release, the user's; None takes that of `user_key`.
+
+    Returns:
+        One int8 [images, values] per server; of a keyed release those of one user, since whoever looks at them knows
+        the partition, as the servers do.
+    """
+    pixels = nhwc(images)
+    if partition is None:
+        partition = bundle.partition(user_key(bundle))
+    parts = [
+        bundle.encode(pixels[at : at + ENCODED_AT_ONCE], partition=partition)
+        for at in range(0, len(pixels), ENCODED_AT_ONCE)
+    ]
+    return [torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)]
+
+
+def user_key(bundle: Bundle) -> UserKey | None:
+    """The key that a benchmark calls a keyed release with: any one, always the same; None for others."""
+    return None if partitions_of(bundle) is None else UserKey(bytes(16))

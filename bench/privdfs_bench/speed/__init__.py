@@ -1,0 +1,1 @@
+"""How fast the system is, beside what it is compared with."""

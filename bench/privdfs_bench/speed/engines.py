@@ -1,0 +1,56 @@
+"""Every branch through TensorRT-RTX, in every precision."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import onnx
+
+from privdfs_bench.errors import BenchError
+from privdfs_export.engine import BuildOptions, build_engine
+from privdfs_export.precision import Precision, with_precision
+from privdfs_export.repository import Repository
+from privdfs_export.sessions import session
+from privdfs_export.verify import relative_difference
+
+
+def measure(repository: Repository, precision: Precision) -> dict[str, Any]:
+    """Build one branch in one precision.
+
+    Args:
+        repository: of a server, with golden examples and ranges.
+        precision: wanted.
+
+    Returns:
+        One entry of the results: seconds, bytes of plan and weights, and against the float32 graph on the golden
+        examples the largest difference, relative to the largest logit, and the fraction of equal classes.
+
+    Raises:
+        BenchError: TensorRT-RTX, or the golden examples, are missing.
+        EngineError: it cannot be built.
+    """
+    try:
+        rtx = importlib.import_module("tensorrt_rtx_bindings")
+    except ImportError as error:
+        msg = "TensorRT-RTX is not installed: run `make tensorrt`"
+        raise BenchError(msg) from error
+    golden = repository.golden
+    if golden is None:
+        msg = f"{repository.path} has no golden examples: export the release again with this version"
+        raise BenchError(msg)
+    graph = with_precision(onnx.load_from_string(repository.graph), precision, repository.ranges)
+    plan = build_engine(graph, BuildOptions(repository.config.max_batch_size), rtx)
+    found: dict[str, Any] = {
+        "precision": precision,
+        "seconds": round(plan.seconds, 2),
+        "plan_bytes": len(plan.data),
+        "weights_bytes": plan.weights,
+        "difference": None,
+        "agreement": None,
+    }
+    if precision != "bf16":
+        inputs = {name: values for name, values in golden.items() if name != "logits"}
+        answers = np.asarray(session(graph.SerializeToString()).run(None, inputs)[0])
+        found["difference"] = float(f"{relative_difference(answers, golden['logits']):.2e}")
+        found["agreement"] = float((answers.argmax(1) == golden["logits"].argmax(1)).mean())
+    return found

@@ -1,0 +1,191 @@
+"""A release on disk: the client's folder, one Triton model repository per server, and the baseline's.
+
+It appears whole, under its final name, or not at all.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from privdfs._manifest import (
+    ENCODER_NAME,
+    FORMAT_VERSION,
+    FUSION_NAME,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    ClientManifest,
+    ServerManifest,
+    encode_manifest,
+    sha256_file,
+)
+from privdfs_export.contents import Graphs
+from privdfs_export.errors import ExportError
+from privdfs_export.repository import write_repository
+from privdfs_export.triton import Engine, ModelSpec, TensorSpec
+from privdfs_export.verify import server_folders
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What may lie beside a model: golden inputs with its float32 `logits`, and the ranges that INT8 needs."""
+
+    golden: Tensors | None = None
+    ranges: Mapping[str, float] | None = None
+
+    def __repr__(self) -> str:
+        """Names, never values."""
+        return f"Sidecar({', '.join(self.golden or ())})"
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a place that is taken, or where nothing can be written, before minutes are spent.
+
+    Args:
+        out: Folder of a release that is to be made.
+
+    Raises:
+        ExportError: It exists, or its folder cannot be written to.
+    """
+    if out.exists():
+        message = f"{out} exists already, and a release is never changed in place. Choose another folder with --out."
+        raise ExportError(message)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ExportError(f"cannot write in {place}. Choose another folder with --out.")
+
+
+def write_release(
+    out: Path,
+    client: ClientManifest,
+    built: Graphs,
+    *,
+    engine: Engine,
+    golden: Tensors,
+    sidecars: Sequence[Sidecar],
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a release whole or not at all.
+
+    Args:
+        out: Its folder; must not exist.
+        client: The client's manifest; its files are filled in.
+        built: The graphs.
+        engine: What Triton runs them with.
+        golden: The client's examples, by name.
+        sidecars: Of every server, and last of the baseline.
+        finish: Does the rest in each server's folder, before anybody sees it.
+
+    Raises:
+        ExportError: The folder exists or cannot be written; nothing was left behind.
+    """
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
+        raise ExportError(message) from error
+    try:
+        _write_client(partial / "client", client, built, golden)
+        for server, branch in enumerate(built.branches):
+            write_server(partial / f"server-{server}", client, server, branch.data, engine, sidecars[server])
+        write_baseline(partial / "baseline", client, built.baseline.data, engine, sidecars[-1])
+        if finish is not None:
+            for folder in server_folders(partial):
+                finish(folder)
+        partial.chmod(0o755)
+        partial.rename(out)
+    except OSError as error:
+        message = (
+            f"cannot write the release to {out}: {error.strerror}. Free some disk space or choose another folder; "
+            "nothing was left behind."
+        )
+        raise ExportError(message) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: Tensors) -> None:
+    folder.mkdir()
+    contents = {
+        ENCODER_NAME: built.encoder.data,
+        FUSION_NAME: built.fusion.data,
+        GOLDEN_NAME: save_tensors(dict(golden)),  # pyright: ignore[reportArgumentType]
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    files = {name: sha256_file(folder / name) for name in contents}
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=files)))
+
+
+def write_server(
+    folder: Path, client: ClientManifest, server: int, branch: bytes, engine: Engine, sidecar: Sidecar
+) -> None:
+    """Write the folder of one server.
+
+    Args:
+        folder: `server-<i>`; made when it is not there.
+        client: The client's manifest.
+        server: Index of the server.
+        branch: Its graph, serialised ONNX.
+        engine: What Triton runs it with.
+        sidecar: What lies beside it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    about = client.servers[server]
+    partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
+    spec = ModelSpec(
+        name="branch",
+        engine=engine,
+        inputs=(TensorSpec("share", "int8", (about.share_length,)), *partition),
+        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        max_batch=client.max_batch,
+        parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
+    )
+    manifest = _server_manifest(client, engine, server=server, length=about.share_length, scale=about.scale)
+    manifest = msgspec.structs.replace(manifest, keys=client.keys)
+    write_repository(folder, manifest, spec, branch, golden=sidecar.golden, ranges=sidecar.ranges)
+
+
+def write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engine: Engine, sidecar: Sidecar) -> None:
+    """Write the folder of the unprotected model, for comparison only; its arguments are those of `write_server`."""
+    # To the one server that runs it, the "share" is the whole image.
+    shape = (client.image.height, client.image.width, client.image.channels)
+    spec = ModelSpec(
+        name="baseline",
+        engine=engine,
+        inputs=(TensorSpec("image", "uint8", shape),),
+        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        max_batch=client.max_batch,
+        parameters={"privdfs_release": client.release},
+    )
+    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(shape)), scale=1.0)
+    write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
+
+
+def _server_manifest(
+    client: ClientManifest, engine: Engine, *, server: int, length: int, scale: float
+) -> ServerManifest:
+    return ServerManifest(
+        format_version=FORMAT_VERSION,
+        release=client.release,
+        server=server,
+        share_length=length,
+        scale=scale,
+        classes=len(client.classes),
+        engine=engine,
+        files={},
+        made_by=client.made_by,
+    )
