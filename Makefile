@@ -15,11 +15,12 @@ PIP_OPTIONS := --quiet --only-binary :all: --disable-pip-version-check
 ENV := $(VENV)/.ready
 TRITON_ENV := $(TRITON_VENV)/.ready
 TENSORRT_ENV := $(VENV)/.ready-tensorrt
+DOCS_ENV := $(VENV)/.ready-docs
 PILLOW_ENV := $(PILLOW)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format env triton tensorrt pillow clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,7 +28,7 @@ help:  ## list these commands
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
-test: env triton tensorrt pillow lint  ## environments, lint, types, import contract, every test
+test: env triton tensorrt pillow lint docs  ## environments, lint, types, import contract, documentation, every test
 	$(BIN)/pytest
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -45,6 +46,10 @@ lint: env  ## style, format, types, import contract
 format: env  ## put the code into its format and fix what can be fixed safely
 	$(BIN)/ruff check --fix-only --exit-zero
 	$(BIN)/ruff format
+
+# MkDocs's theme advertises its successor at every build, unless it is told not to.
+docs: $(DOCS_ENV)  ## the documentation site (build/site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
 
 env: $(ENV)  ## the environment of all three packages (.venv)
 
@@ -66,6 +71,10 @@ $(TENSORRT_ENV): $(ENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/10 tensorrt-cu12-bindings==10.16.1.11
 	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/11 tensorrt-cu12-bindings==11.4.0.106
 	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(TENSORRT_API)/torch torch-tensorrt==2.14.0
+	@touch $@
+
+$(DOCS_ENV): $(ENV)
+	$(BIN)/pip install $(PIP_OPTIONS) --constraint constraints.txt --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 $(PILLOW_ENV): $(ENV)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from privdfs_bench.pages import deploy, frontier, privacy, readme, scaling
+from privdfs_bench.pages import deploy, frontier, privacy, readme, results, scaling
 from privdfs_bench.pages.marks import updated
 from privdfs_bench.results import RESULTS
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     options = parser.parse_args(arguments)
     stale = 0
-    for page in (readme, privacy, scaling, frontier, deploy):
+    for page in (readme, results, privacy, scaling, frontier, deploy):
         text = page.DOCUMENT.read_text(encoding="utf-8")
         wanted = updated(text, page.figures(RESULTS))
         if not options.check:

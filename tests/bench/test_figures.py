@@ -6,6 +6,7 @@ import pytest
 
 from bench import figures
 from privdfs_bench.pages import bars, deploy, frontier, privacy, readme
+from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.marks import BEGIN, END, updated
 
@@ -43,18 +44,33 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_figures_are_those_of_the_result_files(results: Path) -> None:
-    text = readme.figures(results)
+    text = results_page.figures(results)
     measured = "95.00% | **94.12%** | 70.00% | 1 of 3: 91.00%; 88.00% | 80.00% to 90.00% | 85.00% | 32 | 1/15.0"
-    assert f"| small | 3 | {measured} |" in text
+    assert f"| small[^accuracy-1] | 3 | {measured} |" in text
     assert "| bytes up | p50 through 50 ms and 20 Mbit/s |\n| --- |" in text
     assert "| privdfs | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | not measured | 32 | 51.50 ms |" in text
     assert "| baseline_device | 1.23 ms | 2.00 ms | 3.00 ms | 4.00 ms | 1.50 ms | 32 | not measured |" in text
     assert "| 1 server, worst coalition | 14.00 dB, SSIM 0.400 |" in text
     assert "| 2 servers, worst coalition | 14.50 dB, SSIM 0.500 |" in text
-    assert "| floor: knows the class (class mean) | 13.00 dB |" in text
+    assert "| floor: the class alone (class mean) | 13.00 dB |" in text
     assert "| test images; effort | 10,000; quick |" in text
-    assert "| undefended split, the attack that does best on it | 33.00 dB (decoder) |" in text
+    assert "| undefended split, its strongest attack | 33.00 dB (decoder) |" in text
     assert "commit 0123456789" in text
+
+
+def test_every_row_names_what_measured_it(results: Path) -> None:
+    text = results_page.figures(results)
+    for name in ("accuracy-1", "privacy-1", "latency"):
+        assert text.count(f"[^{name}]") == 2
+        assert f"\n[^{name}]: `latency.py`, commit 0123456789, 2026-01-01." in text
+
+
+def test_the_readme_has_one_line_for_each_release(results: Path) -> None:
+    assert readme.figures(results).splitlines()[4:-2] == [
+        "| small | 3 | 95.00% | **94.12%** | +1.00 dB | 32 | 1/15.0 |"
+    ]
+    (results / "privacy.json").write_text(json.dumps({"releases": {}}))
+    assert "| **94.12%** | not measured | 32 |" in readme.figures(results)
 
 
 def test_a_release_measured_before_there_were_such_figures_says_so(results: Path) -> None:
@@ -63,15 +79,15 @@ def test_a_release_measured_before_there_were_such_figures_says_so(results: Path
     for name in ("malicious", "linear_readouts"):
         del found["releases"]["small"][name]
     path.write_text(json.dumps(found))
-    assert "| 70.00% | not measured | 80.00% to 90.00% | not measured | 32 | 1/15.0 |" in readme.figures(results)
+    assert "| 70.00% | not measured | 80.00% to 90.00% | not measured | 32 | 1/15.0 |" in results_page.figures(results)
 
 
 def test_only_what_stands_between_the_marks_changes(results: Path) -> None:
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    new = updated(text, readme.figures(results))
-    assert new.startswith(f"before\n{BEGIN}\n\n| release")
+    new = updated(text, results_page.figures(results))
+    assert new.startswith(f"before\n{BEGIN}\n\n## Accuracy\n\n| release")
     assert new.endswith(f"{END}\nafter\n")
-    assert updated(new, readme.figures(results)) == new
+    assert updated(new, results_page.figures(results)) == new
 
 
 def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> None:
@@ -84,7 +100,7 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     path.write_text(json.dumps(found))
     text = privacy.figures(results)
     assert "| small | 1 of 2 | dense | 14.00 dB | +1.00 dB | 0.400 | 33.00 dB |" in text
-    assert "| small | 2 of 2, no minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
+    assert "| small | 2 of 2, not a minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
     assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags: few images." in text
     path.unlink()
     assert "Not measured yet" in privacy.figures(results)
@@ -96,7 +112,7 @@ def test_keyed_releases_say_what_keys_change(results: Path) -> None:
     found["releases"]["small"]["keys"] = {"keys": 100, "mean": 0.925, "min": 0.92, "max": 0.9275}
     path.write_text(json.dumps(found))
     told = "small under 100 random users' keys: 92.50% on average, 92.00% to 92.75%."
-    assert told in readme.figures(results)
+    assert told in results_page.figures(results)
     assert privacy.keys_tables({"small": {"keys": []}}) == []
     row = {"requests": 1, "knows": "nothing", "psnr": 10.0, "floor": 13.0, "ssim": 0.25}
     rows = [row | {"requests": 4, "knows": "partition", "psnr": 14.5}, row]
@@ -124,7 +140,7 @@ def test_rivals_are_ranked_by_what_they_leak() -> None:
     assert lines[-1] == "nothing is compared. `rivals.py`, commit 0123456789, 2026-01-01."
 
 
-def test_the_readme_shows_what_the_committed_results_say() -> None:
+def test_the_documents_show_what_the_committed_results_say() -> None:
     assert figures.main(["--check"]) == 0
 
 

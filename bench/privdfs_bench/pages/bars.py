@@ -53,7 +53,7 @@ def held_table(accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
     for bar in dict.fromkeys(bar for bars in held.values() for bar in bars):
         cells = [bars.get(bar, ("", True)) for bars in held.values()]
         rows.append(f"| {bar} | " + " | ".join(shown if met else f"**{shown}**" for shown, met in cells) + " |")
-    return "\n".join(rows) + "\n\nBold: missed. Without a unit: points of accuracy. README.md names the commands."
+    return "\n".join(rows) + "\n\nBold: missed. Without a unit: points of accuracy. RESULTS.md names the commands."
 
 
 def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:

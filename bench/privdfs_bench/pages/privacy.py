@@ -29,7 +29,7 @@ def figures(folder: Path) -> str:
     for name, entry in entries.items():
         servers, broken = len(entry["worst"]), max(entry["undefended"].values())
         for size, one in entry["worst"].items():
-            who = f"{size} of {servers}" + ("" if int(size) <= largest_minority(servers) else ", no minority")
+            who = f"{size} of {servers}" + ("" if int(size) <= largest_minority(servers) else ", not a minority")
             above = one["psnr"] - one.get("floor", entry["floor"]["class_mean"])
             rows.append(
                 f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
@@ -38,7 +38,7 @@ def figures(folder: Path) -> str:
         flags = (
             ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
         )
-        about.append(f"{entry['release']}: {source(entry['made_by'])}; flags: {flags or 'not checked'}.")
+        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags: {flags or 'not checked'}.")
     return "\n\n".join(
         (
             BEGIN,

@@ -1,129 +1,16 @@
-"""The figures of README.md."""
+"""The figures of README.md: one row for each release."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
-from privdfs_bench.pages.bars import lied_to
-from privdfs_bench.pages.marks import BEGIN, END, commands, source
+from privdfs_bench.pages.bars import point_of_release
+from privdfs_bench.pages.marks import BEGIN, END
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "README.md"
 
 
-def accuracy_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of all releases in accuracy.json."""
-    rows = [
-        (
-            "| release | servers | baseline | fused, over tritonservers | one server missing (worst) "
-            "| lying minority (simple lies; knows everything) | a branch alone | linear readouts | bytes up "
-            "| client / baseline MACs |"
-        ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, entry in results["releases"].items():
-        branches = entry["branches"]
-        rows.append(
-            f"| {name} | {len(branches)} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** "
-            f"| {entry['missing']['1']['worst']:.2%} | {_lying(entry)} | {min(branches):.2%} to {max(branches):.2%} "
-            f"| {_linear(entry)} | {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
-        )
-    images = {entry["images"] for entry in results["releases"].values()}
-    counted = " and ".join(f"{count:,}" for count in sorted(images))
-    return (
-        "\n".join(rows) + f"\n\n{counted} test images; exported int8 files, one real tritonserver per server. "
-        f"{commands(results)}{_over_keys(results)}"
-    )
-
-
-def _over_keys(results: Mapping[str, Any]) -> str:
-    """How far accuracy differs between users' keys, for each keyed release."""
-    told = ""
-    for name, entry in results["releases"].items():
-        if "keys" in entry:
-            keys = entry["keys"]
-            told += (
-                f" {name} under {keys['keys']} random users' keys: {keys['mean']:.2%} on average, {keys['min']:.2%} to "
-                f"{keys['max']:.2%}."
-            )
-    return told
-
-
-def _lying(entry: Mapping[str, Any]) -> str:
-    """Accuracy under the largest lying minority: the worst simple lie, and liars who know everything."""
-    lied = lied_to(entry)
-    if lied is None:
-        return "not measured"
-    size, simple, adversarial = lied
-    return f"{size} of {len(entry['branches'])}: {simple:.2%}; {adversarial:.2%}"
-
-
-def _linear(entry: Mapping[str, Any]) -> str:
-    return f"{entry['linear_readouts']:.2%}" if "linear_readouts" in entry else "not measured"
-
-
-def latency_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of latency.json."""
-    networks = results.get("networks", {})
-    head = ["system", "p50", "p90", "p99", "p99.9", "processor time of the device", "bytes up"]
-    head += [f"p50 through {one['rtt_ms']:g} ms and {one['mbit']:g} Mbit/s" for one in networks.values()]
-    rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for name, system in results["systems"].items():
-        cells = [_ms(system.get(f"{key}_ms")) for key in ("p50", "p90", "p99", "p99.9", "cpu")]
-        cells.append(f"{system['bytes_up']:,}")
-        cells += [_ms(one["systems"].get(name, {}).get("p50_ms")) for one in networks.values()]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    made_by = results["made_by"]
-    samples = next(iter(results["systems"].values()))["samples"]
-    return (
-        "\n".join(rows) + f"\n\n{samples:,} calls each, interleaved, on loopback, {made_by['machine']['cores']} cores "
-        f"({made_by['machine']['processor']}), release {results['release']}. {source(made_by)}. "
-        f"Machines like this one are noisy: compare within the table."
-    )
-
-
-def _ms(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f} ms"
-
-
-def privacy_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of privacy.json: the worst coalition of each size, between the floors and the undefended split."""
-    rows = ["| attacker | " + " | ".join(results["releases"]) + " |", "| --- |" + " --- |" * len(results["releases"])]
-    entries = list(results["releases"].values())
-
-    def row(label: str, values: list[str]) -> None:
-        rows.append(f"| {label} | " + " | ".join(values) + " |")
-
-    row("floor: knows nothing (mean image)", [f"{entry['floor']['mean_image']:.2f} dB" for entry in entries])
-    row("floor: knows the class (class mean)", [f"{entry['floor']['class_mean']:.2f} dB" for entry in entries])
-    for size in sorted({size for entry in entries for size in entry["worst"]}, key=int):
-        found = [entry["worst"].get(size) for entry in entries]
-        shown = [f"{one['psnr']:.2f} dB, SSIM {one['ssim']:.3f}" if one else "" for one in found]
-        row(f"{size} server{'s' * (size != '1')}, worst coalition", shown)
-    row("undefended split, the attack that does best on it", [_undefended(entry) for entry in entries])
-    row("test images; effort", [f"{_most_images(entry):,}; {entry['effort']}" for entry in entries])
-    most = min(max(map(_most_images, entries)), UNDEFENDED_IMAGES)
-    return (
-        "\n".join(rows)
-        + "\n\nMean PSNR per image; the strongest of several attacks on each coalition on the bytes that "
-        "the bundle makes, knowing the masks (undefended split: the baseline's feature after its first convolution, at "
-        f"most {most:,} images). {commands(results)}"
-    )
-
-
-def _most_images(entry: Mapping[str, Any]) -> int:
-    """Test images of the attacks that met the most."""
-    return max(one["images"] for one in entry["coalitions"])
-
-
-def _undefended(entry: Mapping[str, Any]) -> str:
-    attack, psnr = max(entry["undefended"].items(), key=lambda item: item[1])
-    return f"{psnr:.2f} dB ({attack})"
-
-
 def figures(folder: Path) -> str:
-    """Everything between the marks.
+    """Everything between the marks of README.md: what each release reaches, in a line.
 
     Args:
         folder: of the result files.
@@ -131,6 +18,17 @@ def figures(folder: Path) -> str:
     Returns:
         Markdown.
     """
-    accuracy, privacy, latency = (read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "latency"))
-    tables = (accuracy_table(accuracy), privacy_table(privacy), latency_table(latency))
-    return "\n\n".join((BEGIN, *tables, END))
+    accuracy, privacy = (read_results(folder / f"{name}.json")["releases"] for name in ("accuracy", "privacy"))
+    rows = [
+        "| release | servers | baseline | PrivDFS | leakage of the largest minority | bytes up | device's compute |",
+        "| --- " * 7 + "|",
+    ]
+    for name, entry in accuracy.items():
+        leakage = "not measured"
+        if name in privacy:
+            leakage = f"{point_of_release(name, entry, privacy[name])['above']:+.2f} dB"
+        rows.append(
+            f"| {name} | {len(entry['branches'])} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | {leakage} "
+            f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
+        )
+    return "\n\n".join((BEGIN, "\n".join(rows), END))

@@ -39,7 +39,7 @@ def figures(folder: Path) -> str:
         f"Most calls a second with p99 within {most['bound_ms']:g} ms, all on one machine: {per_second}. "
         f"One request costs a server {service['one_ms']:.3f} ms; a batch of b {service['base_ms']:.3f} + "
         f"{service['image_ms']:.3g} b ms. The estimate for {DEVICES:,} devices with one image every {EVERY_S} seconds, "
-        f"a party having so many instances like the measured one:"
+        f"with the instances like the measured one that each party needs:"
     )
     made_by = results["made_by"]
     cores = made_by["machine"]["cores"]
