@@ -43,9 +43,10 @@ class Workers:
         """Run a job of a call in a thread, within the call's deadline.
 
         Raises:
+            ConfigError: the client was closed before the job began.
             DeadlineExceededError: it was not done in time; nobody waits for what it gives.
         """
-        future = asyncio.wrap_future(self._pool.submit(job))
+        future = self._start(job)
         if not await ended_in_time(future, call.deadline.remaining):
             raise DeadlineExceededError(
                 f"the {call.deadline.timeout:g} s of this call were over before its images were ready to send: "
@@ -59,15 +60,7 @@ class Workers:
         Raises:
             ConfigError: the client was closed before the job began.
         """
-
-        def begin() -> T:
-            if self._closed:
-                raise ConfigError(CLOSED)
-            return job()
-
-        if self._closed:  # the pool takes no more
-            raise ConfigError(CLOSED)
-        return await asyncio.wrap_future(self._pool.submit(begin))
+        return await self._start(job)
 
     def close(self) -> None:
         """End the threads, each when its job has ended.
@@ -76,3 +69,13 @@ class Workers:
         """
         self._closed = True
         self._pool.shutdown(wait=False)
+
+    def _start(self, job: Callable[[], T]) -> "asyncio.Future[T]":
+        def begin() -> T:
+            if self._closed:
+                raise ConfigError(CLOSED)
+            return job()
+
+        if self._closed:  # the pool takes no more
+            raise ConfigError(CLOSED)
+        return asyncio.wrap_future(self._pool.submit(begin))

@@ -113,7 +113,6 @@ def test_a_line_is_there_as_soon_as_it_is_known(release: Path, pictures: list[st
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
 def test_names_that_begin_with_a_dash(release: Path, pictures: list[str], tmp_path: Path) -> None:
     odd = tmp_path / "-dash.png"
     odd.write_bytes(Path(pictures[0]).read_bytes())
@@ -131,6 +130,7 @@ def test_names_that_begin_with_a_dash(release: Path, pictures: list[str], tmp_pa
         assert "-dash.png" in done.stdout
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
 def test_answers_that_are_known_are_not_lost_when_the_servers_fail(
     release: Path,
     fakes: list[FakeServer],
