@@ -50,6 +50,7 @@ format: env  ## put the code into its format and fix what can be fixed safely
 # MkDocs's theme advertises its successor at every build, unless it is told not to.
 docs: $(DOCS_ENV)  ## the documentation site (build/site/index.html)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	@echo "build/site/index.html; with its search: python3 -m http.server --bind 127.0.0.1 --directory build/site"
 
 env: $(ENV)  ## the environment of all three packages (.venv)
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -26,6 +27,7 @@ ELSEWHERE = {
 }
 _PAGES = {source: page for page, source in ELSEWHERE.items()}
 _LINK = re.compile(r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)")
+_LOADED = re.compile(r"""<(?:script|img|iframe|link\b(?=[^>]*stylesheet))[^>]*?(?:src|href)="((?:https?:)?//[^"]*)\"""")
 #: DEPLOY.md says after a block's language who runs it (the tests run it): the site shows that as the block's title.
 _FENCE = re.compile(r"^```(\w+) ([\w. -]+)$", re.MULTILINE)
 
@@ -53,3 +55,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{link['picture']}[{link['text']}]({relative}{mark}{anchor})"
 
     return _FENCE.sub(r'```\1 title="\2"', _LINK.sub(fitted, markdown))
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:  # noqa: ARG001 - MkDocs's
+    """Refuse a page that loads anything from elsewhere: it would break without a network, and tell others who reads."""
+    foreign = _LOADED.search(output)
+    if foreign:
+        message = f"{page.file.src_uri} loads {foreign[1]}: a page of this site loads nothing from elsewhere"
+        raise PluginError(message)
+    return output
