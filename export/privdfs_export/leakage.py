@@ -13,14 +13,9 @@ from typing import Any
 
 import msgspec
 
-from privdfs._manifest import (
-    MANIFEST_NAME,
-    SIGNATURE_NAME,
-    Leakage,
-    decode_client_manifest,
-    encode_manifest,
-    read_manifest_bytes,
-)
+from privdfs._files import read_manifest_bytes
+from privdfs._format import CLIENT_FOLDER, MANIFEST_NAME, SIGNATURE_NAME, Leakage
+from privdfs._manifest import decode_client_manifest, encode_manifest
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError
 
@@ -55,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         privdfs.Error: The release is not as its manifests say, or the results are not of it; nothing was written.
     """
-    was_signed = (options.release / "client" / SIGNATURE_NAME).exists()
+    was_signed = (options.release / CLIENT_FOLDER / SIGNATURE_NAME).exists()
     for row in record_leakage(options.release, options.results):
         servers = ", ".join(map(str, row.coalition))
         print(f"servers {servers} by {row.attack}: {row.psnr:.2f} dB, {row.above_floor:+.2f} dB above the class mean")
@@ -80,7 +75,7 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
         privdfs.BundleError: A file of the release is not what its manifest says.
         ExportError: The results are not of this release, or not fit to stand in a manifest; or nothing can be written.
     """
-    client = release / "client"
+    client = release / CLIENT_FOLDER
     if not (client / MANIFEST_NAME).exists():
         raise ExportError(f"{release} has no client/{MANIFEST_NAME}. Pass the folder of a whole release.")
     verify(client)

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from privdfs._command_line import whole_number
-from privdfs._manifest import PlanFile, PlanSpec
+from privdfs._format import CLIENT_FOLDER, LOGITS, SIGNATURE_NAME, PlanFile, PlanSpec
 from privdfs._verify import verify
 from privdfs_export.engine import BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
 from privdfs_export.engine_runtime import run_plan
@@ -36,7 +36,6 @@ from privdfs_export.triton import PLAN_NAME, ModelSpec, TensorSpec, triton_type
 from privdfs_export.verify import PLAN_TOLERANCE, Check, compare_plan, server_folders
 
 DESCRIPTION = "Build the TensorRT plans of a release, or of one server's folder, on the GPU host that will serve it."
-_SIGNATURE = "manifest.sig"
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,11 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         ExportError: The place to write to cannot be used.
     """
     verify(release)
-    whole = (release / "client").is_dir()
+    whole = (release / CLIENT_FOLDER).is_dir()
     if out is not None and out.exists():
         message = f"{out} exists already: choose another folder with --out."
         raise ExportError(message)
-    signed = [folder for folder in server_folders(release) if (folder / _SIGNATURE).exists()]
+    signed = [folder for folder in server_folders(release) if (folder / SIGNATURE_NAME).exists()]
     if out is None and signed:
         message = (
             f"{signed[0]} is signed, and plans change it: name a folder for the planned copy with --out, and sign that "
@@ -179,7 +178,7 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         if out is None:
             _exchange(staging, release if whole else release.parent)
         elif whole:
-            shutil.copytree(release / "client", staging / "client")
+            shutil.copytree(release / CLIENT_FOLDER, staging / CLIENT_FOLDER)
             staging.chmod(0o755)
             staging.rename(out)
         else:
@@ -284,7 +283,7 @@ def _compared(repository: Repository, plan: Plan, options: PlanOptions, trt: Mod
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         compatible = options.build.version_compatible
-        return run_plan(trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)["logits"]
+        return run_plan(trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)[LOGITS]
 
     difference = compare_plan(answer, repository.golden or {}, repository.config.max_batch_size)
     allowed = PLAN_TOLERANCE[options.precision]

@@ -21,16 +21,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from privdfs._manifest import (
-    GOLDEN_NAME,
-    MANIFEST_NAME,
-    ServerManifest,
-    decode_server_manifest,
-    encode_manifest,
-    read_manifest_bytes,
-    read_verified,
-    sha256_file,
-)
+from privdfs._files import read_manifest_bytes, read_verified, sha256_file
+from privdfs._format import GOLDEN_NAME, MANIFEST_NAME, ServerManifest
+from privdfs._manifest import decode_server_manifest, encode_manifest
 from privdfs_export.errors import RepositoryError
 from privdfs_export.triton import ONNX_NAME, VERSION, ModelSpec, write_model
 

@@ -30,7 +30,9 @@ import msgspec
 
 from privdfs._command_line import signals_interrupt
 from privdfs._errors import BundleIntegrityError, Error
-from privdfs._manifest import decode_client_manifest, read_manifest_bytes
+from privdfs._files import read_manifest_bytes
+from privdfs._format import CLIENT_FOLDER, server_folder
+from privdfs._manifest import decode_client_manifest
 from privdfs_export._keeper import remove
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository, read_repository
@@ -167,8 +169,8 @@ def _check(path: Path) -> Repository:
 
 def _check_release(path: Path) -> list[Repository]:
     """Read all servers' folders of a release, and check that they belong together."""
-    client = decode_client_manifest(read_manifest_bytes(path / "client"))
-    repositories = [_check(path / f"server-{index}") for index in range(len(client.servers))]
+    client = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+    repositories = [_check(path / server_folder(index)) for index in range(len(client.servers))]
     for index, repository in enumerate(repositories):
         manifest = repository.manifest
         if (manifest.release, manifest.server) != (client.release, index):
@@ -176,7 +178,7 @@ def _check_release(path: Path) -> list[Repository]:
                 f"{repository.path} holds server {manifest.server} of release {manifest.release}, expected server "
                 f"{index} of {client.release}: get the release again, whole"
             )
-            raise BundleIntegrityError(msg, f"server-{index}")
+            raise BundleIntegrityError(msg, server_folder(index))
     return repositories
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 
+from privdfs._format import TensorSpec
+
 Engine = Literal["python", "onnxruntime", "tensorrt"]
 
 #: The one version of a model in a repository of ours.
@@ -32,15 +34,6 @@ WARMUP = "warmup"
 #: Engine -> file that Triton's backend of the same name opens.
 FILES: Mapping[Engine, str] = {"python": "model.py", "onnxruntime": ONNX_NAME, "tensorrt": PLAN_NAME}
 TENSOR_TYPES = {"uint8": "TYPE_UINT8", "int8": "TYPE_INT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a model: name, element type, and shape without the batch axis."""
-
-    name: str
-    dtype: Literal["uint8", "int8", "int32", "float32"]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from privdfs._manifest import PlanSpec
+from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, LOGITS, RELEASE_PARAMETER, PlanSpec
 from privdfs._verify import verify
 from privdfs_export.errors import EngineMismatchError, ParityError, RepositoryError, TensorRTMissingError
 from privdfs_export.repository import Repository, Tensors, read_repository
@@ -77,10 +77,10 @@ def server_folders(path: Path) -> list[Path]:
     Returns:
         `server-0`, …, and `baseline` where there is one; or the folder itself.
     """
-    if not (path / "client").is_dir():
+    if not (path / CLIENT_FOLDER).is_dir():
         return [path]
     folders = sorted(path.glob("server-*"), key=lambda folder: (len(folder.name), folder.name))
-    return [*folders, *([path / "baseline"] if (path / "baseline").is_dir() else [])]
+    return [*folders, *([path / BASELINE_FOLDER] if (path / BASELINE_FOLDER).is_dir() else [])]
 
 
 def check_repository(repository: Repository) -> list[Check]:
@@ -135,7 +135,7 @@ def _check_config(repository: Repository, config: Any, graph: ort.InferenceSessi
     manifest = repository.manifest
     _same(repository, "name", config.name, repository.model)
     _same(repository, "backend", config.backend, manifest.engine)
-    _same(repository, "release", config.parameters["privdfs_release"].string_value, manifest.release)
+    _same(repository, "release", config.parameters[RELEASE_PARAMETER].string_value, manifest.release)
     names = {config.default_model_filename, *config.cc_model_filenames.values()}
     _same(repository, "default_model_filename", config.default_model_filename, FILES[manifest.engine])
     for name in names:
@@ -167,9 +167,9 @@ def _check_golden(repository: Repository, graph: ort.InferenceSession) -> Check:
     golden = repository.golden
     if golden is None:
         return Check("golden examples", "none in this folder; export the release again to have them")
-    inputs = {name: values for name, values in golden.items() if name != "logits"}
+    inputs = {name: values for name, values in golden.items() if name != LOGITS}
     answers = np.asarray(graph.run(None, dict(inputs))[0])
-    difference = relative_difference(answers, golden["logits"])
+    difference = relative_difference(answers, golden[LOGITS])
     _allow(repository, "graph", difference, GRAPH_TOLERANCE)
     return Check("golden examples", f"{len(answers)} through the graph, off by {difference:.1e}")
 
@@ -202,7 +202,7 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         run = run_plan(trt, gpu, data, inputs, profile=profile, version_compatible=plan.version_compatible)
-        return run["logits"]
+        return run[LOGITS]
 
     difference = compare_plan(answer, golden, repository.config.max_batch_size)
     _allow(repository, f"{plan.precision} plan", difference, PLAN_TOLERANCE[plan.precision])
@@ -223,7 +223,7 @@ def compare_plan(answer: Callable[[Tensors, int], NDArray[np.generic]], golden: 
     differences = []
     for profile, (smallest, _, largest) in enumerate(profiles(max_batch)):
         some = {name: values[:largest] for name, values in golden.items()}
-        expected = some.pop("logits")
+        expected = some.pop(LOGITS)
         if len(expected) >= smallest:
             differences.append(relative_difference(answer(some, profile), expected))
     return float(np.max(differences))

@@ -16,9 +16,9 @@ from privdfs._core import Call, Chunk, Outcome
 from privdfs._drive import carry_out_async
 from privdfs._errors import ConfigError
 from privdfs._exchange import Checkup, Trip
+from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
-from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
 from privdfs._workers import Workers
 

@@ -11,21 +11,30 @@ import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
-from privdfs._given import check_flag, check_path
-from privdfs._keys import UserKey, check_partition, partition_of
-from privdfs._manifest import (
+from privdfs._files import read_manifest_bytes, read_verified
+from privdfs._format import (
+    ANSWERED,
+    CLIENT_FOLDER,
     ENCODER_NAME,
     FUSION_NAME,
+    GOLDEN_IMAGES,
     GOLDEN_NAME,
+    IMAGE,
+    LOGITS,
     MANIFEST_NAME,
+    PARTITION,
+    PROBABILITIES,
     ClientManifest,
     bytes_up,
-    decode_client_manifest,
+    encoder_signature,
+    fusion_signature,
     key_spec,
-    read_manifest_bytes,
-    read_verified,
+    share_name,
 )
-from privdfs._onnx import PARTITION, Array, Graph, TensorSpec, partition_feed, partition_inputs
+from privdfs._given import check_flag, check_path
+from privdfs._keys import UserKey, check_partition, partition_of
+from privdfs._manifest import decode_client_manifest
+from privdfs._onnx import Array, Graph, partition_feed
 from privdfs._signature import Trust, check_signature
 
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
@@ -58,25 +67,8 @@ class Bundle:
         self._manifest = manifest
         self._keys = key_spec(manifest)
         self._pid = os.getpid()
-        image = manifest.image
-        n_classes = len(manifest.classes)
-        self._encoder = Graph(
-            ENCODER_NAME,
-            files[ENCODER_NAME],
-            [TensorSpec("image", "uint8", (image.height, image.width, image.channels)), *partition_inputs(self._keys)],
-            [TensorSpec(f"share_{i}", "int8", (server.share_length,)) for i, server in enumerate(manifest.servers)],
-            ONNX_THREADS,
-        )
-        self._fusion = Graph(
-            FUSION_NAME,
-            files[FUSION_NAME],
-            [
-                TensorSpec("logits", "float32", (self.n_servers, n_classes)),
-                TensorSpec("answered", "bool", (self.n_servers,)),
-            ],
-            [TensorSpec("probabilities", "float32", (n_classes,))],
-            1,
-        )
+        self._encoder = Graph(ENCODER_NAME, files[ENCODER_NAME], encoder_signature(manifest), ONNX_THREADS)
+        self._fusion = Graph(FUSION_NAME, files[FUSION_NAME], fusion_signature(manifest), 1)
 
     @classmethod
     def open(
@@ -102,10 +94,10 @@ class Bundle:
         """
         folder = check_path(path, "the bundle")
         check_flag(allow_unsigned, "allow_unsigned")
-        whole = folder / "client" / MANIFEST_NAME
+        whole = folder / CLIENT_FOLDER / MANIFEST_NAME
         if not os.path.exists(folder / MANIFEST_NAME) and os.path.exists(whole):  # noqa: PTH110 - pathlib's raise
             raise BundleIntegrityError(
-                f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
+                f"{folder} is a whole release: give its client folder, {folder / CLIENT_FOLDER}", MANIFEST_NAME
             )
         if trust is not None and allow_unsigned:
             raise ConfigError("`trust` and `allow_unsigned` contradict each other: drop one of them")
@@ -175,7 +167,7 @@ class Bundle:
                 f"encode takes uint8 [batch, {spec.height}, {spec.width}, {spec.channels}] with at least one image, "
                 f"not {images.dtype} {list(images.shape)}: Client.encode takes images of any size and form"
             )
-        shares = self._encoder.run({"image": images, **partition_feed(partition, len(images))})
+        shares = self._encoder.run({IMAGE: images, **partition_feed(partition, len(images))})
         for share, server in zip(shares, self._manifest.servers, strict=True):
             _require_output(ENCODER_NAME, share, _INT8, (len(images), server.share_length))
         return shares
@@ -202,7 +194,7 @@ class Bundle:
                 f"fuse takes logits float32 [batch, {shape[0]}, {shape[1]}] and answered bool [batch, {shape[0]}], "
                 f"not {logits.dtype} {list(logits.shape)} and {answered.dtype} {list(answered.shape)}"
             )
-        (probabilities,) = self._fusion.run({"logits": logits, "answered": answered})
+        (probabilities,) = self._fusion.run({LOGITS: logits, ANSWERED: answered})
         _require_output(FUSION_NAME, probabilities, _FLOAT32, (len(logits), shape[1]))
         if not np.isfinite(probabilities).all():
             raise BundleFormatError(
@@ -226,7 +218,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
         self._check_golden(golden)
-        images, logits, recorded = golden["images"], golden["logits"], golden["probabilities"]
+        images, logits, recorded = golden[GOLDEN_IMAGES], golden[LOGITS], golden[PROBABILITIES]
         # One image at a time: whatever the batch, a release must give what was recorded.
         partitions = [None] * len(images) if self._keys is None else golden[PARTITION][:, 0].tolist()
         encoded = [
@@ -236,8 +228,8 @@ class Bundle:
         differing = 0
         for i in range(self.n_servers):
             share = np.concatenate([shares[i] for shares in encoded])
-            differing += int(np.count_nonzero(share != golden[f"share_{i}"]))
-        fraction = differing / sum(golden[f"share_{i}"].size for i in range(self.n_servers))
+            differing += int(np.count_nonzero(share != golden[share_name(i)]))
+        fraction = differing / sum(golden[share_name(i)].size for i in range(self.n_servers))
         probabilities = self.fuse(logits, np.ones(logits.shape[:2], dtype=np.bool_))
         error = float(np.abs(probabilities - recorded).max())
         same_label = bool((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).all())
@@ -255,17 +247,11 @@ class Bundle:
         return _describe(self._manifest)
 
     def _check_golden(self, golden: Mapping[str, Array]) -> None:
-        manifest, spec = self._manifest, self._manifest.image
-        n_images = len(golden.get("images", ()))
-        n_classes = len(manifest.classes)
-        wanted = {
-            "images": ("uint8", (n_images, spec.height, spec.width, spec.channels)),
-            "logits": ("float32", (n_images, self.n_servers, n_classes)),
-            "probabilities": ("float32", (n_images, n_classes)),
-        }
-        for i, server in enumerate(manifest.servers):
-            wanted[f"share_{i}"] = ("int8", (n_images, server.share_length))
-        wanted |= {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in partition_inputs(self._keys)}
+        n_images = len(golden.get(GOLDEN_IMAGES, ()))
+        encoder, fusion = encoder_signature(self._manifest), fusion_signature(self._manifest)
+        specs = (*encoder.inputs, *encoder.outputs, *fusion.inputs, *fusion.outputs)
+        wanted = {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in specs if spec.name != ANSWERED}
+        wanted[GOLDEN_IMAGES] = wanted.pop(IMAGE)
         found = {name: (str(array.dtype), array.shape) for name, array in golden.items()}
         if n_images == 0 or found != wanted:
             raise BundleFormatError(f"{GOLDEN_NAME} does not hold the tensors of this release: get the release again")

@@ -36,18 +36,21 @@ from privdfs._errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._format import (
+    BRANCH_MODEL,
+    LOGITS,
+    PARTITION,
+    RELEASE_PARAMETER,
+    SERVER_PARAMETER,
+    SHARE,
+    ClientManifest,
+    key_spec,
+)
 from privdfs._grpc import Connection, Reply
-from privdfs._manifest import ClientManifest, key_spec
 from privdfs._messages import Message
-from privdfs._onnx import PARTITION, partition_feed
+from privdfs._onnx import partition_feed
 from privdfs._routing import Replicas
 from privdfs._security import make_security
-
-MODEL = "branch"
-SHARE = "share"
-LOGITS = "logits"
-RELEASE_PARAMETER = "privdfs_release"
-SERVER_PARAMETER = "privdfs_server"
 
 #: Statuses after which the same replica may do better the next time. An inference changes nothing on the server,
 #: and the same share tells it nothing new, so asking again is always safe; after other statuses it would be of no use.
@@ -124,7 +127,7 @@ class ServerChannel:
 
     def ask_config(self, connection: Connection, remaining: float) -> Ask:
         """Ask an endpoint what it serves."""
-        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=MODEL), remaining)
+        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=BRANCH_MODEL), remaining)
 
     def ask_branch(self, connection: Connection, share: Share, remaining: float, timeout: float) -> Ask:
         """Ask an endpoint for the logits of this server's share.
@@ -148,7 +151,7 @@ class ServerChannel:
             raise RuntimeError("a share was about to be sent on a connection that has not passed the check")
         if self._branch.keyed != (share.partition is not None):
             raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
-        request = messages.new("ModelInferRequest", model_name=MODEL)
+        request = messages.new("ModelInferRequest", model_name=BRANCH_MODEL)
         request.parameters["timeout"].int64_param = round(timeout * 1e6)
         request.inputs.add(name=SHARE, datatype="INT8", shape=(batch, length))
         request.raw_input_contents.append(share.values.tobytes())
@@ -261,7 +264,7 @@ class ServerChannel:
             )
         if status == "NOT_FOUND":
             return ServerMismatchError(
-                f"{where} serves no model {MODEL!r}: give the endpoint of server {self.server} of release "
+                f"{where} serves no model {BRANCH_MODEL!r}: give the endpoint of server {self.server} of release "
                 f"{self._branch.release}",
                 self.server,
             )

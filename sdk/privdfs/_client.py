@@ -15,9 +15,9 @@ from privdfs._constants import MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Chunk, Outcome
 from privdfs._drive import carry_out
 from privdfs._exchange import Checkup, Trip
+from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
-from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
 
 if TYPE_CHECKING:

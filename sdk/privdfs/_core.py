@@ -16,9 +16,9 @@ from privdfs._bundle import Bundle
 from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
 from privdfs._errors import AnswerError, ConfigError, DeadlineExceededError, NotEnoughAnswersError, ServerError
+from privdfs._format import PARTITION_BYTES, accuracy_of
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
-from privdfs._manifest import PARTITION_BYTES, accuracy_of
 from privdfs._queries import Asked, Queries
 from privdfs._result import Result, Timings
 from privdfs._suspects import Suspects

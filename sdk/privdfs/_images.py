@@ -19,8 +19,8 @@ from PIL import Image
 
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS, MIN_SIDE
 from privdfs._errors import ImageError
+from privdfs._format import ImageSpec
 from privdfs._given import shown
-from privdfs._manifest import ImageSpec
 from privdfs._pillow import FORMATS, lock_of, open_image, resize, upright, upright_copy
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]

@@ -22,8 +22,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from privdfs._errors import ConfigError
+from privdfs._format import KeySpec
 from privdfs._given import read_file
-from privdfs._manifest import KeySpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -3,8 +3,8 @@
 import math
 
 from privdfs._errors import ConfigError, LeakageError
+from privdfs._format import ClientManifest, Leakage, largest_coalition
 from privdfs._given import shown
-from privdfs._manifest import ClientManifest, Leakage
 
 
 def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
@@ -16,14 +16,13 @@ def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
     Returns:
         Size -> the strongest attack that the manifest has of that size; None: not measured.
     """
-    minority = max(1, (len(manifest.servers) - 1) // 2)
     return {
         size: max(
             (row for row in manifest.leakage if len(row.coalition) == size),
             key=lambda row: row.above_floor,
             default=None,
         )
-        for size in range(1, minority + 1)
+        for size in range(1, largest_coalition(len(manifest.servers)) + 1)
     }
 
 

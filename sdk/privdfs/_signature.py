@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import BundleSignatureError, ConfigError
+from privdfs._format import SIGNATURE_NAME
 from privdfs._given import is_pem, read_file, shown
-from privdfs._manifest import SIGNATURE_NAME
 
 #: A public key: the path of a PEM file, what is in one, or the key's 32 bytes; or several, one of which signed.
 PublicKey: TypeAlias = str | PathLike[str] | bytes

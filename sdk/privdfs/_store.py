@@ -32,8 +32,10 @@ import msgspec
 from privdfs._bundle import Bundle
 from privdfs._constants import MAX_BUNDLE_FILE_BYTES, STORE_LOCK_LIMIT_S
 from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError, ConfigError
+from privdfs._files import MAX_MANIFEST_BYTES, check_digest
+from privdfs._format import MANIFEST_NAME, SIGNATURE_NAME
 from privdfs._given import check_flag, check_path, shown
-from privdfs._manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, check_digest, decode_client_manifest
+from privdfs._manifest import decode_client_manifest
 from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
 from privdfs._source import Fetch, open_source
 

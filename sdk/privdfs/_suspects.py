@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._constants import SUSPECT_AFTER, SUSPECT_PRIOR, SUSPECT_SIGMAS, SUSPECT_WINDOW
-from privdfs._manifest import ClientManifest
+from privdfs._format import ClientManifest
 
 _log = logging.getLogger("privdfs")
 _MISSING = -1

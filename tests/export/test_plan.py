@@ -22,7 +22,9 @@ import pytest
 from onnx import TensorProto
 
 from privdfs import BundleError, Client
-from privdfs._manifest import ServerManifest, encode_manifest, sha256_file
+from privdfs._files import sha256_file
+from privdfs._format import ServerManifest
+from privdfs._manifest import encode_manifest
 from privdfs_export import gpu as gpu_module
 from privdfs_export.cli import main
 from privdfs_export.engine import BuildOptions, build_engine

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from privdfs._manifest import MAX_PARTITIONS
+from privdfs._format import MAX_PARTITIONS
 from privdfs_training.errors import TrainingConfigError
 
 if sys.version_info >= (3, 11):
