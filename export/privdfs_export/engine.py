@@ -19,16 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from privdfs_export.errors import EngineBuildError, EngineError, EngineGraphError, TensorRTMissingError
+from privdfs_export.repository import Repository
 from privdfs_export.triton import profiles
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram  # a serving host has no torch
 
 #: TensorRT's parsers read opsets up to this one without the fused attention operators, which few types support.
 MAX_OPSET = 22
@@ -87,6 +85,10 @@ class Plan:
     seconds: float
     weights: int | None
     messages: tuple[tuple[str, str], ...] = field(repr=False)
+
+
+#: Builds the engine of one server's folder. There is one for each `--via` of `privdfs-export plan`.
+Build = Callable[[Repository, BuildOptions], Plan]
 
 
 def find_tensorrt() -> ModuleType:
@@ -179,13 +181,11 @@ def _is_cast_to_double(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> 
     return node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.DOUBLE
 
 
-def build_engine(
-    model: "onnx.ModelProto | ExportedProgram", options: BuildOptions, trt: ModuleType | None = None
-) -> Plan:
+def build_engine(model: onnx.ModelProto, options: BuildOptions, trt: ModuleType | None = None) -> Plan:
     """Build an engine.
 
     Args:
-        model: The graph, in its final precision; or a program of torch, which torch-tensorrt converts.
+        model: The graph, in its final precision.
         options: How.
         trt: TensorRT's package; found when None.
 
@@ -200,10 +200,6 @@ def build_engine(
     if options.max_batch < 1:
         message = f"max_batch = {options.max_batch}: an engine needs a profile for at least one image."
         raise EngineError(message)
-    if not isinstance(model, onnx.ModelProto):
-        from privdfs_export.torch_engine import convert
-
-        return convert(model, options)
     check_graph(model)
     trt = find_tensorrt() if trt is None else trt
     started = time.monotonic()

@@ -14,10 +14,9 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -29,12 +28,26 @@ from safetensors.numpy import save as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
-from privdfs._manifest import (
+from privdfs._files import sha256_file
+from privdfs._format import (
+    ANSWERED,
+    BASELINE_FOLDER,
+    BASELINE_MODEL,
+    BRANCH_MODEL,
+    CLIENT_FOLDER,
     ENCODER_NAME,
     FORMAT_VERSION,
     FUSION_NAME,
     GOLDEN_NAME,
+    IMAGE,
+    IMAGES,
+    LOGITS,
     MANIFEST_NAME,
+    PARTITION,
+    PROBABILITIES,
+    RELEASE_PARAMETER,
+    SERVER_PARAMETER,
+    SHARE,
     Accuracy,
     ClientManifest,
     ImageSpec,
@@ -46,17 +59,17 @@ from privdfs._manifest import (
     ServerManifest,
     ServerSpec,
     SubsetAccuracy,
-    encode_manifest,
-    sha256_file,
+    baseline_signature,
+    branch_signature,
+    server_folder,
+    share_name,
 )
+from privdfs._manifest import encode_manifest
 from privdfs_export import evaluate, graphs, parity
 from privdfs_export.errors import ExportError
-from privdfs_export.gpu import Gpu
-from privdfs_export.plan import PlanOptions, prepared, write_planned
 from privdfs_export.precision import Precision, measure_ranges, with_precision
-from privdfs_export.repository import read_repository, write_repository
-from privdfs_export.triton import Engine, ModelSpec, TensorSpec
-from privdfs_export.verify import server_folders
+from privdfs_export.repository import write_repository
+from privdfs_export.triton import GraphEngine, ModelSpec
 from privdfs_training import provenance
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
@@ -93,9 +106,8 @@ def export_release(
     data: ImageData,
     out: Path,
     *,
-    engine: Engine,
+    engine: GraphEngine,
     console: Console,
-    plans: PlanOptions | None = None,
 ) -> ClientManifest:
     """Build a release.
 
@@ -106,19 +118,16 @@ def export_release(
         out: Folder of the release; must not exist.
         engine: What Triton runs the branches with.
         console: Where the steps are shown.
-        plans: Of the engine "tensorrt", what plans to build; needs TensorRT and a GPU.
 
     Returns:
         The client's manifest.
 
     Raises:
-        EngineError: A plan cannot be built here; nothing was written.
         ParityError: A graph differs from torch; nothing was written.
         ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
             released; nothing was written.
     """
     refuse_existing(out)
-    planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     if data.task == "attributes":
         message = (
             f"{data.name} has attributes, and a release answers with probabilities of classes, of which one is right. "
@@ -245,13 +254,9 @@ def export_release(
         else KeySpec(partitions=system.family.partitions, family=family_id(system.family.tables(system.masks.owned))),
     )
     sidecars = [Sidecar(_golden_of_server(golden, server), ranges[server]) for server in range(system.masks.servers)]
-    (answers,) = evaluate.run_batched(evaluate.session(built.baseline), {"image": golden["images"]})
-    sidecars.append(Sidecar({"image": golden["images"], "logits": answers}, ranges[-1]))
-    if planner is None:
-        _write(out, client, built, golden, sidecars, engine)
-    else:
-        options = plans or PlanOptions("fp16")
-        _write(out, client, built, golden, sidecars, "onnxruntime", lambda folder: _plan(folder, options, planner))
+    (answers,) = evaluate.run_batched(evaluate.session(built.baseline), {IMAGE: golden[IMAGES]})
+    sidecars.append(Sidecar({IMAGE: golden[IMAGES], LOGITS: answers}, ranges[-1]))
+    _write(out, client, built, golden, sidecars, engine)
     console.print(f"{release}: baseline {measured.baseline:.2%}, fused {measured.fused:.2%}, written to {out}")
     return client
 
@@ -272,26 +277,18 @@ def _ranges(system: System, built: Graphs, images: NDArray[np.uint8]) -> list[di
     """Ranges of the activations of every branch, and last of the baseline, on real shares and images."""
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
-    shares = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
+    shares = evaluate.run_batched(evaluate.session(built.encoder), {IMAGE: images, **also})
     found = [
-        measure_ranges(onnx.load_from_string(branch), {"share": share, **also})
+        measure_ranges(onnx.load_from_string(branch), {SHARE: share, **also})
         for branch, share in zip(built.branches, shares, strict=True)
     ]
-    return [*found, measure_ranges(onnx.load_from_string(built.baseline), {"image": images})]
+    return [*found, measure_ranges(onnx.load_from_string(built.baseline), {IMAGE: images})]
 
 
 def _golden_of_server(golden: Mapping[str, NDArray[np.generic]], server: int) -> dict[str, NDArray[np.generic]]:
     """Of the client's golden examples what belongs to one server."""
-    partition = {"partition": golden["partition"]} if "partition" in golden else {}
-    return {"share": golden[f"share_{server}"], **partition, "logits": golden["logits"][:, server]}
-
-
-def _plan(folder: Path, options: PlanOptions, planner: tuple[ModuleType, list[Gpu]]) -> None:
-    """Build the plans of one server's folder, in its place."""
-    planned = folder.with_name(f"{folder.name}.planned")
-    write_planned(read_repository(folder), planned, options, *planner)
-    shutil.rmtree(folder)
-    planned.rename(folder)
+    partition = {PARTITION: golden[PARTITION]} if PARTITION in golden else {}
+    return {SHARE: golden[share_name(server)], **partition, LOGITS: golden[LOGITS][:, server]}
 
 
 def drawn_images(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -321,14 +318,14 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
     also_torch = [torch.from_numpy(value) for value in also.values()]
-    exported = evaluate.run_batched(evaluate.session(built.encoder), {"image": images, **also})
+    exported = evaluate.run_batched(evaluate.session(built.encoder), {IMAGE: images, **also})
     with torch.inference_mode():
         for server, share in enumerate(graphs.encoder_module(system)(pixels, *also_torch)):
             parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
         answers = []
         for server in servers:
             branch = evaluate.session(built.branches[server])
-            ours = evaluate.run_batched(branch, {"share": exported[server], **also})[0]
+            ours = evaluate.run_batched(branch, {SHARE: exported[server], **also})[0]
             share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
             theirs = graphs.branch_module(system, server)(share, *also_torch)
             parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
@@ -337,15 +334,15 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         answered = np.random.default_rng(0).random(logits.shape[:2]) < 0.5
         answered[~answered.any(axis=1), 0] = True
         fusion = evaluate.session(built.fusion)
-        ours = evaluate.run_batched(fusion, {"logits": logits, "answered": answered})[0]
+        ours = evaluate.run_batched(fusion, {LOGITS: logits, ANSWERED: answered})[0]
         theirs = graphs.FusionProbabilities(system)(torch.from_numpy(logits), torch.from_numpy(answered))
         parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
-        ours = evaluate.run_batched(evaluate.session(built.baseline), {"image": images})[0]
+        ours = evaluate.run_batched(evaluate.session(built.baseline), {IMAGE: images})[0]
         parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
-    golden = {f"share_{server}": exported[server][:GOLDEN_IMAGES] for server in servers}
+    golden = {share_name(server): exported[server][:GOLDEN_IMAGES] for server in servers}
     golden |= {name: value[:GOLDEN_IMAGES] for name, value in also.items()}
-    golden["images"], golden["logits"] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
-    golden["probabilities"] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
+    golden[IMAGES], golden[LOGITS] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
+    golden[PROBABILITIES] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
     return golden
 
 
@@ -355,10 +352,9 @@ def _write(
     built: Graphs,
     golden: dict[str, NDArray[np.generic]],
     sidecars: Sequence[Sidecar],
-    engine: Engine,
-    finish: Callable[[Path], None] | None = None,
+    engine: GraphEngine,
 ) -> None:
-    """Write the release whole or not at all; `finish` does the rest in each server's folder before anybody sees it."""
+    """Write the release whole or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -366,13 +362,10 @@ def _write(
         message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
         raise ExportError(message) from error
     try:
-        _write_client(partial / "client", client, built, golden)
+        _write_client(partial / CLIENT_FOLDER, client, built, golden)
         for server, branch in enumerate(built.branches):
-            _write_server(partial / f"server-{server}", client, server, branch, sidecars[server], engine)
-        _write_baseline(partial / "baseline", client, built.baseline, sidecars[-1], engine)
-        if finish is not None:
-            for folder in server_folders(partial):
-                finish(folder)
+            _write_server(partial / server_folder(server), client, server, branch, sidecars[server], engine)
+        _write_baseline(partial / BASELINE_FOLDER, client, built.baseline, sidecars[-1], engine)
         partial.chmod(0o755)
         partial.rename(out)
     except OSError as error:
@@ -395,40 +388,42 @@ def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: d
 
 
 def _write_server(
-    folder: Path, client: ClientManifest, server: int, branch: bytes, sidecar: Sidecar, engine: Engine
+    folder: Path, client: ClientManifest, server: int, branch: bytes, sidecar: Sidecar, engine: GraphEngine
 ) -> None:
     about = client.servers[server]
-    partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
+    tensors = branch_signature(client, server)
     spec = ModelSpec(
-        name="branch",
+        name=BRANCH_MODEL,
         engine=engine,
-        inputs=(TensorSpec("share", "int8", (about.share_length,)), *partition),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        inputs=tensors.inputs,
+        output=tensors.outputs[0],
         max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
+        parameters={RELEASE_PARAMETER: client.release, SERVER_PARAMETER: str(server)},
     )
     manifest = _server_manifest(client, engine, server=server, length=about.share_length, scale=about.scale)
     manifest = msgspec.structs.replace(manifest, keys=client.keys)
     write_repository(folder, manifest, spec, branch, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
-def _write_baseline(folder: Path, client: ClientManifest, baseline: bytes, sidecar: Sidecar, engine: Engine) -> None:
+def _write_baseline(
+    folder: Path, client: ClientManifest, baseline: bytes, sidecar: Sidecar, engine: GraphEngine
+) -> None:
     # For comparison only: to the one server that runs it, the "share" is the whole image, unprotected.
-    shape = (client.image.height, client.image.width, client.image.channels)
+    tensors = baseline_signature(client)
     spec = ModelSpec(
-        name="baseline",
+        name=BASELINE_MODEL,
         engine=engine,
-        inputs=(TensorSpec("image", "uint8", shape),),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        inputs=tensors.inputs,
+        output=tensors.outputs[0],
         max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release},
+        parameters={RELEASE_PARAMETER: client.release},
     )
-    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(shape)), scale=1.0)
+    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(tensors.inputs[0].shape)), scale=1.0)
     write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
 def _server_manifest(
-    client: ClientManifest, engine: Engine, *, server: int, length: int, scale: float
+    client: ClientManifest, engine: GraphEngine, *, server: int, length: int, scale: float
 ) -> ServerManifest:
     return ServerManifest(
         format_version=FORMAT_VERSION,

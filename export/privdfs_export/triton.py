@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from privdfs._format import TensorSpec
 
 Engine = Literal["python", "onnxruntime", "tensorrt"]
+#: Engines that run the ONNX graph itself, as the exporter writes it.
+GraphEngine = Literal["python", "onnxruntime"]
 
 #: The one version of a model in a repository of ours.
 VERSION = "1"

@@ -17,9 +17,9 @@ from privdfs._format import (
     CLIENT_FOLDER,
     ENCODER_NAME,
     FUSION_NAME,
-    GOLDEN_IMAGES,
     GOLDEN_NAME,
     IMAGE,
+    IMAGES,
     LOGITS,
     MANIFEST_NAME,
     PARTITION,
@@ -218,7 +218,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
         self._check_golden(golden)
-        images, logits, recorded = golden[GOLDEN_IMAGES], golden[LOGITS], golden[PROBABILITIES]
+        images, logits, recorded = golden[IMAGES], golden[LOGITS], golden[PROBABILITIES]
         # One image at a time: whatever the batch, a release must give what was recorded.
         partitions = [None] * len(images) if self._keys is None else golden[PARTITION][:, 0].tolist()
         encoded = [
@@ -247,11 +247,11 @@ class Bundle:
         return _describe(self._manifest)
 
     def _check_golden(self, golden: Mapping[str, Array]) -> None:
-        n_images = len(golden.get(GOLDEN_IMAGES, ()))
+        n_images = len(golden.get(IMAGES, ()))
         encoder, fusion = encoder_signature(self._manifest), fusion_signature(self._manifest)
         specs = (*encoder.inputs, *encoder.outputs, *fusion.inputs, *fusion.outputs)
         wanted = {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in specs if spec.name != ANSWERED}
-        wanted[GOLDEN_IMAGES] = wanted.pop(IMAGE)
+        wanted[IMAGES] = wanted.pop(IMAGE)
         found = {name: (str(array.dtype), array.shape) for name, array in golden.items()}
         if n_images == 0 or found != wanted:
             raise BundleFormatError(f"{GOLDEN_NAME} does not hold the tensors of this release: get the release again")

@@ -37,7 +37,7 @@ LOGITS = "logits"
 ANSWERED = "answered"
 PROBABILITIES = "probabilities"
 #: The images among the client's golden examples; its other tensors have the names above.
-GOLDEN_IMAGES = "images"
+IMAGES = "images"
 
 #: Parameters in a model's configuration; the release check reads them.
 RELEASE_PARAMETER = "privdfs_release"

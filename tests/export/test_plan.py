@@ -185,37 +185,6 @@ def test_local_mode_answers_from_a_planned_release(trained_release: Path, trt: M
         assert planned.predict(image).label == given.predict(image).label
 
 
-def test_a_release_can_be_exported_with_its_plans(
-    trained_release: Path, data_folder: Path, trt: ModuleType, tmp_path: Path
-) -> None:
-    checkpoint = trained_release.parent / "run" / "system.safetensors"
-    out = tmp_path / "out"
-    line = [str(checkpoint), "--out", str(out), "--data", str(data_folder), "--engine", "tensorrt"]
-    assert main([*line, "--precision", "int8-fp16"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    for name in ("server-0", "server-1", "server-2", "baseline"):
-        plan = planned_manifest(out / name).plan
-        assert plan is not msgspec.UNSET
-        assert plan.precision == "int8-fp16"
-    assert main(["verify", str(out)]) == 0
-
-
-def test_exporting_with_plans_where_none_can_be_built_writes_nothing(
-    trained_release: Path,
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
-    checkpoint = trained_release.parent / "run" / "system.safetensors"
-    line = [str(checkpoint), "--out", str(tmp_path / "out"), "--data", str(data_folder), "--engine", "tensorrt"]
-    assert main(line) == 2
-    assert "Run this in the container that will serve" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
