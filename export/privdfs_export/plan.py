@@ -116,10 +116,10 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
         options: Parsed with `add_arguments`.
 
     Returns:
-        The same, typed.
+        The options, typed.
 
     Raises:
-        PrecisionError: There is no such precision.
+        PrecisionError: The precision is unknown.
         EngineError: `--system` without `--via torch-tensorrt`, or the other way round.
     """
     if (options.via == "torch-tensorrt") != (options.system is not None):
@@ -162,9 +162,9 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
 
     Raises:
         privdfs.BundleError: A folder is not what its manifest says.
-        EngineError: A plan cannot be built: no TensorRT, no GPU, a graph that it refuses.
-        ParityError: A plan does not answer what its graph answers.
-        ExportError: The place to write to cannot be used.
+        EngineError: A plan cannot be built: TensorRT or a GPU is missing, or the graph is refused.
+        ParityError: A plan and its graph give different answers.
+        ExportError: The folder cannot be written.
     """
     verify(release)
     whole = (release / CLIENT_FOLDER).is_dir()
@@ -180,7 +180,7 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         raise ExportError(message)
     planner = _prepare(options)
     target = release if out is None else out
-    # Where renaming works whatever is mounted: folders of a release are exchanged inside of it.
+    # On the same file system, so that renaming works: folders of a release are exchanged inside of it.
     place = release if out is None and whole else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)

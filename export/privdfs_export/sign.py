@@ -2,7 +2,7 @@
 
 Every folder with a manifest gets a `manifest.sig` (`privdfs/_signature.py` has its format). What is signed is checked
 first: every file against its manifest, and the folders against each other. `privdfs-export keygen` makes the keys;
-those that OpenSSL makes serve as well.
+keys made by OpenSSL work too.
 """
 
 import argparse

@@ -5,7 +5,7 @@ axis. Triton can run it by one of several engines; whatever the engine, `config.
 nothing to auto-completion, so that what a server loads is what the exporter wrote.
 
 The engine `tensorrt` loads plans, which are built on the GPU host (`plan`); the ONNX graph stays beside them, to build
-from and to compare with, and Triton does not open it. Plans are pristine: what is to be said of them is said elsewhere.
+from and to compare with, and Triton does not open it. Plans hold nothing of ours: the manifest describes them.
 """
 
 from collections.abc import Mapping
@@ -76,8 +76,8 @@ def config_pbtxt(spec: ModelSpec) -> str:
         "input": inputs,
         "output": [_tensor(spec.output)],
         "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": 1}],
-        # No queue delay: requests that wait together are batched, but none waits for company. No queue policy either:
-        # with one, Triton 2.51 holds back some requests for half a second, although nobody is in front of them.
+        # No queue delay: requests that wait together are batched, but none waits for others. No queue policy either:
+        # with one, Triton 2.51 holds back some requests for half a second, although no request is ahead of them.
         "dynamic_batching": {},
         # The model reports ready only after one run, so that no client pays for the first one.
         "model_warmup": [

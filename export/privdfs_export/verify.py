@@ -1,4 +1,4 @@
-"""`privdfs-export verify DIR`: whether a release, or one server's folder, can be served as it lies there.
+"""`privdfs-export verify DIR`: whether a release, or one server's folder, can be served as it is.
 
 Checked before a server starts, and by `privdfs-serve` itself:
 
@@ -37,7 +37,7 @@ _ORT_TYPES = {f"tensor({name})": name for name in ("uint8", "int8", "int32")} | 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what was found."""
+    """One check, and its result."""
 
     name: str
     found: str
@@ -94,8 +94,8 @@ def check_repository(repository: Repository) -> list[Check]:
 
     Raises:
         RepositoryError: Configuration, graph and manifest contradict each other.
-        EngineMismatchError: The plan is of another TensorRT or GPU than are here.
-        ParityError: Golden examples do not come out.
+        EngineMismatchError: The plan is of another TensorRT or GPU.
+        ParityError: Golden examples give other results.
     """
     config = repository.config
     try:
@@ -158,7 +158,7 @@ def _same(repository: Repository, what: str, stated: object, real: object) -> No
     if stated != real:
         message = (
             f"{repository.path}: config.pbtxt says {what} {stated}, graph and manifest say {real}: they are of "
-            "different releases or were edited; get the release again, or build its plans again."
+            "different releases, or were edited. Get the release again, or build its plans again."
         )
         raise RepositoryError(message)
 
@@ -185,8 +185,8 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
         return [Check("plan", f"not compared with TensorRT: {error}")]
     if not loads(plan, trt.__version__):
         message = (
-            f"{repository.path}: its plan was built by TensorRT {plan.tensorrt}, here is {trt.__version__}: build it "
-            "again on this machine with `privdfs-export plan`."
+            f"{repository.path}: its plan was built by TensorRT {plan.tensorrt}, and this is {trt.__version__}: build "
+            "it again on this machine with `privdfs-export plan`."
         )
         raise EngineMismatchError(message)
     golden = repository.golden
@@ -251,7 +251,7 @@ def loads(plan: PlanSpec, installed: str) -> bool:
 def _allow(repository: Repository, what: str, difference: float, allowed: float) -> None:
     if not difference <= allowed:  # written so that NaN fails
         message = (
-            f"{repository.path}: golden examples through the {what} are off by {difference:.1e} (at most {allowed:.0e} "
-            "wanted): get the release again; if that does not help, build the plan in another precision."
+            f"{repository.path}: golden examples through the {what} are off by {difference:.1e} (allowed: {allowed:.0e}"
+            "): get the release again; if that does not help, build the plan in another precision."
         )
         raise ParityError(message, what, difference, allowed)

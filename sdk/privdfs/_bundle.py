@@ -42,7 +42,7 @@ _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How close the golden examples came out on this device.
+    """How close this device comes to the golden examples.
 
     Attributes:
         images: number of golden examples.
@@ -81,9 +81,9 @@ class Bundle:
 
         Args:
             path: the folder.
-            trust: Ed25519 public key of whoever signs the releases (the path of a PEM file, what is in one, or the
+            trust: Ed25519 public key of the signer (the path of a PEM file, what is in one, or the
                 key's 32 bytes), or several, of which one must have signed.
-            allow_unsigned: open it without asking who made it, for development.
+            allow_unsigned: open it without a signature check, for development.
 
         Raises:
             BundleSignatureError: it is not signed by a trusted key, or none was named.
@@ -106,8 +106,8 @@ class Bundle:
             check_signature(folder, data, trust)
         elif not allow_unsigned:
             raise BundleSignatureError(
-                f"nothing says whose bundle {folder} is: pass trust=<public key of the releases' signer>, or, to "
-                "develop, allow_unsigned=True"
+                f"{folder} could be anyone's bundle: pass trust=<public key of the signer>, or allow_unsigned=True for "
+                "development"
             )
         manifest = decode_client_manifest(data)
         return cls(folder, manifest, read_verified(folder, manifest.files))
@@ -117,7 +117,7 @@ class Bundle:
 
     @property
     def manifest(self) -> ClientManifest:
-        """Everything the release says about itself."""
+        """Everything that the release states about itself."""
         return self._manifest
 
     @property
@@ -136,10 +136,10 @@ class Bundle:
         return len(self._manifest.servers)
 
     def partition(self, key: UserKey | bytes | None) -> int | None:
-        """Which partition of the release a user's key picks; None for a release with one for everybody.
+        """The partition that a user's key picks; None for a release without keys.
 
         Raises:
-            ConfigError: a keyed release and no key, a key for a release without keys, or something that is no key.
+            ConfigError: a keyed release and no key, a key for a release without keys, or an invalid key.
         """
         return partition_of(key, self._keys)
 
@@ -184,7 +184,7 @@ class Bundle:
 
         Raises:
             ConfigError: another shape or type, or called in a forked child process.
-            BundleFormatError: the graph gives something that is no probabilities.
+            BundleFormatError: the graph does not give probabilities.
         """
         self._refuse_fork()
         shape = (self.n_servers, len(self.classes))
@@ -197,16 +197,14 @@ class Bundle:
         (probabilities,) = self._fusion.run({LOGITS: logits, ANSWERED: answered})
         _require_output(FUSION_NAME, probabilities, _FLOAT32, (len(logits), shape[1]))
         if not np.isfinite(probabilities).all():
-            raise BundleFormatError(
-                f"{FUSION_NAME} gives probabilities that are no numbers: run the bundle's self-test"
-            )
+            raise BundleFormatError(f"{FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test")
         return probabilities
 
     def selftest(self) -> SelfTest:
         """Replay the golden examples of the release on this device: images to shares, recorded logits to probabilities.
 
         Raises:
-            SelfTestError: they come out differently than rounding explains.
+            SelfTestError: they differ by more than rounding explains.
             BundleError: the golden file is missing, changed or incomplete.
         """
         from safetensors import SafetensorError
@@ -235,10 +233,10 @@ class Bundle:
         same_label = bool((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).all())
         if fraction > SELFTEST_SHARE_TOLERANCE or not error <= SELFTEST_PROBABILITY_TOLERANCE or not same_label:
             raise SelfTestError(
-                f"the golden examples come out differently here: {fraction:.2%} of the share values differ "
+                f"the golden examples give different results here: {fraction:.2%} of the share values differ "
                 f"(allowed {SELFTEST_SHARE_TOLERANCE:.0%}), probabilities by up to {error:.2g} "
                 f"(allowed {SELFTEST_PROBABILITY_TOLERANCE:g}), labels {'agree' if same_label else 'differ'}: "
-                "try another version of onnxruntime; do not use the bundle on this device before this passes"
+                "try another version of onnxruntime; do not use the bundle on this device until this passes"
             )
         return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
 
@@ -259,15 +257,15 @@ class Bundle:
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise ConfigError(
-                "the bundle was opened before this process was forked, and its threads did not come along: "
-                "open the bundle and make the client in the child process"
+                "the bundle was opened before this process was forked, and threads do not survive a fork: open the "
+                "bundle and make the client in the child process"
             )
 
 
 def _require_output(name: str, array: Array, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         raise BundleFormatError(
-            f"{name} gives {array.dtype} {list(array.shape)} where {dtype} {list(shape)} is promised: "
+            f"{name} gives {array.dtype} {list(array.shape)} where the manifest promises {dtype} {list(shape)}: "
             "get the release again"
         )
 

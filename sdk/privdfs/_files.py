@@ -22,8 +22,8 @@ def read_manifest_bytes(folder: Path) -> bytes:
     """Read the bytes of `manifest.json` in a folder.
 
     Raises:
-        BundleIntegrityError: there is none, or it is not an ordinary file.
-        BundleFormatError: it is far too large to be a manifest.
+        BundleIntegrityError: it is missing or not an ordinary file.
+        BundleFormatError: it is too large to be a manifest.
     """
     path = check_path(folder, "the folder") / MANIFEST_NAME
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114 - those of pathlib raise
@@ -83,10 +83,10 @@ def read_verified(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def check_digest(name: str, expected: str, data: bytes) -> None:
-    """Check the bytes of a listed file.
+    """Compare the bytes of a listed file with its SHA-256.
 
     Raises:
-        BundleIntegrityError: they are not those that the manifest lists.
+        BundleIntegrityError: they differ.
     """
     _compare(name, expected, hashlib.sha256(data).hexdigest())
 
@@ -95,7 +95,7 @@ def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:
     """Check that a folder holds nothing that its manifest does not list.
 
     Triton serves whatever lies in a model repository (a folder `2/` beside `1/` is a newer version of the model), so
-    a server's folder with an added file is as changed as one with an altered file.
+    an added file is as serious as a changed one.
 
     Raises:
         BundleIntegrityError: there is an unlisted file.

@@ -1,4 +1,4 @@
-"""The branches of a release, run in this process: for development and tests only, since nothing is private here."""
+"""The branches of a release, run in this process. For development and tests only: nothing is private here."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ _log = logging.getLogger("privdfs")
 
 
 def open_client(release_dir: str | PathLike[str]) -> Bundle:
-    """The bundle of a release folder, signed or not: what opens it is for development and tests."""
+    """The bundle of a release folder, signed or not; for development and tests."""
     return Bundle.open(check_path(release_dir, "the release") / CLIENT_FOLDER, allow_unsigned=True)
 
 
@@ -49,7 +49,7 @@ def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, serv
 
 
 class LocalServers:
-    """Stands where the servers would be; takes the same shares and gives the same outcomes."""
+    """Takes the place of the servers: the same shares, the same outcomes."""
 
     def __init__(self, release_dir: str | PathLike[str], manifest: ClientManifest) -> None:
         self._graphs = [open_branch(release_dir, manifest, i) for i in range(len(manifest.servers))]

@@ -98,7 +98,7 @@ def encode_manifest(manifest: ClientManifest | ServerManifest) -> bytes:
     """Write a manifest as JSON (2-space indent, trailing newline).
 
     Raises:
-        BundleFormatError: the manifest would not be accepted when read back (it contradicts itself, holds NaN, …).
+        BundleFormatError: reading would refuse the manifest (it contradicts itself, holds NaN, …).
     """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     if isinstance(manifest, ClientManifest):
@@ -173,7 +173,7 @@ def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
         manifest = msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleFormatError(
-            f"the manifest is no {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
+            f"the manifest is not a {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
         ) from error
     for name in manifest.files:
         check_listed_path(name)

@@ -36,7 +36,7 @@ class Graph:
         """Parse a graph (its bytes must have been verified) and compare its signature.
 
         Raises:
-            BundleFormatError: ONNX Runtime cannot load it, or its inputs or outputs are others.
+            BundleFormatError: ONNX Runtime cannot load it, or its inputs or outputs differ.
         """
         import onnxruntime as untyped  # pyright: ignore[reportMissingTypeStubs]
 

@@ -1,4 +1,4 @@
-"""Whether the folders of a release are whole, unchanged, and fit each other."""
+"""Checks that the folders of a release are complete, unchanged and of one release."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from privdfs._signature import Trust, check_signature
 
 @dataclass(frozen=True)
 class Verified:
-    """A folder that is as it was exported.
+    """A folder that passed verification.
 
     Attributes:
         name: "client", "server-<i>" or "baseline".
@@ -32,7 +32,7 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
 
     Args:
         path: the folder.
-        trust: keys one of which must have signed each folder; None: signatures are not looked at.
+        trust: keys, one of which must have signed each folder; None skips signatures.
 
     Raises:
         BundleError: a file is missing, changed or added, or the folders are of different releases.
@@ -48,7 +48,7 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
     for folder in sorted(path.glob("server-*")):
         if folder.name not in {row.name for row in found}:
             raise BundleIntegrityError(
-                f"{folder.name} is no server of release {client.release}, which has {len(client.servers)}: remove it",
+                f"{folder.name} is not one of the {len(client.servers)} servers of release {client.release}: remove it",
                 folder.name,
             )
     if (path / BASELINE_FOLDER).is_dir():

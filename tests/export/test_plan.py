@@ -309,7 +309,7 @@ def planned_manifest_unchecked(server: Path) -> ServerManifest:
         ('name: "logits"', 'name: "probabilities"', "says output"),
         ('backend: "onnxruntime"', 'backend: "tensorrt"', "says backend tensorrt"),
         ("tiny-1", "tiny-2", "says release tiny-2"),
-        ("max_batch_size", "max_batchsize", "no configuration of Triton"),
+        ("max_batch_size", "max_batchsize", "not a Triton configuration"),
     ],
 )
 def test_a_configuration_that_does_not_fit_its_graph(release: Path, old: str, new: str, reason: str) -> None:
@@ -330,7 +330,7 @@ def test_a_plan_of_another_tensorrt_names_both(release: Path, trt: ModuleType, m
     plan_release(release / "server-0", None, PlanOptions("fp16"))
     monkeypatch.setattr(trt, "__version__", "11.5.0.1")
     with pytest.raises(
-        EngineMismatchError, match=r"built by TensorRT 11\.4\.0\.106, here is 11\.5\.0\.1: build it again"
+        EngineMismatchError, match=r"built by TensorRT 11\.4\.0\.106, and this is 11\.5\.0\.1: build it again"
     ):
         check_repository(read_repository(release / "server-0"))
 
