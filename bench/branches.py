@@ -1,14 +1,11 @@
 """`python bench/branches.py [CONFIG …]`: how long training steps take on this processor, as ratios within one run.
 
-First the branches of N servers, forward and backward: one after the other, against one grouped network
-(`branch.together`). Then whole steps of the stages of each config, against its baseline's step. What is compared is
-interleaved, step by step, since machines are noisy; a figure is the median. Images are random: time does not
-depend on them. Finished networks are asked in every step, also where training asks them ahead. One thread, since that
+Whole steps of the stages of each config, against its baseline's step. What is compared is interleaved, step by step,
+since machines are noisy; a figure is the median. Images are random: time does not depend on them. Finished networks are asked in every step, also where training asks them ahead. One thread, since that
 is how runs are started here.
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from rich.table import Table
 
 from privdfs_bench.results import made_by, write_results
 from privdfs_bench.script import add_out, run, start, whole_number
-from privdfs_bench.speed.steps import BATCH, BLOCKS, CONFIGS, GRID, SEED, branches, read_run, steps
+from privdfs_bench.speed.steps import CONFIGS, SEED, read_run, steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="branches", description="Time training steps on this processor.")
     parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run (default: two references)")
     parser.add_argument("--rounds", type=whole_number(1, 10**9), default=20, help="steps of each way (default: 20)")
-    parser.add_argument("--servers", type=whole_number(2, 1000), nargs="+", default=[3, 5, 7], help="(default: 3 5 7)")
-    parser.add_argument(
-        "--widths", type=whole_number(1, 10**6), nargs="+", default=[32, 64], help="of a branch (default: 32 64)"
-    )
     add_out(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -38,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         runs = [read_run(path) for path in options.configs or CONFIGS]
-        table = Table("servers", "width", "channels", "precision", "loop", "grouped", "grouped / loop")
-        results: dict[str, Any] = {"branches": [], "steps": []}
-        with console.status("branches"):
-            for case in itertools.product(options.servers, options.widths, (8, 16), ("bfloat16", "float32")):
-                found = branches(*case, options.rounds)
-                results["branches"].append(found)
-                table.add_row(*map(str, found.values()))
-        console.print(table)
+        results: dict[str, Any] = {"steps": []}
         table = Table("config", "batch", "baseline", "masks", "masks / baseline", "finetune / baseline")
         with console.status("steps"):
             for config in runs:
@@ -53,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results["steps"].append(found)
                 table.add_row(*map(str, found.values()))
         console.print(table)
-        about = {"rounds": options.rounds, "batch": BATCH, "grid": GRID, "blocks": BLOCKS, "threads": 1}
+        about = {"rounds": options.rounds, "threads": 1}
         write_results(options.out, {"made_by": made_by(about, seed=SEED), **results})
         console.print(f"written to {options.out}", highlight=False, soft_wrap=True)
         return 0

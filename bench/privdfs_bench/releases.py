@@ -9,15 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from privdfs import Bundle, ConfigError, UserKey
-from privdfs._manifest import (
-    ENCODER_NAME,
-    FUSION_NAME,
-    decode_server_manifest,
-    key_spec,
-    read_manifest_bytes,
-    read_verified,
-)
-from privdfs._manifest import bytes_up as manifest_bytes_up
+from privdfs._files import read_manifest_bytes, read_verified
+from privdfs._format import BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
+from privdfs._format import bytes_up as manifest_bytes_up
+from privdfs._manifest import decode_server_manifest
 from privdfs_bench.results import ROOT
 from privdfs_training.config import DataConfig
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -71,11 +66,6 @@ def release_name(release: Path) -> str:
     return release.resolve().name
 
 
-def largest_minority(servers: int) -> int:
-    """Servers that may put their shares together without being a majority; of two, one."""
-    return max(1, (servers - 1) // 2)
-
-
 def verified_graph(folder: Path, model: str) -> bytes:
     """The ONNX graph of a server's folder, checked against the folder's manifest.
 
@@ -102,13 +92,13 @@ def client_graphs(release: Path, bundle: Bundle) -> tuple[bytes, bytes]:
     Raises:
         BundleError: A file is missing or changed.
     """
-    files = read_verified(release / "client", bundle.manifest.files)
+    files = read_verified(release / CLIENT_FOLDER, bundle.manifest.files)
     return files[ENCODER_NAME], files[FUSION_NAME]
 
 
 def branch_graphs(release: Path, bundle: Bundle) -> list[bytes]:
     """The branches of all servers as ONNX, checked as by `verified_graph`."""
-    return [verified_graph(release / f"server-{server}", "branch") for server in range(bundle.n_servers)]
+    return [verified_graph(release / server_folder(server), BRANCH_MODEL) for server in range(bundle.n_servers)]
 
 
 def partitions_of(bundle: Bundle) -> int | None:

@@ -1,4 +1,4 @@
-"""Keeps one tritonserver: starts it, and ends it with everything it started as soon as it is no longer wanted.
+"""Keeps one tritonserver: starts it, and ends it with everything it started once it is no longer needed.
 
     python -I -S _keeper.py PARENT FOLDER COMMAND...      (standard input: a pipe that only PARENT holds open)
 
@@ -25,7 +25,7 @@ _LOOK_S = 0.5
 
 
 def main(parent: int, folder: Path, command: list[str]) -> int:
-    """Keep a server running until it ends or is no longer wanted; return its exit status."""
+    """Keep a server running until it ends or is no longer needed; return its exit status."""
     libc = ctypes.CDLL(None, use_errno=True)
     me = os.getpid()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from privdfs_export.plan import add_plan_arguments, plan_options
 from privdfs_export.release import export_release
 from privdfs_export.writing import refuse_existing
 from privdfs_training.checkpoint import load_system
@@ -26,15 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("python", "onnxruntime", "tensorrt"),
+        choices=("python", "onnxruntime"),
         default="python",
-        help="how Triton runs the branches: Python backend with ONNX Runtime (default), ONNX Runtime backend, or "
-        "TensorRT backend, for which this machine must have the GPU and the TensorRT that will serve",
+        help="how Triton runs the branches: Python backend with ONNX Runtime (default), or ONNX Runtime backend; "
+        "`privdfs-export plan` turns either into TensorRT plans",
     )
     parser.add_argument(
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
-    add_plan_arguments(parser.add_argument_group("with --engine tensorrt"))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,7 +45,6 @@ def run(options: argparse.Namespace) -> None:
         privdfs.Error: It cannot be built; nothing was written.
     """
     refuse_existing(options.out)
-    plans = plan_options(options) if options.engine == "tensorrt" else None
     trained = load_system(options.checkpoint)
     data = load_data(trained.config.data, options.data)
-    export_release(trained, data, options.out, engine=options.engine, console=Console(), plans=plans)
+    export_release(trained, data, options.out, engine=options.engine, console=Console())

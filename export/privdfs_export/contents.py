@@ -9,7 +9,7 @@ import msgspec
 import onnx
 import onnxruntime as ort
 
-from privdfs._manifest import (
+from privdfs._format import (
     FORMAT_VERSION,
     Accuracy,
     ClientManifest,

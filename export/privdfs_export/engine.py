@@ -2,8 +2,8 @@
 
 - Precision is in the graph (`precision`); no flag of a builder that only one major version has is ever named.
 - Two optimisation profiles: batch 1, and 2 to the largest batch, so that a single request gets kernels of its own.
-- TensorRT never raises: what it says is collected, and a refusal becomes a typed error with its words.
-- What every TensorRT refuses, or accepts and should not, is refused before it is asked (`check_graph`).
+- TensorRT never raises: its messages are collected, and a refusal becomes a typed error that quotes them.
+- `check_graph` refuses what no TensorRT takes, and what it takes but should not.
 
 The tests build with TensorRT-RTX, which needs no GPU, and resolve every name used here on the real bindings of 10.16
 and 11.4. **No engine of this module has run on a GPU yet.**
@@ -19,16 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from privdfs_export.errors import EngineBuildError, EngineError, EngineGraphError, TensorRTMissingError
+from privdfs_export.repository import Repository
 from privdfs_export.triton import profiles
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram  # a serving host has no torch
 
 #: TensorRT's parsers read opsets up to this one without the fused attention operators, which few types support.
 MAX_OPSET = 22
@@ -55,7 +53,7 @@ class BuildOptions:
         max_batch: the largest batch.
         workspace: bytes that one kernel may use as scratch; None for TensorRT's own limit.
         level: builder's effort, 0 to 5; None for TensorRT's default.
-        version_compatible: the plan also loads in a newer TensorRT; it is slower, and Triton must be told.
+        version_compatible: the plan also loads in a newer TensorRT; it is slower, and Triton needs an option for it.
         hardware: which other GPUs the plan runs on; "none" for the very one it is built on, which is fastest.
         timing_cache: folder that keeps measured kernel times between builds; None to keep none.
         gpu: name of the GPU; part of the timing cache's key.
@@ -72,14 +70,14 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialised engine and what is known of its making.
+    """A serialised engine and how it was built.
 
     Attributes:
         data: the plan, pristine.
         tensorrt: version of TensorRT that built it.
         seconds: that parsing and building took.
-        weights: bytes of the weights in memory, as TensorRT says; None where it does not.
-        messages: severity and text of what TensorRT said.
+        weights: bytes of the weights in memory, as TensorRT reports; None without a report.
+        messages: severity and text of TensorRT's messages.
     """
 
     data: bytes = field(repr=False)
@@ -87,6 +85,10 @@ class Plan:
     seconds: float
     weights: int | None
     messages: tuple[tuple[str, str], ...] = field(repr=False)
+
+
+#: Builds the engine of one server's folder. There is one for each `--via` of `privdfs-export plan`.
+Build = Callable[[Repository, BuildOptions], Plan]
 
 
 def find_tensorrt() -> ModuleType:
@@ -122,7 +124,7 @@ def is_rtx(trt: ModuleType) -> bool:
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Refuse what cannot become a correct engine, before TensorRT is asked.
+    """Refuse graphs that cannot become a correct engine, before TensorRT sees them.
 
     Args:
         model: The graph.
@@ -179,13 +181,11 @@ def _is_cast_to_double(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> 
     return node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.DOUBLE
 
 
-def build_engine(
-    model: "onnx.ModelProto | ExportedProgram", options: BuildOptions, trt: ModuleType | None = None
-) -> Plan:
+def build_engine(model: onnx.ModelProto, options: BuildOptions, trt: ModuleType | None = None) -> Plan:
     """Build an engine.
 
     Args:
-        model: The graph, in its final precision; or a program of torch, which torch-tensorrt converts.
+        model: The graph, in its final precision.
         options: How.
         trt: TensorRT's package; found when None.
 
@@ -195,15 +195,11 @@ def build_engine(
     Raises:
         EngineGraphError: The graph cannot become an engine.
         EngineBuildError: TensorRT refused.
-        TensorRTMissingError: There is none.
+        TensorRTMissingError: TensorRT is missing.
     """
     if options.max_batch < 1:
         message = f"max_batch = {options.max_batch}: an engine needs a profile for at least one image."
         raise EngineError(message)
-    if not isinstance(model, onnx.ModelProto):
-        from privdfs_export.torch_engine import convert
-
-        return convert(model, options)
     check_graph(model)
     trt = find_tensorrt() if trt is None else trt
     started = time.monotonic()
@@ -217,7 +213,7 @@ def build_engine(
 
 @contextmanager
 def collected(trt: ModuleType) -> Iterator[tuple[Any, Callable[[], list[str]]]]:
-    """TensorRT's logger, for whoever runs an engine.
+    """TensorRT's logger, for running an engine.
 
     Args:
         trt: The package.
@@ -263,7 +259,7 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> Path | No
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.level is not None:
         config.builder_optimization_level = options.level
-    # What is float32 in the graph is to be float32: whoever can do with less takes a smaller precision.
+    # Float32 in the graph stays float32; --precision asks for less.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -286,13 +282,13 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> Path | No
 
 
 def _refused(what: str, problems: list[str]) -> EngineBuildError:
-    told = "; ".join(problems[:4]) or "it does not say why"
-    message = f"TensorRT {what}: {told}. Correct the graph, or take another --precision, then build again."
+    told = "; ".join(problems[:4]) or "it gives no reason"
+    message = f"TensorRT {what}: {told}. Fix the graph or choose another --precision, then build again."
     return EngineBuildError(message, tuple(problems))
 
 
 def _errors(messages: list[tuple[str, str]]) -> list[str]:
-    """What TensorRT called an error, without the noise that a missing driver adds."""
+    """TensorRT's errors, without those that a missing driver adds."""
     return [text for severity, text in messages if severity in _ERRORS and _NOISE not in text]
 
 

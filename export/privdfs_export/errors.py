@@ -4,14 +4,14 @@
     └── ExportError                        catch this one to catch them all
         ├── ParityError                    a graph or an engine does not compute what it should
         ├── EngineError                    a TensorRT engine cannot be made or used
-        │   ├── PrecisionError             no such precision, or the graph cannot have it
-        │   ├── EngineGraphError           the graph cannot become an engine, whatever TensorRT is installed
-        │   ├── TensorRTMissingError       there is no TensorRT, or no GPU
+        │   ├── PrecisionError             unknown precision, or one that the graph cannot have
+        │   ├── EngineGraphError           no TensorRT can build an engine of the graph
+        │   ├── TensorRTMissingError       TensorRT or a GPU is missing
         │   ├── EngineBuildError           TensorRT refused to build (`.messages` says why)
         │   └── EngineMismatchError        a plan is damaged, or of another TensorRT or GPU
         ├── RepositoryError                a server's folder contradicts itself: configuration, graph, manifest
-        └── ServeError                     a release cannot be served here, as asked
-            ├── TritonserverMissingError   there is no tritonserver to serve it with
+        └── ServeError                     a release cannot be served here
+            ├── TritonserverMissingError   no tritonserver was found
             └── TritonserverFailedError    a tritonserver ended, or did not get ready (`.log` says why)
 
 As in the SDK, every error can be pickled, says what to do next, and never holds a tensor or an image.
@@ -45,7 +45,7 @@ class EngineError(ExportError):
 
 
 class PrecisionError(EngineError):
-    """There is no such precision, or this graph cannot be given it."""
+    """The precision is unknown, or the graph cannot have it."""
 
 
 class EngineGraphError(EngineError):
@@ -53,14 +53,14 @@ class EngineGraphError(EngineError):
 
 
 class TensorRTMissingError(EngineError):
-    """There is no TensorRT to import, or no GPU that it could use."""
+    """TensorRT cannot be imported, or there is no GPU for it."""
 
 
 class EngineBuildError(EngineError):
     """TensorRT refused to build an engine.
 
     Attributes:
-        messages: what TensorRT said, errors only.
+        messages: TensorRT's errors.
     """
 
     def __init__(self, message: str, messages: tuple[str, ...]) -> None:
@@ -73,11 +73,11 @@ class EngineMismatchError(EngineError):
 
 
 class RepositoryError(ExportError):
-    """A server's folder contradicts itself: its configuration, its graph and its manifest do not fit."""
+    """A server's folder contradicts itself: its configuration, graph and manifest do not match."""
 
 
 class ServeError(ExportError):
-    """The release cannot be served as asked."""
+    """The release cannot be served here."""
 
 
 class TritonserverMissingError(ServeError):

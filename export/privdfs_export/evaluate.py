@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from privdfs._format import ANSWERED, IMAGE, LOGITS, PARTITION, SHARE, largest_minority
 from privdfs_export.sessions import BATCH, run_batched, session  # noqa: F401  whoever evaluates needs all three
 from privdfs_training import liars
 
@@ -84,8 +85,8 @@ def server_answers(
         Logits, float32 [images, servers, classes].
     """
     also = partition_input(partitions)
-    shares = run_batched(encoder, {"image": images, **also})
-    answers = [run_batched(branch, {"share": share, **also})[0] for branch, share in zip(branches, shares, strict=True)]
+    shares = run_batched(encoder, {IMAGE: images, **also})
+    answers = [run_batched(branch, {SHARE: share, **also})[0] for branch, share in zip(branches, shares, strict=True)]
     return np.stack(answers, axis=1).astype(np.float32)
 
 
@@ -98,7 +99,7 @@ def partition_input(partitions: NDArray[np.int32] | None) -> dict[str, NDArray[n
     Returns:
         `partition` int32 [images, 1], or nothing.
     """
-    return {} if partitions is None else {"partition": partitions[:, None]}
+    return {} if partitions is None else {PARTITION: partitions[:, None]}
 
 
 def fuse(fusion: ort.InferenceSession, answers: NDArray[np.float32], answered: Sequence[int]) -> NDArray[np.float32]:
@@ -115,7 +116,7 @@ def fuse(fusion: ort.InferenceSession, answers: NDArray[np.float32], answered: S
     present = np.zeros(answers.shape[:2], bool)
     present[:, list(answered)] = True
     heard = np.where(present[:, :, None], answers, np.float32(0))
-    return run_batched(fusion, {"logits": heard, "answered": present})[0].astype(np.float32)
+    return run_batched(fusion, {LOGITS: heard, ANSWERED: present})[0].astype(np.float32)
 
 
 def fraction_right(scores: NDArray[np.generic], labels: NDArray[np.int64]) -> float:
@@ -149,14 +150,14 @@ def under_liars(
     honest, wanted, servers = torch.from_numpy(answers), torch.from_numpy(labels), answers.shape[1]
 
     def fuse_tensors(logits: Tensor, answered: Tensor) -> Tensor:
-        (scores,) = run_batched(fusion, {"logits": logits.numpy(), "answered": answered.numpy()})
+        (scores,) = run_batched(fusion, {LOGITS: logits.numpy(), ANSWERED: answered.numpy()})
         return torch.from_numpy(scores).log()  # a probability of zero becomes -inf, which compares as it should
 
     def right(heard: Tensor) -> float:
         return fraction_right(fuse(fusion, heard.numpy(), range(servers)), labels)
 
     found: dict[int, dict[str, float]] = {}
-    for size in range(1, (servers - 1) // 2 + 1):
+    for size in range(1, largest_minority(servers) + 1):
         rows = [
             _under(honest, wanted, members, right, functools.partial(liars.searched_lies, fuse_tensors))
             for members in itertools.combinations(range(servers), size)
@@ -215,7 +216,7 @@ def measure(
     servers = range(len(branches))
     subsets = [answered for size in servers for answered in itertools.combinations(servers, size + 1)]
     return ExportedAccuracy(
-        baseline=fraction_right(run_batched(baseline, {"image": images})[0], labels),
+        baseline=fraction_right(run_batched(baseline, {IMAGE: images})[0], labels),
         branches=tuple(fraction_right(answers[:, server], labels) for server in servers),
         subsets={answered: fraction_right(fuse(fusion, answers, answered), labels) for answered in subsets},
         malicious=under_liars(fusion, answers, labels),

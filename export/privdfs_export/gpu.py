@@ -46,7 +46,7 @@ def find_gpu(index: int = 0) -> Gpu:
         What it is.
 
     Raises:
-        TensorRTMissingError: There is no driver, or no such GPU.
+        TensorRTMissingError: The driver or the GPU is missing.
     """
     cuda = _driver()
     count = ctypes.c_int()
@@ -160,7 +160,7 @@ def _driver() -> Any:
         return ctypes.CDLL(LIBRARY)
     except OSError as error:
         message = (
-            "there is no NVIDIA driver here (libcuda.so.1 cannot be loaded), so no engine can be built or run. Run "
+            "no NVIDIA driver here (libcuda.so.1 cannot be loaded), so no engine can be built or run. Run "
             "this on the GPU host, in a container with `--gpus all`."
         )
         raise TensorRTMissingError(message) from error

@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs._format import ANSWERED, IMAGE, LOGITS, PARTITION, PROBABILITIES, SHARE, share_name
 from privdfs_export.errors import ExportError
 from privdfs_training.models.system import System
 from privdfs_training.partitions import PartitionFamily
@@ -284,9 +285,9 @@ def encoder_graph(system: System) -> onnx.ModelProto:
     """
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    outputs = [f"share_{server}" for server in range(system.masks.servers)]
+    outputs = [share_name(server) for server in range(system.masks.servers)]
     partition = _traced_partition(system)
-    return export_graph(encoder_module(system), (image, *partition.values()), ["image", *partition], outputs)
+    return export_graph(encoder_module(system), (image, *partition.values()), [IMAGE, *partition], outputs)
 
 
 def branch_graph(system: System, server: int) -> onnx.ModelProto:
@@ -304,7 +305,7 @@ def branch_graph(system: System, server: int) -> onnx.ModelProto:
     values = torch.zeros(2, system.masks.values)
     partition = _traced_partition(system)
     inputs = (values, *partition.values())
-    graph = export_graph(branch_module(system, server), inputs, ["values", *partition], ["logits"])
+    graph = export_graph(branch_module(system, server), inputs, ["values", *partition], [LOGITS])
     return _start_from_int8(graph, system.quantiser.scale(server))
 
 
@@ -319,7 +320,7 @@ def fusion_graph(system: System) -> onnx.ModelProto:
     """
     servers = system.masks.servers
     inputs = (torch.zeros(2, servers, system.classes), torch.ones(2, servers, dtype=torch.bool))
-    return export_graph(FusionProbabilities(system), inputs, ["logits", "answered"], ["probabilities"])
+    return export_graph(FusionProbabilities(system), inputs, [LOGITS, ANSWERED], [PROBABILITIES])
 
 
 def baseline_graph(system: System) -> onnx.ModelProto:
@@ -333,12 +334,12 @@ def baseline_graph(system: System) -> onnx.ModelProto:
     """
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    return export_graph(BaselinePixels(system), (image,), ["image"], ["logits"])
+    return export_graph(BaselinePixels(system), (image,), [IMAGE], [LOGITS])
 
 
 def _traced_partition(system: System) -> dict[str, Tensor]:
     """The further input of a keyed release's graphs, for two images."""
-    return {} if system.family is None else {"partition": torch.zeros(2, 1, dtype=torch.int32)}
+    return {} if system.family is None else {PARTITION: torch.zeros(2, 1, dtype=torch.int32)}
 
 
 def count_macs(model: onnx.ModelProto) -> int:
@@ -459,12 +460,12 @@ def _start_from_int8(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:
     graph = model.graph
     values = graph.input[0].name
     node = helper.make_node(
-        "DequantizeLinear", ["share", "share_scale", "share_zero_point"], [values], "dequantise_share"
+        "DequantizeLinear", [SHARE, "share_scale", "share_zero_point"], [values], "dequantise_share"
     )
     length = graph.input[0].type.tensor_type.shape.dim[1].dim_value
     others = list(graph.input)[1:]
     del graph.input[:]
-    graph.input.extend([helper.make_tensor_value_info("share", onnx.TensorProto.INT8, ["batch", length]), *others])
+    graph.input.extend([helper.make_tensor_value_info(SHARE, onnx.TensorProto.INT8, ["batch", length]), *others])
     graph.node.insert(0, node)
     graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "share_scale"))
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "share_zero_point"))

@@ -57,7 +57,7 @@ def make_keys(path: Path, password: bytes | None = None) -> tuple[Path, str]:
 
     Args:
         path: Of the private key.
-        password: That encrypts it; None leaves it readable by whoever can read the file.
+        password: Encrypts it; None leaves it unencrypted.
 
     Returns:
         The path of the public key, and the id by which signatures name it.

@@ -1,4 +1,4 @@
-"""`privdfs-export leakage RELEASE [RESULTS]`: write into a release's manifest what bench/privacy.py measured of it.
+"""`privdfs-export leakage RELEASE [RESULTS]`: write what bench/privacy.py measured into a release's manifest.
 
 For every size of a coalition the manifest gets the attack that reconstructs most above the class mean, by the worst
 coalition. Devices refuse by it (`max_leakage_db` of the SDK), and `privdfs describe` shows it. The release keeps its
@@ -13,14 +13,9 @@ from typing import Any
 
 import msgspec
 
-from privdfs._manifest import (
-    MANIFEST_NAME,
-    SIGNATURE_NAME,
-    Leakage,
-    decode_client_manifest,
-    encode_manifest,
-    read_manifest_bytes,
-)
+from privdfs._files import read_manifest_bytes
+from privdfs._format import CLIENT_FOLDER, MANIFEST_NAME, SIGNATURE_NAME, Leakage
+from privdfs._manifest import decode_client_manifest, encode_manifest
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError
 
@@ -55,19 +50,20 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         privdfs.Error: The release is not as its manifests say, or the results are not of it; nothing was written.
     """
-    was_signed = (options.release / "client" / SIGNATURE_NAME).exists()
+    was_signed = (options.release / CLIENT_FOLDER / SIGNATURE_NAME).exists()
     for row in record_leakage(options.release, options.results):
         servers = ", ".join(map(str, row.coalition))
         print(f"servers {servers} by {row.attack}: {row.psnr:.2f} dB, {row.above_floor:+.2f} dB above the class mean")
     if was_signed:
+        client = options.release / CLIENT_FOLDER
         print(
-            f"the signature of {options.release / 'client'} was of the old manifest and is removed, so devices with "
-            f"trust= refuse the bundle: sign it again, privdfs-export sign {options.release / 'client'} --key KEY.pem"
+            f"the signature of {client} was of the old manifest and is removed, so devices with trust= refuse the "
+            f"bundle: sign it again, privdfs-export sign {client} --key KEY.pem"
         )
 
 
 def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
-    """Write the measured leakage into the client's manifest, in the place of what stood there.
+    """Write the measured leakage into the client's manifest, replacing what was there.
 
     Args:
         release: Folder of a release.
@@ -78,9 +74,9 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
 
     Raises:
         privdfs.BundleError: A file of the release is not what its manifest says.
-        ExportError: The results are not of this release, or not fit to stand in a manifest; or nothing can be written.
+        ExportError: The results are not of this release, or not fit for a manifest, or the manifest cannot be written.
     """
-    client = release / "client"
+    client = release / CLIENT_FOLDER
     if not (client / MANIFEST_NAME).exists():
         raise ExportError(f"{release} has no client/{MANIFEST_NAME}. Pass the folder of a whole release.")
     verify(client)
@@ -88,7 +84,7 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
     entry = _entry(results, manifest.release)
     broken = [flag["message"] for flag in entry.get("flags", []) if flag["check"] == UNDEFENDED]
     if broken:
-        raise ExportError(f"the attacks in {results} are too weak to stand in a manifest: {broken[0]}. Run them again.")
+        raise ExportError(f"the attacks in {results} are too weak for a manifest: {broken[0]}. Run them again.")
     try:
         rows = tuple(_row(found, entry) for _, found in sorted(entry["worst"].items(), key=lambda one: int(one[0])))
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
@@ -111,7 +107,7 @@ def _row(found: dict[str, Any], entry: dict[str, Any]) -> Leakage:
 
 
 def _entry(results: Path, release: str) -> dict[str, Any]:
-    """What a result file says of a release."""
+    """The entry of a release in a result file."""
     try:
         entries = json.loads(results.read_text(encoding="utf-8"))["releases"]
         found = [entry for entry in entries.values() if entry.get("release") == release]

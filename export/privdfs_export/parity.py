@@ -30,9 +30,8 @@ def check_shares(name: str, exported: NDArray[np.int8], trained: NDArray[np.int8
     largest = int(np.abs(exported.astype(np.int16) - trained.astype(np.int16)).max())
     if equal < SHARE_EQUAL or largest > SHARE_STEPS:
         message = (
-            f"{name}: {equal:.4%} of the int8 values equal the trained head's (at least {SHARE_EQUAL:.1%} wanted), "
-            "the largest "
-            f"difference is {largest} (at most {SHARE_STEPS}). Was the head quantised before export?"
+            f"{name}: {equal:.4%} of the int8 values equal the trained head's (required: {SHARE_EQUAL:.1%}), and the "
+            f"largest difference is {largest} (allowed: {SHARE_STEPS}). Was the head quantised before export?"
         )
         raise ParityError(message, name, 1 - equal, 1 - SHARE_EQUAL)
 
@@ -52,9 +51,7 @@ def check_floats(name: str, exported: NDArray[np.float32], trained: NDArray[np.f
     _check_shape(name, exported.shape, trained.shape)
     difference = float(np.abs(exported - trained).max() / max(1.0, float(np.abs(trained).max())))
     if not difference <= FLOAT_TOLERANCE:  # written so that NaN fails
-        message = (
-            f"{name}: differs from the trained network by {difference:.2e} (at most {FLOAT_TOLERANCE:.0e} wanted)."
-        )
+        message = f"{name}: differs from the trained network by {difference:.2e} (allowed: {FLOAT_TOLERANCE:.0e})."
         raise ParityError(message, name, difference, FLOAT_TOLERANCE)
 
 
@@ -72,8 +69,7 @@ def check_accuracy(exported: float, trained: float) -> None:
     if difference > ACCURACY_TOLERANCE:
         message = (
             f"the exported files reach {exported:.2%}, the trained system {trained:.2%}: they differ by "
-            f"{difference:.2%} "
-            f"(at most {ACCURACY_TOLERANCE:.1%} wanted)."
+            f"{difference:.2%} (allowed: {ACCURACY_TOLERANCE:.1%})."
         )
         raise ParityError(message, "accuracy", difference, ACCURACY_TOLERANCE)
 
@@ -85,7 +81,7 @@ def check_data(name: str, reached: float, trained: float, sample: int | None) ->
         name: Of the data set; used in messages.
         reached: Fused accuracy of the trained system on its test images, a fraction.
         trained: What the checkpoint states.
-        sample: Number of images, if chance has a part in which they are or what is dealt to them; else None.
+        sample: Number of images, if they or their partitions are drawn at random; else None.
 
     Raises:
         ExportError: They differ by more than 0.2 points and, in a sample, four standard errors.
@@ -94,7 +90,7 @@ def check_data(name: str, reached: float, trained: float, sample: int | None) ->
     if abs(reached - trained) > ACCURACY_TOLERANCE + chance:
         message = (
             f"the system reached {trained:.2%} at the end of its training, and reaches {reached:.2%} on these test "
-            f"images of {name}: they are not the ones that it was measured on. Pass the folder of its own data set "
+            f"images of {name}: these are not the images that it was measured on. Pass the folder of its own data set "
             "with --data, or train again on this one."
         )
         raise ExportError(message)

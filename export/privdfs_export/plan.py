@@ -1,7 +1,7 @@
 """`privdfs-export plan RELEASE`: build the TensorRT plans of a release on the GPU host, in the container that serves.
 
 A plan runs on the TensorRT and the GPU that it was built with, so the operator of a server builds it, from the ONNX
-graph of the release. Guarantees:
+graph of the release (`--via onnx`) or with torch-tensorrt from the network it was exported from. Guarantees:
 
 - Nothing of the release changes before every plan is built and agrees with the float32 graph on the golden shares.
 - With `--out` the release stays as it is. Without, each folder is exchanged whole, by renaming.
@@ -9,6 +9,7 @@ graph of the release. Guarantees:
 """
 
 import argparse
+import functools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ import onnx
 from numpy.typing import NDArray
 
 from privdfs._command_line import whole_number
-from privdfs._manifest import PlanFile, PlanSpec
+from privdfs._format import CLIENT_FOLDER, LOGITS, SIGNATURE_NAME, PlanFile, PlanSpec
 from privdfs._verify import verify
-from privdfs_export.engine import BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
+from privdfs_export.engine import Build, BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
 from privdfs_export.engine_runtime import run_plan
 from privdfs_export.errors import EngineError, ExportError, ParityError
 from privdfs_export.gpu import Gpu, find_gpu, using
@@ -36,7 +37,6 @@ from privdfs_export.triton import PLAN_NAME, ModelSpec, TensorSpec, triton_type
 from privdfs_export.verify import PLAN_TOLERANCE, Check, compare_plan, server_folders
 
 DESCRIPTION = "Build the TensorRT plans of a release, or of one server's folder, on the GPU host that will serve it."
-_SIGNATURE = "manifest.sig"
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,23 @@ class PlanOptions:
         precision: of the branches.
         devices: GPUs to build for, as CUDA counts; one plan for each kind of them.
         build: for every engine; its `max_batch` and `gpu` are filled in.
+        system: `system.safetensors` to build from with torch-tensorrt; None to build from the ONNX graphs.
     """
 
     precision: Precision
     devices: tuple[int, ...] = (0,)
     build: BuildOptions = field(default_factory=lambda: BuildOptions(max_batch=1))
+    system: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What plans are built with: TensorRT, one GPU of each kind, and the route to an engine."""
+
+    options: PlanOptions
+    trt: ModuleType
+    gpus: Sequence[Gpu]
+    build: Build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("release", type=Path, metavar="RELEASE", help="a release, or one server's folder of it")
     parser.add_argument("--out", type=Path, help="where the planned copy goes; without it the folders are exchanged")
-    add_plan_arguments(parser)
-
-
-def add_plan_arguments(parser: argparse._ActionsContainer) -> None:
-    """Options of building plans, also those of `privdfs-export SYSTEM --engine tensorrt`.
-
-    Args:
-        parser: Of the command, or a group of its options.
-    """
+    parser.add_argument(
+        "--via",
+        choices=("onnx", "torch-tensorrt"),
+        default="onnx",
+        help="what engines are built from: the ONNX graphs of the release (default), or with torch-tensorrt the "
+        "network in --system, for networks that TensorRT's ONNX parser cannot read",
+    )
+    parser.add_argument(
+        "--system", type=Path, help="with --via torch-tensorrt: the system.safetensors that the release is of"
+    )
     parser.add_argument("--precision", default="fp16", help=f"one of {', '.join(PRECISIONS)}; default fp16")
     parser.add_argument(
         "--device",
@@ -100,14 +113,18 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
     """Options of the command line.
 
     Args:
-        options: Parsed with `add_plan_arguments`.
+        options: Parsed with `add_arguments`.
 
     Returns:
-        The same, typed.
+        The options, typed.
 
     Raises:
-        PrecisionError: There is no such precision.
+        PrecisionError: The precision is unknown.
+        EngineError: `--system` without `--via torch-tensorrt`, or the other way round.
     """
+    if (options.via == "torch-tensorrt") != (options.system is not None):
+        message = "--via torch-tensorrt and --system system.safetensors go together: give both, or neither."
+        raise EngineError(message)
     build = BuildOptions(
         max_batch=1,
         workspace=None if options.workspace is None else options.workspace * 2**20,
@@ -116,7 +133,7 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
         hardware=options.hardware,
         timing_cache=options.timing_cache,
     )
-    return PlanOptions(check_precision(options.precision), tuple(options.device or (0,)), build)
+    return PlanOptions(check_precision(options.precision), tuple(options.device or (0,)), build, options.system)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -145,25 +162,25 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
 
     Raises:
         privdfs.BundleError: A folder is not what its manifest says.
-        EngineError: A plan cannot be built: no TensorRT, no GPU, a graph that it refuses.
-        ParityError: A plan does not answer what its graph answers.
-        ExportError: The place to write to cannot be used.
+        EngineError: A plan cannot be built: TensorRT or a GPU is missing, or the graph is refused.
+        ParityError: A plan and its graph give different answers.
+        ExportError: The folder cannot be written.
     """
     verify(release)
-    whole = (release / "client").is_dir()
+    whole = (release / CLIENT_FOLDER).is_dir()
     if out is not None and out.exists():
         message = f"{out} exists already: choose another folder with --out."
         raise ExportError(message)
-    signed = [folder for folder in server_folders(release) if (folder / _SIGNATURE).exists()]
+    signed = [folder for folder in server_folders(release) if (folder / SIGNATURE_NAME).exists()]
     if out is None and signed:
         message = (
             f"{signed[0]} is signed, and plans change it: name a folder for the planned copy with --out, and sign that "
             "with your own key."
         )
         raise ExportError(message)
-    trt, gpus = prepared(options)
+    planner = _prepare(options)
     target = release if out is None else out
-    # Where renaming works whatever is mounted: folders of a release are exchanged inside of it.
+    # On the same file system, so that renaming works: folders of a release are exchanged inside of it.
     place = release if out is None and whole else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -175,11 +192,11 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         checks = []
         for folder in server_folders(release):
             planned = staging / (folder.name if whole else target.name)
-            checks += write_planned(read_repository(folder), planned, options, trt, gpus)
+            checks += _write_planned(read_repository(folder), planned, planner)
         if out is None:
             _exchange(staging, release if whole else release.parent)
         elif whole:
-            shutil.copytree(release / "client", staging / "client")
+            shutil.copytree(release / CLIENT_FOLDER, staging / CLIENT_FOLDER)
             staging.chmod(0o755)
             staging.rename(out)
         else:
@@ -192,61 +209,42 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
     return checks
 
 
-def prepared(options: PlanOptions) -> tuple[ModuleType, list[Gpu]]:
-    """Find TensorRT and the GPUs, before anything is read or written.
-
-    Args:
-        options: What to build.
-
-    Returns:
-        TensorRT's package, and one GPU of each kind.
-
-    Raises:
-        TensorRTMissingError: One of them is not here.
-        EngineError: It is TensorRT-RTX.
-    """
+def _prepare(options: PlanOptions) -> _Planner:
+    """Find TensorRT, the GPUs and what builds engines, before anything is written."""
     trt = find_tensorrt()
     if is_rtx(trt):
         message = "no tritonserver loads plans of TensorRT-RTX: use the TensorRT of the serving container."
         raise EngineError(message)
     kinds = {gpu.compute_capability: gpu for gpu in map(find_gpu, options.devices)}
-    return trt, list(kinds.values())
+    if options.system is None:
+        build: Build = functools.partial(_build_from_onnx, options.precision, trt)
+    else:
+        from privdfs_export import torch_engine  # a serving host has no torch
+
+        torch_engine.check_options(options.devices, options.build)
+        build = torch_engine.torch_builder(options.system, options.precision)
+    return _Planner(options, trt, list(kinds.values()), build)
 
 
-def write_planned(
-    repository: Repository, folder: Path, options: PlanOptions, trt: ModuleType, gpus: Sequence[Gpu]
-) -> list[Check]:
-    """Build one server's plans, compare them, and write its folder anew.
+def _build_from_onnx(precision: Precision, trt: ModuleType, repository: Repository, options: BuildOptions) -> Plan:
+    """Build the engine of one server's folder from its ONNX graph."""
+    graph = with_precision(onnx.load_from_string(repository.graph), precision, repository.ranges)
+    return build_engine(graph, options, trt)
 
-    Args:
-        repository: As it was exported, or planned before.
-        folder: Where the new one goes.
-        options: What to build.
-        trt: TensorRT's package.
-        gpus: One of each kind.
 
-    Returns:
-        What was built, in words.
-
-    Raises:
-        EngineError: A plan cannot be built.
-        ParityError: A plan does not answer what its graph answers; nothing was written.
-    """
-    config, golden = repository.config, repository.golden
+def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> list[Check]:
+    """Build one server's plans, compare them, and write its folder anew; say what was built."""
+    config, golden, options = repository.config, repository.golden, planner.options
     if golden is None:
-        message = f"{repository.path} has no golden examples to compare a plan with: export the release again."
+        message = f"{repository.path} has no golden examples to compare a plan with. Export the release again."
         raise ExportError(message)
-    graph = with_precision(onnx.load_from_string(repository.graph), options.precision, repository.ranges)
     plans: dict[str, bytes] = {}
     files: list[PlanFile] = []
     checks: list[Check] = []
-    for gpu in gpus:
-        build = replace(options.build, max_batch=config.max_batch_size, gpu=gpu.name)
-        with using(gpu):
-            plan = build_engine(graph, build, trt)
-        difference = _compared(repository, plan, options, trt, gpu)
+    for gpu in planner.gpus:
         # The first is also what the backend takes for a GPU whose compute capability has no plan.
         name = f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if plans else PLAN_NAME
+        plan, difference = _built_and_compared(repository, planner, gpu)
         plans[name] = plan.data
         files.append(
             PlanFile(file=name, gpu=gpu.name, compute_capability=gpu.compute_capability, difference=difference)
@@ -268,7 +266,7 @@ def write_planned(
     )
     about = PlanSpec(
         precision=options.precision,
-        tensorrt=trt.__version__,
+        tensorrt=planner.trt.__version__,
         hardware=options.build.hardware,
         version_compatible=options.build.version_compatible,
         date=datetime.now(timezone.utc).date().isoformat(),
@@ -279,22 +277,26 @@ def write_planned(
     return checks
 
 
-def _compared(repository: Repository, plan: Plan, options: PlanOptions, trt: ModuleType, gpu: Gpu) -> float:
-    """Largest difference of a plan from the float32 graph on golden examples."""
+def _built_and_compared(repository: Repository, planner: _Planner, gpu: Gpu) -> tuple[Plan, float]:
+    """A plan for one GPU, and its largest difference from the float32 graph on golden examples."""
+    options, config = planner.options, repository.config
+    with using(gpu):
+        plan = planner.build(repository, replace(options.build, max_batch=config.max_batch_size, gpu=gpu.name))
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         compatible = options.build.version_compatible
-        return run_plan(trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)["logits"]
+        return run_plan(planner.trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)[LOGITS]
 
-    difference = compare_plan(answer, repository.golden or {}, repository.config.max_batch_size)
+    difference = compare_plan(answer, repository.golden or {}, config.max_batch_size)
     allowed = PLAN_TOLERANCE[options.precision]
     if not difference <= allowed:  # written so that NaN fails
+        also = "" if options.system is None else f", and check that {options.system} is what the release was made of"
         message = (
             f"the {options.precision} plan of {repository.path} on {gpu.name} is off by {difference:.1e} on golden "
-            f"examples (at most {allowed:.0e} wanted), so it is not published: take another --precision."
+            f"examples (allowed: {allowed:.0e}), so it is not published. Try another --precision{also}."
         )
         raise ParityError(message, repository.path.name, difference, allowed)
-    return difference
+    return plan, difference
 
 
 def _tensor(stated: Any) -> TensorSpec:

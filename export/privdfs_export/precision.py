@@ -45,10 +45,10 @@ def check_precision(name: str) -> Precision:
         name: As a person wrote it.
 
     Returns:
-        The same.
+        The precision, typed.
 
     Raises:
-        PrecisionError: There is no such precision.
+        PrecisionError: The name is unknown.
     """
     for known in PRECISIONS:
         if name == known:

@@ -10,12 +10,9 @@ Guarantees:
 """
 
 import itertools
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -24,21 +21,26 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from privdfs._manifest import (
+from privdfs._format import (
+    ANSWERED,
+    IMAGE,
+    IMAGES,
+    LOGITS,
+    PARTITION,
+    PROBABILITIES,
+    SHARE,
     Accuracy,
     ClientManifest,
     MaliciousAccuracy,
     PrecisionAccuracy,
     SubsetAccuracy,
+    share_name,
 )
 from privdfs_export import evaluate, graphs, parity
 from privdfs_export.contents import Graphs, build_graphs, client_manifest
 from privdfs_export.errors import ExportError
-from privdfs_export.gpu import Gpu
-from privdfs_export.plan import PlanOptions, prepared, write_planned
 from privdfs_export.precision import Precision, measure_ranges, with_precision
-from privdfs_export.repository import read_repository
-from privdfs_export.triton import Engine
+from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
@@ -59,9 +61,8 @@ def export_release(
     data: ImageData,
     out: Path,
     *,
-    engine: Engine,
+    engine: GraphEngine,
     console: Console,
-    plans: PlanOptions | None = None,
 ) -> ClientManifest:
     """Build a release.
 
@@ -72,19 +73,16 @@ def export_release(
         out: Folder of the release; must not exist.
         engine: What Triton runs the branches with.
         console: Where the steps are shown.
-        plans: Of the engine "tensorrt", what plans to build; needs TensorRT and a GPU.
 
     Returns:
         The client's manifest.
 
     Raises:
-        EngineError: A plan cannot be built here; nothing was written.
         ParityError: A graph differs from torch; nothing was written.
         ExportError: The folder exists, cannot be written, the data are not those of the system, or its task cannot be
             released; nothing was written.
     """
     refuse_existing(out)
-    planner = prepared(plans or PlanOptions("fp16")) if engine == "tensorrt" else None
     _check_data(trained, data)
     console.print("graphs: encoder, branches, fusion, baseline")
     built = build_graphs(trained.system)
@@ -101,10 +99,9 @@ def export_release(
         out,
         client,
         built,
-        engine=engine if planner is None else "onnxruntime",
+        engine=engine,
         golden=found.golden,
         sidecars=_sidecars(built, found),
-        finish=None if planner is None else partial(_plan, options=plans or PlanOptions("fp16"), planner=planner),
     )
     reached = f"baseline {found.accuracy.baseline:.2%}, fused {found.accuracy.fused:.2%}"
     console.print(f"{client.release}: {reached}, written to {out}")
@@ -266,11 +263,11 @@ def _accuracy(
 
 def _sidecars(built: Graphs, found: Findings) -> list[Sidecar]:
     """What lies beside every branch, and last beside the baseline."""
-    (answers,) = evaluate.run_batched(built.baseline.session, {"image": found.golden["images"]})
+    (answers,) = evaluate.run_batched(built.baseline.session, {IMAGE: found.golden[IMAGES]})
     servers = range(len(built.branches))
     return [
         *(Sidecar(_golden_of_server(found.golden, server), found.ranges[server]) for server in servers),
-        Sidecar({"image": found.golden["images"], "logits": answers}, found.ranges[-1]),
+        Sidecar({IMAGE: found.golden[IMAGES], LOGITS: answers}, found.ranges[-1]),
     ]
 
 
@@ -278,26 +275,18 @@ def _ranges(system: System, built: Graphs, images: NDArray[np.uint8]) -> list[di
     """Ranges of the activations of every branch, and last of the baseline, on real shares and images."""
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
-    shares = evaluate.run_batched(built.encoder.session, {"image": images, **also})
+    shares = evaluate.run_batched(built.encoder.session, {IMAGE: images, **also})
     found = [
-        measure_ranges(branch.model, {"share": share, **also})
+        measure_ranges(branch.model, {SHARE: share, **also})
         for branch, share in zip(built.branches, shares, strict=True)
     ]
-    return [*found, measure_ranges(built.baseline.model, {"image": images})]
+    return [*found, measure_ranges(built.baseline.model, {IMAGE: images})]
 
 
 def _golden_of_server(golden: Mapping[str, NDArray[np.generic]], server: int) -> dict[str, NDArray[np.generic]]:
     """Of the client's golden examples what belongs to one server."""
-    partition = {"partition": golden["partition"]} if "partition" in golden else {}
-    return {"share": golden[f"share_{server}"], **partition, "logits": golden["logits"][:, server]}
-
-
-def _plan(folder: Path, options: PlanOptions, planner: tuple[ModuleType, list[Gpu]]) -> None:
-    """Build the plans of one server's folder, in its place."""
-    planned = folder.with_name(f"{folder.name}.planned")
-    write_planned(read_repository(folder), planned, options, *planner)
-    shutil.rmtree(folder)
-    planned.rename(folder)
+    partition = {PARTITION: golden[PARTITION]} if PARTITION in golden else {}
+    return {SHARE: golden[share_name(server)], **partition, LOGITS: golden[LOGITS][:, server]}
 
 
 def drawn_images(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -327,14 +316,14 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
     also_torch = [torch.from_numpy(value) for value in also.values()]
-    exported = evaluate.run_batched(built.encoder.session, {"image": images, **also})
+    exported = evaluate.run_batched(built.encoder.session, {IMAGE: images, **also})
     with torch.inference_mode():
         for server, share in enumerate(graphs.encoder_module(system)(pixels, *also_torch)):
             parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
         answers = []
         for server in servers:
             branch = built.branches[server].session
-            ours = evaluate.run_batched(branch, {"share": exported[server], **also})[0]
+            ours = evaluate.run_batched(branch, {SHARE: exported[server], **also})[0]
             share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
             theirs = graphs.branch_module(system, server)(share, *also_torch)
             parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
@@ -343,13 +332,13 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         answered = np.random.default_rng(0).random(logits.shape[:2]) < 0.5
         answered[~answered.any(axis=1), 0] = True
         fusion = built.fusion.session
-        ours = evaluate.run_batched(fusion, {"logits": logits, "answered": answered})[0]
+        ours = evaluate.run_batched(fusion, {LOGITS: logits, ANSWERED: answered})[0]
         theirs = graphs.FusionProbabilities(system)(torch.from_numpy(logits), torch.from_numpy(answered))
         parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
-        ours = evaluate.run_batched(built.baseline.session, {"image": images})[0]
+        ours = evaluate.run_batched(built.baseline.session, {IMAGE: images})[0]
         parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
-    golden = {f"share_{server}": exported[server][:GOLDEN_IMAGES] for server in servers}
+    golden = {share_name(server): exported[server][:GOLDEN_IMAGES] for server in servers}
     golden |= {name: value[:GOLDEN_IMAGES] for name, value in also.items()}
-    golden["images"], golden["logits"] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
-    golden["probabilities"] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
+    golden[IMAGES], golden[LOGITS] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]
+    golden[PROBABILITIES] = evaluate.fuse(fusion, logits[:GOLDEN_IMAGES], servers)
     return golden

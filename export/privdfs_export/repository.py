@@ -6,7 +6,7 @@
     MODEL/config.pbtxt     and MODEL/1/model.onnx, model.py or model.plan, as `triton` writes them
 
 Triton looks at folders only, so the files at the top do not disturb it. Golden examples are of this server's share
-alone: the folder tells nothing of another server.
+alone: the folder reveals nothing of another server.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from privdfs._manifest import (
-    GOLDEN_NAME,
-    MANIFEST_NAME,
-    ServerManifest,
-    decode_server_manifest,
-    encode_manifest,
-    read_manifest_bytes,
-    read_verified,
-    sha256_file,
-)
+from privdfs._files import read_manifest_bytes, read_verified, sha256_file
+from privdfs._format import GOLDEN_NAME, MANIFEST_NAME, ServerManifest
+from privdfs._manifest import decode_server_manifest, encode_manifest
 from privdfs_export.errors import RepositoryError
 from privdfs_export.triton import ONNX_NAME, VERSION, ModelSpec, write_model
 
@@ -48,7 +41,7 @@ class Repository:
     files: Mapping[str, bytes]
 
     def __repr__(self) -> str:
-        """Where it lies, never what is in it."""
+        """Its path, never its contents."""
         return f"Repository({str(self.path)!r})"
 
     @property
@@ -69,7 +62,7 @@ class Repository:
         try:
             return text_format.Parse(text, model_config_pb2.ModelConfig())  # pyright: ignore[reportAttributeAccessIssue]
         except text_format.ParseError as error:
-            message = f"{self.path}: config.pbtxt is no configuration of Triton ({error}): get the release again."
+            message = f"{self.path}: config.pbtxt is not a Triton configuration ({error}): get the release again."
             raise RepositoryError(message) from error
 
     @property
@@ -79,12 +72,12 @@ class Repository:
 
     @property
     def golden(self) -> Tensors | None:
-        """Golden inputs by name, and `logits`; None where the release has none, as older ones."""
+        """Golden inputs by name, and `logits`; None in older releases, which have none."""
         return self._tensors(GOLDEN_NAME)
 
     @property
     def ranges(self) -> dict[str, float] | None:
-        """Ranges of activations by tensor; None where the release has none, as older ones."""
+        """Ranges of activations by tensor; None in older releases, which have none."""
         tensors = self._tensors(RANGES_NAME)
         return None if tensors is None else {name: value.item() for name, value in tensors.items()}
 

@@ -30,7 +30,9 @@ import msgspec
 
 from privdfs._command_line import signals_interrupt
 from privdfs._errors import BundleIntegrityError, Error
-from privdfs._manifest import decode_client_manifest, read_manifest_bytes
+from privdfs._files import read_manifest_bytes
+from privdfs._format import CLIENT_FOLDER, server_folder
+from privdfs._manifest import decode_client_manifest
 from privdfs_export._keeper import remove
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository, read_repository
@@ -88,8 +90,8 @@ def serve(
     Raises:
         privdfs.BundleError: a folder is not what its manifest says.
         RepositoryError, EngineError, ParityError: its parts do not fit each other; see `verify`.
-        TritonserverMissingError: there is no tritonserver.
-        TritonserverFailedError: a server ended or did not get ready.
+        TritonserverMissingError: no tritonserver was found.
+        TritonserverFailedError: a server ended or did not become ready.
     """
     with serve_measured(repositories, tritonserver=tritonserver, log_dir=log_dir) as servers:
         yield [server.endpoint for server in servers]
@@ -107,8 +109,7 @@ def serve_measured(
 
     Args:
         repositories: as for `serve`.
-        foreign: repositories with a manifest that are no part of a release: their files are checked against it, and
-            nothing else is known of them.
+        foreign: repositories with a manifest that do not belong to a release: only their files are checked.
         tritonserver: as for `serve`.
         log_dir: as for `serve`.
 
@@ -188,8 +189,8 @@ def _check(path: Path) -> Repository:
 
 def _check_release(path: Path) -> list[Repository]:
     """Read all servers' folders of a release, and check that they belong together."""
-    client = decode_client_manifest(read_manifest_bytes(path / "client"))
-    repositories = [_check(path / f"server-{index}") for index in range(len(client.servers))]
+    client = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+    repositories = [_check(path / server_folder(index)) for index in range(len(client.servers))]
     for index, repository in enumerate(repositories):
         manifest = repository.manifest
         if (manifest.release, manifest.server) != (client.release, index):
@@ -197,7 +198,7 @@ def _check_release(path: Path) -> list[Repository]:
                 f"{repository.path} holds server {manifest.server} of release {manifest.release}, expected server "
                 f"{index} of {client.release}: get the release again, whole"
             )
-            raise BundleIntegrityError(msg, f"server-{index}")
+            raise BundleIntegrityError(msg, server_folder(index))
     return repositories
 
 
@@ -222,7 +223,7 @@ def _running(
         for index, repository in enumerate(repositories):
             servers[index] = _make_ready(program, repository, servers[index], deadline)
         yield servers
-    except Exception:  # not Ctrl-C, nor the end of the program: those are no failures
+    except Exception:  # not Ctrl-C, nor the end of the program: those are not failures
         failed = True
         raise
     finally:
@@ -257,7 +258,7 @@ def _start(program: Path, repository: Repository, log: Path, port: int | None = 
         if copy is not None:
             shutil.rmtree(copy, ignore_errors=True)
         if isinstance(error, OSError):
-            msg = f"cannot write a copy of {repository.path} and its log ({error}): make room, or set TMPDIR"
+            msg = f"cannot write a copy of {repository.path} and its log ({error}): free some space, or set TMPDIR"
             raise ServeError(msg) from error
         raise
     return RunningServer(repository.path, endpoint, copy, log, process, token, admin)
@@ -295,7 +296,7 @@ def _command(program: Path, repository: Repository, copy: Path, endpoint: str, t
 
 
 def _make_ready(program: Path, repository: Repository, server: RunningServer, deadline: float) -> RunningServer:
-    """Wait until a server is ready; one that lost its port to somebody else is started again on another."""
+    """Wait until a server is ready; one that lost its port to another program is started again."""
     for _ in range(_PORT_ATTEMPTS):
         if _wait_until_ready(server, deadline):
             return server
@@ -303,7 +304,7 @@ def _make_ready(program: Path, repository: Repository, server: RunningServer, de
         if not _PORT_TAKEN.search(_read_log(server.log)):
             raise _failed(server, f"ended with status {status} before it was ready")
         server = _start(program, repository, server.log)
-    raise _failed(server, f"lost its port to somebody else {_PORT_ATTEMPTS} times")
+    raise _failed(server, f"lost its port to another program {_PORT_ATTEMPTS} times")
 
 
 def _wait_until_ready(server: RunningServer, deadline: float) -> bool:
@@ -319,7 +320,7 @@ def _wait_until_ready(server: RunningServer, deadline: float) -> bool:
 
 
 def _is_ready(server: RunningServer) -> bool:
-    """Ask over gRPC; somebody else's server on the same port does not count."""
+    """Ask over gRPC; another program's server on the same port does not count."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
@@ -337,7 +338,7 @@ def _is_ready(server: RunningServer) -> bool:
 
 
 def _free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses at this moment."""
+    """A TCP port of 127.0.0.1 that is free at this moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

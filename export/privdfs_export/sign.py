@@ -2,7 +2,7 @@
 
 Every folder with a manifest gets a `manifest.sig` (`privdfs/_signature.py` has its format). What is signed is checked
 first: every file against its manifest, and the folders against each other. `privdfs-export keygen` makes the keys;
-those that OpenSSL makes serve as well.
+keys made by OpenSSL work too.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from privdfs._errors import ConfigError
+from privdfs._files import read_manifest_bytes
+from privdfs._format import MANIFEST_NAME, SIGNATURE_NAME
 from privdfs._given import read_file
-from privdfs._manifest import MANIFEST_NAME, SIGNATURE_NAME, read_manifest_bytes
 from privdfs._signature import check_signature, key_id, signature_line
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError

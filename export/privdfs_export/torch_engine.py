@@ -1,114 +1,171 @@
-"""The other way to a plan: torch-tensorrt, from the network itself instead of its ONNX graph.
+"""`privdfs-export plan --via torch-tensorrt`: engines from the trained network instead of its ONNX graph.
 
-ONNX is the way that releases take; this one is for a network that the exporter or TensorRT's parser cannot express. It
-needs torch-tensorrt, which needs a GPU to be imported, so **it has never run**: the tests compare every call with the
-source of its wheel, and check on the CPU that the exported program computes what the branch does.
+Most releases are planned from ONNX. This route is for a network that TensorRT's parser cannot read. It needs the
+`system.safetensors` that the release was exported from, and torch-tensorrt, which cannot be imported without a GPU. So
+**it has never run on a GPU**: the tests compare every call with the source of its wheel, check on the CPU that the
+exported programs compute what the graphs do, and run the command on a stand-in.
 """
 
+import copy
 import importlib
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from privdfs._format import BASELINE_MODEL, IMAGE, LOGITS, PARTITION, SHARE, TensorSpec
 from privdfs_export import graphs
-from privdfs_export.engine import BuildOptions, Plan
-from privdfs_export.errors import EngineBuildError, PrecisionError, TensorRTMissingError
+from privdfs_export.engine import Build, BuildOptions, Plan
+from privdfs_export.errors import EngineBuildError, EngineError, PrecisionError, TensorRTMissingError
 from privdfs_export.precision import Precision
+from privdfs_export.repository import Repository
 from privdfs_export.triton import profiles
+from privdfs_training.checkpoint import load_system
 from privdfs_training.models.system import System
 
-_TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TYPES = {"int8": torch.int8, "int32": torch.int32, "uint8": torch.uint8}
 
 
 class ServedBranch(nn.Module):
     """A branch from the int8 share as it travels to float32 logits."""
 
     def __init__(self, system: System, server: int, dtype: torch.dtype) -> None:
-        """Take one server's half.
-
-        Args:
-            system: In evaluation mode, masks frozen.
-            server: Which.
-            dtype: What it computes in.
-        """
+        """Copy one server's branch; it computes in `dtype`."""
         super().__init__()
-        self.branch = graphs.branch_module(system, server).to(dtype)
+        self.branch = copy.deepcopy(graphs.branch_module(system, server)).to(dtype)
         self.scale, self.dtype = system.quantiser.scale(server), dtype
 
     def forward(self, share: Tensor, *partition: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            share: int8 [batch, values].
-            partition: Of a keyed system, int32 [batch, 1].
-
-        Returns:
-            Logits, float32 [batch, classes].
-        """
+        """Share int8 [batch, values], and in a keyed system partition int32 [batch, 1], to float32 logits."""
         return self.branch(share.to(self.dtype) * self.scale, *partition).float()
 
 
-def branch_program(system: System, server: int, max_batch: int, precision: Precision = "fp32") -> ExportedProgram:
-    """A branch as a program that torch-tensorrt takes.
+class ServedBaseline(nn.Module):
+    """The unprotected model from uint8 pixels to float32 logits."""
+
+    def __init__(self, system: System, dtype: torch.dtype) -> None:
+        """Copy the baseline; it computes in `dtype`."""
+        super().__init__()
+        self.baseline, self.dtype = copy.deepcopy(system.baseline).to(dtype), dtype
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image uint8 [batch, height, width, channels] to float32 logits."""
+        return self.baseline(image.to(self.dtype).permute(0, 3, 1, 2)).float()
+
+
+def torch_builder(checkpoint: Path, precision: Precision) -> Build:
+    """Make what builds the engines of a release from the system that it was exported from.
 
     Args:
-        system: In evaluation mode, masks frozen; without keys.
-        server: Whose.
-        max_batch: The largest batch, at least 2.
+        checkpoint: `system.safetensors` of the run.
         precision: FP32, FP16 or BF16.
 
     Returns:
-        The program, with a dynamic batch.
+        Builds the engine of one server's folder.
 
     Raises:
-        PrecisionError: INT8 takes the way of ONNX.
+        TensorRTMissingError: torch-tensorrt cannot be imported.
+        PrecisionError: INT8 is built from ONNX only.
+        CheckpointError: The system cannot be read.
     """
-    if precision not in _TYPES:
-        message = (
-            f"torch-tensorrt builds {', '.join(_TYPES)} here, not {precision}: build that one from the ONNX graph."
-        )
+    torch_tensorrt = find_torch_tensorrt()
+    dtype = _dtype(precision)
+    system = load_system(checkpoint).system
+
+    def build(repository: Repository, options: BuildOptions) -> Plan:
+        specs, module = _served(system, repository, dtype)
+        wanted = [(one.name, tuple(one.dims)) for one in repository.config.input]
+        if [(spec.name, spec.shape) for spec in specs] != wanted:
+            message = f"{checkpoint} is not the system of {repository.path}. Give the one that it was exported from."
+            raise EngineError(message)
+        return convert(served_program(module, specs, options.max_batch), specs, options, torch_tensorrt)
+
+    return build
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    """What a network of this precision computes in."""
+    if precision not in _PRECISIONS:
+        message = f"torch-tensorrt builds {', '.join(_PRECISIONS)}, not {precision}. Build that one with --via onnx."
         raise PrecisionError(message)
-    share = torch.zeros(2, system.masks.values, dtype=torch.int8)
-    module = ServedBranch(system, server, _TYPES[precision]).eval()
-    return torch.export.export(module, (share,), dynamic_shapes=({0: Dim("batch", min=1, max=max_batch)},))
+    return _PRECISIONS[precision]
 
 
-def convert(program: ExportedProgram, options: BuildOptions, torch_tensorrt: ModuleType | None = None) -> Plan:
+def _served(system: System, repository: Repository, dtype: torch.dtype) -> tuple[list[TensorSpec], nn.Module]:
+    """What one folder serves: its inputs and its network."""
+    if repository.model == BASELINE_MODEL:
+        channels, height, width = system.image_shape
+        return [TensorSpec(IMAGE, "uint8", (height, width, channels))], ServedBaseline(system, dtype)
+    server = repository.manifest.server
+    if server >= system.masks.servers:
+        return [], nn.Identity()  # not the system of this release
+    return branch_inputs(system), ServedBranch(system, server, dtype)
+
+
+def branch_inputs(system: System) -> list[TensorSpec]:
+    """What every branch of a system takes."""
+    share = TensorSpec(SHARE, "int8", (system.masks.values,))
+    return [share] if system.family is None else [share, TensorSpec(PARTITION, "int32", (1,))]
+
+
+def served_program(module: nn.Module, specs: Sequence[TensorSpec], max_batch: int) -> ExportedProgram:
+    """Export a network as a program with a dynamic batch, which torch-tensorrt takes.
+
+    Args:
+        module: `ServedBranch` or `ServedBaseline`.
+        specs: Its inputs.
+        max_batch: The largest batch, at least 2.
+
+    Returns:
+        The program.
+    """
+    batch = Dim("batch", min=1, max=max_batch)
+    inputs = tuple(torch.zeros(2, *spec.shape, dtype=_TYPES[spec.dtype]) for spec in specs)
+    shapes: tuple[Any, ...] = ({0: batch},)
+    if len(specs) > 1:  # `*partition` is one argument
+        shapes += (({0: batch},),)
+    return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
+
+
+def convert(
+    program: ExportedProgram, specs: Sequence[TensorSpec], options: BuildOptions, torch_tensorrt: ModuleType
+) -> Plan:
     """Build an engine of a program.
 
     Args:
-        program: As `branch_program` makes it.
-        options: How; the timing cache is torch-tensorrt's own.
-        torch_tensorrt: The package; found when None.
+        program: As `served_program` makes it.
+        specs: Its inputs.
+        options: How; `check_options` says which torch-tensorrt has.
+        torch_tensorrt: The package.
 
     Returns:
         The plan.
 
     Raises:
-        TensorRTMissingError: It cannot be imported.
-        EngineBuildError: It refused.
+        EngineBuildError: torch-tensorrt refused.
     """
-    torch_tensorrt = find_torch_tensorrt() if torch_tensorrt is None else torch_tensorrt
-    names = program.graph_signature.user_inputs
-    sizes = [node.meta["val"].shape[1] for node in program.graph.nodes if node.name in names]
     inputs = [
         torch_tensorrt.Input(
             profiles=[
-                {"min_shape": (smallest, size), "opt_shape": (best, size), "max_shape": (largest, size)}
+                {
+                    "min_shape": (smallest, *spec.shape),
+                    "opt_shape": (best, *spec.shape),
+                    "max_shape": (largest, *spec.shape),
+                }
                 for smallest, best, largest in profiles(options.max_batch)
             ],
-            dtype=torch.int8,
-            name="share",
+            dtype=_TYPES[spec.dtype],
+            name=spec.name,
         )
-        for size in sizes
+        for spec in specs
     ]
-    given = {
-        "workspace_size": options.workspace,
-        "optimization_level": options.level,
-    }
+    given = {"workspace_size": options.workspace, "optimization_level": options.level}
     started = time.monotonic()
     try:
         data = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
@@ -120,22 +177,40 @@ def convert(program: ExportedProgram, options: BuildOptions, torch_tensorrt: Mod
             version_compatible=options.version_compatible,
             hardware_compatible=options.hardware != "none",
             immutable_weights=True,
-            arg_input_binding_names=("share",),
-            output_binding_names="logits",
+            arg_input_binding_names=tuple(spec.name for spec in specs),
+            output_binding_names=LOGITS,
             **{name: value for name, value in given.items() if value is not None},
         )
     except Exception as error:  # torch-tensorrt has no common base for what it raises
-        message = f"torch-tensorrt cannot build this branch: {error}. Build it from its ONNX graph instead."
+        message = f"torch-tensorrt cannot build this network: {error}. Build it with --via onnx instead."
         raise EngineBuildError(message, (str(error),)) from error
     tensorrt = importlib.import_module("tensorrt").__version__
     return Plan(bytes(data), tensorrt, time.monotonic() - started, None, ())
 
 
-def find_torch_tensorrt() -> ModuleType:
-    """The package torch-tensorrt.
+def check_options(devices: Sequence[int], build: BuildOptions) -> None:
+    """Refuse options that torch-tensorrt does not have.
 
-    Returns:
-        It.
+    Args:
+        devices: GPUs to build for.
+        build: How.
+
+    Raises:
+        EngineError: One of them is only for the ONNX route.
+    """
+    only_onnx = {
+        "--device": tuple(devices) != (0,),
+        "--timing-cache": build.timing_cache is not None,
+        "--hardware same-compute-capability": build.hardware == "same-compute-capability",
+    }
+    for option, given in only_onnx.items():
+        if given:
+            message = f"{option} does not go with --via torch-tensorrt. Leave it out, or build with --via onnx."
+            raise EngineError(message)
+
+
+def find_torch_tensorrt() -> ModuleType:
+    """Import torch-tensorrt.
 
     Raises:
         TensorRTMissingError: It cannot be imported.
@@ -145,6 +220,6 @@ def find_torch_tensorrt() -> ModuleType:
     except Exception as error:  # without a GPU its import fails in many ways
         message = (
             f"torch-tensorrt cannot be imported ({error}). On a GPU host with CUDA's torch: pip install "
-            "torch-tensorrt==2.14.0 (with torch 2.14); or build from the ONNX graph, which needs TensorRT alone."
+            "torch-tensorrt==2.14.0 (with torch 2.14). Or build with --via onnx, which needs TensorRT alone."
         )
         raise TensorRTMissingError(message) from error

@@ -5,7 +5,7 @@ axis. Triton can run it by one of several engines; whatever the engine, `config.
 nothing to auto-completion, so that what a server loads is what the exporter wrote.
 
 The engine `tensorrt` loads plans, which are built on the GPU host (`plan`); the ONNX graph stays beside them, to build
-from and to compare with, and Triton does not open it. Plans are pristine: what is to be said of them is said elsewhere.
+from and to compare with, and Triton does not open it. Plans hold nothing of ours: the manifest describes them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,11 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 
+from privdfs._format import TensorSpec
+
 Engine = Literal["python", "onnxruntime", "tensorrt"]
+#: Engines that run the ONNX graph itself, as the exporter writes it.
+GraphEngine = Literal["python", "onnxruntime"]
 
 #: The one version of a model in a repository of ours.
 VERSION = "1"
@@ -32,15 +36,6 @@ WARMUP = "warmup"
 #: Engine -> file that Triton's backend of the same name opens.
 FILES: Mapping[Engine, str] = {"python": "model.py", "onnxruntime": ONNX_NAME, "tensorrt": PLAN_NAME}
 TENSOR_TYPES = {"uint8": "TYPE_UINT8", "int8": "TYPE_INT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a model: name, element type, and shape without the batch axis."""
-
-    name: str
-    dtype: Literal["uint8", "int8", "int32", "float32"]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,8 @@ def config_pbtxt(spec: ModelSpec) -> str:
         "input": inputs,
         "output": [_tensor(spec.output)],
         "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": 1}],
-        # No queue delay: requests that wait together are batched, but none waits for company. No queue policy either:
-        # with one, Triton 2.51 holds back some requests for half a second, although nobody is in front of them.
+        # No queue delay: requests that wait together are batched, but none waits for others. No queue policy either:
+        # with one, Triton 2.51 holds back some requests for half a second, although no request is ahead of them.
         "dynamic_batching": {},
         # The model reports ready only after one run, so that no client pays for the first one.
         "model_warmup": [

@@ -1,4 +1,4 @@
-"""`privdfs-export verify DIR`: whether a release, or one server's folder, can be served as it lies there.
+"""`privdfs-export verify DIR`: whether a release, or one server's folder, can be served as it is.
 
 Checked before a server starts, and by `privdfs-serve` itself:
 
@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from privdfs._manifest import PlanSpec
+from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, LOGITS, RELEASE_PARAMETER, PlanSpec
 from privdfs._verify import verify
 from privdfs_export.errors import EngineMismatchError, ParityError, RepositoryError, TensorRTMissingError
 from privdfs_export.repository import Repository, Tensors, read_repository
@@ -37,7 +37,7 @@ _ORT_TYPES = {f"tensor({name})": name for name in ("uint8", "int8", "int32")} | 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what was found."""
+    """One check, and its result."""
 
     name: str
     found: str
@@ -77,10 +77,10 @@ def server_folders(path: Path) -> list[Path]:
     Returns:
         `server-0`, …, and `baseline` where there is one; or the folder itself.
     """
-    if not (path / "client").is_dir():
+    if not (path / CLIENT_FOLDER).is_dir():
         return [path]
     folders = sorted(path.glob("server-*"), key=lambda folder: (len(folder.name), folder.name))
-    return [*folders, *([path / "baseline"] if (path / "baseline").is_dir() else [])]
+    return [*folders, *([path / BASELINE_FOLDER] if (path / BASELINE_FOLDER).is_dir() else [])]
 
 
 def check_repository(repository: Repository) -> list[Check]:
@@ -94,8 +94,8 @@ def check_repository(repository: Repository) -> list[Check]:
 
     Raises:
         RepositoryError: Configuration, graph and manifest contradict each other.
-        EngineMismatchError: The plan is of another TensorRT or GPU than are here.
-        ParityError: Golden examples do not come out.
+        EngineMismatchError: The plan is of another TensorRT or GPU.
+        ParityError: Golden examples give other results.
     """
     config = repository.config
     try:
@@ -135,7 +135,7 @@ def _check_config(repository: Repository, config: Any, graph: ort.InferenceSessi
     manifest = repository.manifest
     _same(repository, "name", config.name, repository.model)
     _same(repository, "backend", config.backend, manifest.engine)
-    _same(repository, "release", config.parameters["privdfs_release"].string_value, manifest.release)
+    _same(repository, "release", config.parameters[RELEASE_PARAMETER].string_value, manifest.release)
     names = {config.default_model_filename, *config.cc_model_filenames.values()}
     _same(repository, "default_model_filename", config.default_model_filename, FILES[manifest.engine])
     for name in names:
@@ -158,7 +158,7 @@ def _same(repository: Repository, what: str, stated: object, real: object) -> No
     if stated != real:
         message = (
             f"{repository.path}: config.pbtxt says {what} {stated}, graph and manifest say {real}: they are of "
-            "different releases or were edited; get the release again, or build its plans again."
+            "different releases, or were edited. Get the release again, or build its plans again."
         )
         raise RepositoryError(message)
 
@@ -167,9 +167,9 @@ def _check_golden(repository: Repository, graph: ort.InferenceSession) -> Check:
     golden = repository.golden
     if golden is None:
         return Check("golden examples", "none in this folder; export the release again to have them")
-    inputs = {name: values for name, values in golden.items() if name != "logits"}
+    inputs = {name: values for name, values in golden.items() if name != LOGITS}
     answers = np.asarray(graph.run(None, dict(inputs))[0])
-    difference = relative_difference(answers, golden["logits"])
+    difference = relative_difference(answers, golden[LOGITS])
     _allow(repository, "graph", difference, GRAPH_TOLERANCE)
     return Check("golden examples", f"{len(answers)} through the graph, off by {difference:.1e}")
 
@@ -185,8 +185,8 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
         return [Check("plan", f"not compared with TensorRT: {error}")]
     if not loads(plan, trt.__version__):
         message = (
-            f"{repository.path}: its plan was built by TensorRT {plan.tensorrt}, here is {trt.__version__}: build it "
-            "again on this machine with `privdfs-export plan`."
+            f"{repository.path}: its plan was built by TensorRT {plan.tensorrt}, and this is {trt.__version__}: build "
+            "it again on this machine with `privdfs-export plan`."
         )
         raise EngineMismatchError(message)
     golden = repository.golden
@@ -202,7 +202,7 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         run = run_plan(trt, gpu, data, inputs, profile=profile, version_compatible=plan.version_compatible)
-        return run["logits"]
+        return run[LOGITS]
 
     difference = compare_plan(answer, golden, repository.config.max_batch_size)
     _allow(repository, f"{plan.precision} plan", difference, PLAN_TOLERANCE[plan.precision])
@@ -223,7 +223,7 @@ def compare_plan(answer: Callable[[Tensors, int], NDArray[np.generic]], golden: 
     differences = []
     for profile, (smallest, _, largest) in enumerate(profiles(max_batch)):
         some = {name: values[:largest] for name, values in golden.items()}
-        expected = some.pop("logits")
+        expected = some.pop(LOGITS)
         if len(expected) >= smallest:
             differences.append(relative_difference(answer(some, profile), expected))
     return float(np.max(differences))
@@ -251,7 +251,7 @@ def loads(plan: PlanSpec, installed: str) -> bool:
 def _allow(repository: Repository, what: str, difference: float, allowed: float) -> None:
     if not difference <= allowed:  # written so that NaN fails
         message = (
-            f"{repository.path}: golden examples through the {what} are off by {difference:.1e} (at most {allowed:.0e} "
-            "wanted): get the release again; if that does not help, build the plan in another precision."
+            f"{repository.path}: golden examples through the {what} are off by {difference:.1e} (allowed: {allowed:.0e}"
+            "): get the release again; if that does not help, build the plan in another precision."
         )
         raise ParityError(message, what, difference, allowed)

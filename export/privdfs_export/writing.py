@@ -6,7 +6,7 @@ It appears whole, under its final name, or not at all.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,22 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
-from privdfs._manifest import (
+from privdfs._files import sha256_file
+from privdfs._format import (
+    BASELINE_FOLDER,
+    BASELINE_MODEL,
+    BRANCH_MODEL,
+    CLIENT_FOLDER,
     ENCODER_NAME,
     FORMAT_VERSION,
     FUSION_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
+    RELEASE_PARAMETER,
+    SERVER_PARAMETER,
     ClientManifest,
     ServerManifest,
-    encode_manifest,
-    sha256_file,
+    baseline_signature,
+    branch_signature,
+    server_folder,
 )
+from privdfs._manifest import encode_manifest
 from privdfs_export.contents import Graphs
 from privdfs_export.errors import ExportError
 from privdfs_export.repository import write_repository
-from privdfs_export.triton import Engine, ModelSpec, TensorSpec
-from privdfs_export.verify import server_folders
+from privdfs_export.triton import GraphEngine, ModelSpec
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -69,10 +77,9 @@ def write_release(
     client: ClientManifest,
     built: Graphs,
     *,
-    engine: Engine,
+    engine: GraphEngine,
     golden: Tensors,
     sidecars: Sequence[Sidecar],
-    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a release whole or not at all.
 
@@ -83,7 +90,6 @@ def write_release(
         engine: What Triton runs them with.
         golden: The client's examples, by name.
         sidecars: Of every server, and last of the baseline.
-        finish: Does the rest in each server's folder, before anybody sees it.
 
     Raises:
         ExportError: The folder exists or cannot be written; nothing was left behind.
@@ -96,13 +102,10 @@ def write_release(
         message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
         raise ExportError(message) from error
     try:
-        _write_client(partial / "client", client, built, golden)
+        _write_client(partial / CLIENT_FOLDER, client, built, golden)
         for server, branch in enumerate(built.branches):
-            write_server(partial / f"server-{server}", client, server, branch.data, engine, sidecars[server])
-        write_baseline(partial / "baseline", client, built.baseline.data, engine, sidecars[-1])
-        if finish is not None:
-            for folder in server_folders(partial):
-                finish(folder)
+            write_server(partial / server_folder(server), client, server, branch.data, engine, sidecars[server])
+        write_baseline(partial / BASELINE_FOLDER, client, built.baseline.data, engine, sidecars[-1])
         partial.chmod(0o755)
         partial.rename(out)
     except OSError as error:
@@ -129,7 +132,7 @@ def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: T
 
 
 def write_server(
-    folder: Path, client: ClientManifest, server: int, branch: bytes, engine: Engine, sidecar: Sidecar
+    folder: Path, client: ClientManifest, server: int, branch: bytes, engine: GraphEngine, sidecar: Sidecar
 ) -> None:
     """Write the folder of one server.
 
@@ -145,38 +148,40 @@ def write_server(
         OSError: It cannot be written.
     """
     about = client.servers[server]
-    partition = () if client.keys is msgspec.UNSET else (TensorSpec("partition", "int32", (1,)),)
+    tensors = branch_signature(client, server)
     spec = ModelSpec(
-        name="branch",
+        name=BRANCH_MODEL,
         engine=engine,
-        inputs=(TensorSpec("share", "int8", (about.share_length,)), *partition),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        inputs=tensors.inputs,
+        output=tensors.outputs[0],
         max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release, "privdfs_server": str(server)},
+        parameters={RELEASE_PARAMETER: client.release, SERVER_PARAMETER: str(server)},
     )
     manifest = _server_manifest(client, engine, server=server, length=about.share_length, scale=about.scale)
     manifest = msgspec.structs.replace(manifest, keys=client.keys)
     write_repository(folder, manifest, spec, branch, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
-def write_baseline(folder: Path, client: ClientManifest, baseline: bytes, engine: Engine, sidecar: Sidecar) -> None:
+def write_baseline(
+    folder: Path, client: ClientManifest, baseline: bytes, engine: GraphEngine, sidecar: Sidecar
+) -> None:
     """Write the folder of the unprotected model, for comparison only; its arguments are those of `write_server`."""
     # To the one server that runs it, the "share" is the whole image.
-    shape = (client.image.height, client.image.width, client.image.channels)
+    tensors = baseline_signature(client)
     spec = ModelSpec(
-        name="baseline",
+        name=BASELINE_MODEL,
         engine=engine,
-        inputs=(TensorSpec("image", "uint8", shape),),
-        output=TensorSpec("logits", "float32", (len(client.classes),)),
+        inputs=tensors.inputs,
+        output=tensors.outputs[0],
         max_batch=client.max_batch,
-        parameters={"privdfs_release": client.release},
+        parameters={RELEASE_PARAMETER: client.release},
     )
-    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(shape)), scale=1.0)
+    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(tensors.inputs[0].shape)), scale=1.0)
     write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
 
 
 def _server_manifest(
-    client: ClientManifest, engine: Engine, *, server: int, length: int, scale: float
+    client: ClientManifest, engine: GraphEngine, *, server: int, length: int, scale: float
 ) -> ServerManifest:
     return ServerManifest(
         format_version=FORMAT_VERSION,

@@ -16,9 +16,9 @@ from privdfs._core import Call, Chunk, Outcome
 from privdfs._drive import carry_out_async
 from privdfs._errors import ConfigError
 from privdfs._exchange import Checkup, Trip
+from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
-from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
 from privdfs._workers import Workers, ended_in_time
 
@@ -40,11 +40,11 @@ class AsyncTransport(Protocol):
         ...
 
     async def health(self, call: Call) -> list[Health]:
-        """How every replica does."""
+        """The state of every replica."""
         ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
 
@@ -66,10 +66,10 @@ class AsyncClient(BaseClient[AsyncTransport]):
         queries: a budget of images for each key, and a record of repeats; several clients may share one.
         telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
-            than so many dB better than the class mean, or does not say how well; None takes any.
+            than so many dB better than the class mean, or does not say how well; None accepts any.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
-        trust: public key of the releases' signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
-        allow_unsigned: open a bundle from a path without asking who made it, for development.
+        trust: public key of the signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
+        allow_unsigned: open a bundle from a path without a signature check, for development.
 
     Raises:
         ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.

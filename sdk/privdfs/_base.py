@@ -10,10 +10,10 @@ from privdfs._config import Retries, Server, Wait, check_servers
 from privdfs._constants import DEFAULT_TIMEOUT_S, MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Observer, Settings
 from privdfs._errors import ConfigError, DeadlineExceededError
+from privdfs._format import ClientManifest
 from privdfs._keys import UserKey
 from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
-from privdfs._manifest import ClientManifest
 from privdfs._queries import Queries
 from privdfs._signature import Trust
 

@@ -11,21 +11,30 @@ import numpy.typing as npt
 
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
-from privdfs._given import check_flag, check_path
-from privdfs._keys import UserKey, check_partition, partition_of
-from privdfs._manifest import (
+from privdfs._files import read_manifest_bytes, read_verified
+from privdfs._format import (
+    ANSWERED,
+    CLIENT_FOLDER,
     ENCODER_NAME,
     FUSION_NAME,
     GOLDEN_NAME,
+    IMAGE,
+    IMAGES,
+    LOGITS,
     MANIFEST_NAME,
+    PARTITION,
+    PROBABILITIES,
     ClientManifest,
     bytes_up,
-    decode_client_manifest,
+    encoder_signature,
+    fusion_signature,
     key_spec,
-    read_manifest_bytes,
-    read_verified,
+    share_name,
 )
-from privdfs._onnx import PARTITION, Array, Graph, TensorSpec, partition_feed, partition_inputs
+from privdfs._given import check_flag, check_path
+from privdfs._keys import UserKey, check_partition, partition_of
+from privdfs._manifest import decode_client_manifest
+from privdfs._onnx import Array, Graph, partition_feed
 from privdfs._signature import Trust, check_signature
 
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
@@ -33,7 +42,7 @@ _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How close the golden examples came out on this device.
+    """How close this device comes to the golden examples.
 
     Attributes:
         images: number of golden examples.
@@ -58,25 +67,8 @@ class Bundle:
         self._manifest = manifest
         self._keys = key_spec(manifest)
         self._pid = os.getpid()
-        image = manifest.image
-        n_classes = len(manifest.classes)
-        self._encoder = Graph(
-            ENCODER_NAME,
-            files[ENCODER_NAME],
-            [TensorSpec("image", "uint8", (image.height, image.width, image.channels)), *partition_inputs(self._keys)],
-            [TensorSpec(f"share_{i}", "int8", (server.share_length,)) for i, server in enumerate(manifest.servers)],
-            ONNX_THREADS,
-        )
-        self._fusion = Graph(
-            FUSION_NAME,
-            files[FUSION_NAME],
-            [
-                TensorSpec("logits", "float32", (self.n_servers, n_classes)),
-                TensorSpec("answered", "bool", (self.n_servers,)),
-            ],
-            [TensorSpec("probabilities", "float32", (n_classes,))],
-            1,
-        )
+        self._encoder = Graph(ENCODER_NAME, files[ENCODER_NAME], encoder_signature(manifest), ONNX_THREADS)
+        self._fusion = Graph(FUSION_NAME, files[FUSION_NAME], fusion_signature(manifest), 1)
 
     @classmethod
     def open(
@@ -89,9 +81,9 @@ class Bundle:
 
         Args:
             path: the folder.
-            trust: Ed25519 public key of whoever signs the releases (the path of a PEM file, what is in one, or the
+            trust: Ed25519 public key of the signer (the path of a PEM file, what is in one, or the
                 key's 32 bytes), or several, of which one must have signed.
-            allow_unsigned: open it without asking who made it, for development.
+            allow_unsigned: open it without a signature check, for development.
 
         Raises:
             BundleSignatureError: it is not signed by a trusted key, or none was named.
@@ -102,10 +94,10 @@ class Bundle:
         """
         folder = check_path(path, "the bundle")
         check_flag(allow_unsigned, "allow_unsigned")
-        whole = folder / "client" / MANIFEST_NAME
+        whole = folder / CLIENT_FOLDER / MANIFEST_NAME
         if not os.path.exists(folder / MANIFEST_NAME) and os.path.exists(whole):  # noqa: PTH110 - pathlib's raise
             raise BundleIntegrityError(
-                f"{folder} is a whole release: give its client folder, {folder / 'client'}", MANIFEST_NAME
+                f"{folder} is a whole release: give its client folder, {folder / CLIENT_FOLDER}", MANIFEST_NAME
             )
         if trust is not None and allow_unsigned:
             raise ConfigError("`trust` and `allow_unsigned` contradict each other: drop one of them")
@@ -114,8 +106,8 @@ class Bundle:
             check_signature(folder, data, trust)
         elif not allow_unsigned:
             raise BundleSignatureError(
-                f"nothing says whose bundle {folder} is: pass trust=<public key of the releases' signer>, or, to "
-                "develop, allow_unsigned=True"
+                f"{folder} could be anyone's bundle: pass trust=<public key of the signer>, or allow_unsigned=True for "
+                "development"
             )
         manifest = decode_client_manifest(data)
         return cls(folder, manifest, read_verified(folder, manifest.files))
@@ -125,7 +117,7 @@ class Bundle:
 
     @property
     def manifest(self) -> ClientManifest:
-        """Everything the release says about itself."""
+        """Everything that the release states about itself."""
         return self._manifest
 
     @property
@@ -144,10 +136,10 @@ class Bundle:
         return len(self._manifest.servers)
 
     def partition(self, key: UserKey | bytes | None) -> int | None:
-        """Which partition of the release a user's key picks; None for a release with one for everybody.
+        """The partition that a user's key picks; None for a release without keys.
 
         Raises:
-            ConfigError: a keyed release and no key, a key for a release without keys, or something that is no key.
+            ConfigError: a keyed release and no key, a key for a release without keys, or an invalid key.
         """
         return partition_of(key, self._keys)
 
@@ -175,7 +167,7 @@ class Bundle:
                 f"encode takes uint8 [batch, {spec.height}, {spec.width}, {spec.channels}] with at least one image, "
                 f"not {images.dtype} {list(images.shape)}: Client.encode takes images of any size and form"
             )
-        shares = self._encoder.run({"image": images, **partition_feed(partition, len(images))})
+        shares = self._encoder.run({IMAGE: images, **partition_feed(partition, len(images))})
         for share, server in zip(shares, self._manifest.servers, strict=True):
             _require_output(ENCODER_NAME, share, _INT8, (len(images), server.share_length))
         return shares
@@ -192,7 +184,7 @@ class Bundle:
 
         Raises:
             ConfigError: another shape or type, or called in a forked child process.
-            BundleFormatError: the graph gives something that is no probabilities.
+            BundleFormatError: the graph does not give probabilities.
         """
         self._refuse_fork()
         shape = (self.n_servers, len(self.classes))
@@ -202,19 +194,17 @@ class Bundle:
                 f"fuse takes logits float32 [batch, {shape[0]}, {shape[1]}] and answered bool [batch, {shape[0]}], "
                 f"not {logits.dtype} {list(logits.shape)} and {answered.dtype} {list(answered.shape)}"
             )
-        (probabilities,) = self._fusion.run({"logits": logits, "answered": answered})
+        (probabilities,) = self._fusion.run({LOGITS: logits, ANSWERED: answered})
         _require_output(FUSION_NAME, probabilities, _FLOAT32, (len(logits), shape[1]))
         if not np.isfinite(probabilities).all():
-            raise BundleFormatError(
-                f"{FUSION_NAME} gives probabilities that are no numbers: run the bundle's self-test"
-            )
+            raise BundleFormatError(f"{FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test")
         return probabilities
 
     def selftest(self) -> SelfTest:
         """Replay the golden examples of the release on this device: images to shares, recorded logits to probabilities.
 
         Raises:
-            SelfTestError: they come out differently than rounding explains.
+            SelfTestError: they differ by more than rounding explains.
             BundleError: the golden file is missing, changed or incomplete.
         """
         from safetensors import SafetensorError
@@ -226,7 +216,7 @@ class Bundle:
         except SafetensorError as error:
             raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
         self._check_golden(golden)
-        images, logits, recorded = golden["images"], golden["logits"], golden["probabilities"]
+        images, logits, recorded = golden[IMAGES], golden[LOGITS], golden[PROBABILITIES]
         # One image at a time: whatever the batch, a release must give what was recorded.
         partitions = [None] * len(images) if self._keys is None else golden[PARTITION][:, 0].tolist()
         encoded = [
@@ -236,17 +226,17 @@ class Bundle:
         differing = 0
         for i in range(self.n_servers):
             share = np.concatenate([shares[i] for shares in encoded])
-            differing += int(np.count_nonzero(share != golden[f"share_{i}"]))
-        fraction = differing / sum(golden[f"share_{i}"].size for i in range(self.n_servers))
+            differing += int(np.count_nonzero(share != golden[share_name(i)]))
+        fraction = differing / sum(golden[share_name(i)].size for i in range(self.n_servers))
         probabilities = self.fuse(logits, np.ones(logits.shape[:2], dtype=np.bool_))
         error = float(np.abs(probabilities - recorded).max())
         same_label = bool((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).all())
         if fraction > SELFTEST_SHARE_TOLERANCE or not error <= SELFTEST_PROBABILITY_TOLERANCE or not same_label:
             raise SelfTestError(
-                f"the golden examples come out differently here: {fraction:.2%} of the share values differ "
+                f"the golden examples give different results here: {fraction:.2%} of the share values differ "
                 f"(allowed {SELFTEST_SHARE_TOLERANCE:.0%}), probabilities by up to {error:.2g} "
                 f"(allowed {SELFTEST_PROBABILITY_TOLERANCE:g}), labels {'agree' if same_label else 'differ'}: "
-                "try another version of onnxruntime; do not use the bundle on this device before this passes"
+                "try another version of onnxruntime; do not use the bundle on this device until this passes"
             )
         return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
 
@@ -255,17 +245,11 @@ class Bundle:
         return _describe(self._manifest)
 
     def _check_golden(self, golden: Mapping[str, Array]) -> None:
-        manifest, spec = self._manifest, self._manifest.image
-        n_images = len(golden.get("images", ()))
-        n_classes = len(manifest.classes)
-        wanted = {
-            "images": ("uint8", (n_images, spec.height, spec.width, spec.channels)),
-            "logits": ("float32", (n_images, self.n_servers, n_classes)),
-            "probabilities": ("float32", (n_images, n_classes)),
-        }
-        for i, server in enumerate(manifest.servers):
-            wanted[f"share_{i}"] = ("int8", (n_images, server.share_length))
-        wanted |= {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in partition_inputs(self._keys)}
+        n_images = len(golden.get(IMAGES, ()))
+        encoder, fusion = encoder_signature(self._manifest), fusion_signature(self._manifest)
+        specs = (*encoder.inputs, *encoder.outputs, *fusion.inputs, *fusion.outputs)
+        wanted = {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in specs if spec.name != ANSWERED}
+        wanted[IMAGES] = wanted.pop(IMAGE)
         found = {name: (str(array.dtype), array.shape) for name, array in golden.items()}
         if n_images == 0 or found != wanted:
             raise BundleFormatError(f"{GOLDEN_NAME} does not hold the tensors of this release: get the release again")
@@ -273,15 +257,15 @@ class Bundle:
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise ConfigError(
-                "the bundle was opened before this process was forked, and its threads did not come along: "
-                "open the bundle and make the client in the child process"
+                "the bundle was opened before this process was forked, and threads do not survive a fork: open the "
+                "bundle and make the client in the child process"
             )
 
 
 def _require_output(name: str, array: Array, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         raise BundleFormatError(
-            f"{name} gives {array.dtype} {list(array.shape)} where {dtype} {list(shape)} is promised: "
+            f"{name} gives {array.dtype} {list(array.shape)} where the manifest promises {dtype} {list(shape)}: "
             "get the release again"
         )
 

@@ -6,9 +6,9 @@ Guarantees:
   of the partition, int32 [batch, 1], and the timeout of the call; nothing else, and no key. Its length depends on the
   batch, the release and that timeout, never on the content. `ask_branch` refuses what is another server's.
 - No share is sent on a connection before the endpoint has said, on that very connection, that it serves this server of
-  this release. A connection is never made twice, so nobody can take the place of a server that was checked.
+  this release. A connection is never made twice, so no other server can take the place of a checked one.
 - An answer is float32 [batch, classes], finite and of sane size, or it is an `AnswerError`.
-- Errors carry the name of a status, never the text of a server: it can write there what it likes, shares included.
+- Errors carry the name of a status, never a server's text, which could hold anything, shares included.
 """
 
 import importlib
@@ -36,30 +36,33 @@ from privdfs._errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._format import (
+    BRANCH_MODEL,
+    LOGITS,
+    PARTITION,
+    RELEASE_PARAMETER,
+    SERVER_PARAMETER,
+    SHARE,
+    ClientManifest,
+    key_spec,
+)
 from privdfs._grpc import Connection, Reply
-from privdfs._manifest import ClientManifest, key_spec
 from privdfs._messages import Message
-from privdfs._onnx import PARTITION, partition_feed
+from privdfs._onnx import partition_feed
 from privdfs._routing import Replicas
 from privdfs._security import make_security
 
-MODEL = "branch"
-SHARE = "share"
-LOGITS = "logits"
-RELEASE_PARAMETER = "privdfs_release"
-SERVER_PARAMETER = "privdfs_server"
-
-#: Statuses after which the same replica may do better the next time. An inference changes nothing on the server,
-#: and the same share tells it nothing new, so asking again is always safe; after other statuses it would be of no use.
+#: Statuses after which trying the same replica again may help. An inference changes nothing on the server,
+#: and the same share tells it nothing new, so asking again is always safe. After other statuses it would not help.
 _PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
 
 _log = logging.getLogger("privdfs")
-_ADVICE = "the server is faulty or not to be trusted; tell its operator"
+_ADVICE = "the server is faulty or dishonest; tell its operator"
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What a server of a release must be: used to check it, and to build and read its messages."""
+    """What a server of a release must be; used to check it, and to build and read its messages."""
 
     server: int
     release: str
@@ -80,7 +83,7 @@ def branches(manifest: ClientManifest) -> list[Branch]:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt failed, and whether the same replica may do better the next time."""
+    """Why an attempt failed, and whether trying the same replica again may help."""
 
     error: ServerError
     again: bool
@@ -124,7 +127,7 @@ class ServerChannel:
 
     def ask_config(self, connection: Connection, remaining: float) -> Ask:
         """Ask an endpoint what it serves."""
-        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=MODEL), remaining)
+        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=BRANCH_MODEL), remaining)
 
     def ask_branch(self, connection: Connection, share: Share, remaining: float, timeout: float) -> Ask:
         """Ask an endpoint for the logits of this server's share.
@@ -148,7 +151,7 @@ class ServerChannel:
             raise RuntimeError("a share was about to be sent on a connection that has not passed the check")
         if self._branch.keyed != (share.partition is not None):
             raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
-        request = messages.new("ModelInferRequest", model_name=MODEL)
+        request = messages.new("ModelInferRequest", model_name=BRANCH_MODEL)
         request.parameters["timeout"].int64_param = round(timeout * 1e6)
         request.inputs.add(name=SHARE, datatype="INT8", shape=(batch, length))
         request.raw_input_contents.append(share.values.tobytes())
@@ -188,22 +191,22 @@ class ServerChannel:
     def too_late(self, connection: Connection) -> ServerError:
         """The error of an endpoint that had not answered at the deadline.
 
-        Its connection is closed, and so are the idle ones beside it: whatever swallowed this call may swallow theirs.
+        Its connection is closed, and so are the idle ones beside it, which may have the same fault.
         """
         stage = connection.stage
         connection.close()
         self.replicas.drop_idle(connection.endpoint)
         return ServerTimeoutError(
-            f"{connection.endpoint} {stage} in time: raise `timeout`, or look at the network and the server's load; "
+            f"{connection.endpoint} {stage} in time: raise `timeout`, or check the network and the server's load; "
             "the next call makes a new connection",
             self.server,
         )
 
     def all_paused(self) -> ServerError:
-        """The error of a server whose replicas are all left alone."""
+        """The error of a server whose replicas are all paused."""
         return ServerUnavailableError(
-            f"{', '.join(self._config.endpoints)} failed {BREAKER_FAILURES} times in a row and is left alone for up to "
-            f"{BREAKER_LAST_S:g} s: see the server's log",
+            f"{', '.join(self._config.endpoints)} failed {BREAKER_FAILURES} times in a row and is not tried for up to "
+            f"{BREAKER_LAST_S:g} s: check the server's log",
             self.server,
         )
 
@@ -220,7 +223,7 @@ class ServerChannel:
         return connection.security is self._security and connection.fit()
 
     def _look_after_certificates(self) -> None:
-        """Use certificates that were replaced; go on with the old ones while the new files do not fit."""
+        """Use replaced certificates; keep the old ones while the new files do not match."""
         tls, now = self._config.tls, time.monotonic()
         if tls is None or now - self._looked_at < RELOAD_AFTER_S:
             return
@@ -248,7 +251,7 @@ class ServerChannel:
         token = "check the token and its header" if own else "give the token that it may ask for, Server(…, token=…)"
         if status == "DEADLINE_EXCEEDED":
             return ServerTimeoutError(
-                f"{where} gave up at the deadline: raise `timeout`, or look at the server's load", self.server
+                f"{where} gave up at the deadline: raise `timeout`, or check the server's load", self.server
             )
         if status == "UNAVAILABLE":  # Triton's answer to a missing token too
             wait = "wait until it has started and see its log"
@@ -259,13 +262,13 @@ class ServerChannel:
             )
         if status == "NOT_FOUND":
             return ServerMismatchError(
-                f"{where} serves no model {MODEL!r}: give the endpoint of server {self.server} of release "
+                f"{where} serves no model {BRANCH_MODEL!r}: give the endpoint of server {self.server} of release "
                 f"{self._branch.release}",
                 self.server,
             )
         if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
-            return ServerUnavailableError(f"{where} does not let this device in ({status}): {token}", self.server)
-        return ServerUnavailableError(f"{where} refused the request ({status}): see the server's log", self.server)
+            return ServerUnavailableError(f"{where} refuses this device ({status}): {token}", self.server)
+        return ServerUnavailableError(f"{where} refused the request ({status}): check the server's log", self.server)
 
 
 class Channels(Sequence[ServerChannel]):
@@ -309,7 +312,7 @@ class Channels(Sequence[ServerChannel]):
 
 
 def _load_libraries() -> None:
-    """Import what the first call would otherwise have to wait for."""
+    """Import what would otherwise delay the first call."""
     importlib.import_module("h2.connection")
     messages.message_class("ModelInferRequest")
 
@@ -329,14 +332,14 @@ def _parsed(name: str, data: bytes) -> Message | None:
 def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerError | None:
     """Whether an endpoint serves this branch: release and server first, then shapes."""
     if config is None:
-        return AnswerError(f"{where} answered the release check with something unreadable: {_ADVICE}", branch.server)
+        return AnswerError(f"{where} gave an unreadable answer to the release check: {_ADVICE}", branch.server)
     release = config.parameters[RELEASE_PARAMETER].string_value if RELEASE_PARAMETER in config.parameters else ""
     server = config.parameters[SERVER_PARAMETER].string_value if SERVER_PARAMETER in config.parameters else ""
     wanted = f"server {branch.server} of release {branch.release}"
     if release != branch.release:
         return ServerMismatchError(
             f"{where} serves release {_quoted(release)}, not {branch.release}: start {wanted} there, or use the bundle "
-            "that fits",
+            "of that release",
             branch.server,
         )
     if server != str(branch.server):
@@ -353,7 +356,7 @@ def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerE
     fits = fits and outputs == [(LOGITS, messages.TYPE_FP32, (branch.classes,))]
     if not fits or config.max_batch_size < branch.max_batch:
         return ServerMismatchError(
-            f"{where} calls itself {wanted}, but takes or gives other tensors: its folder was changed; "
+            f"{where} calls itself {wanted}, but its tensors differ: its folder was changed; "
             "start it from the release as exported",
             branch.server,
         )
@@ -367,7 +370,7 @@ def _read_logits(branch: Branch, batch: int, response: Message | None) -> npt.ND
         AnswerError: it holds anything else.
     """
     if response is None:
-        raise AnswerError(f"answered with something unreadable: {_ADVICE}", branch.server)
+        raise AnswerError(f"gave an unreadable answer: {_ADVICE}", branch.server)
     outputs = response.outputs
     if len(outputs) != 1 or len(response.raw_output_contents) != 1:
         raise AnswerError(
@@ -391,5 +394,5 @@ def _read_logits(branch: Branch, batch: int, response: Message | None) -> npt.ND
 
 
 def _quoted(text: str) -> str:
-    """What a server calls itself, made safe for a log line."""
+    """A server's own name, made safe for a log line."""
     return ascii(text[:80]) if text else "no name"

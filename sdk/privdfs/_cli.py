@@ -10,13 +10,13 @@
     privdfs install STORE SOURCE --trust KEY
     privdfs rollback STORE --trust KEY
 
-`_cli_servers.py` says what a servers file is, and which options do without one.
+`_cli_servers.py` describes servers files, and the options that replace one.
 
-`--trust` names the public key of the releases' signer. `predict`, `health`, `install` and `rollback` insist on it (or
-on --allow-unsigned); the others say whether the signature was checked. A BUNDLE is a folder, or a store's, of which the
-bundle in use is taken. Results go to standard output (`--json` for programs). What goes wrong is one line on standard
-error and exit code 2. An IMAGE is a file, a pipe, or `-` for standard input. One that is not an image does not keep the
-others from being classified.
+`--trust` names the public key of the signer. `predict`, `health`, `install` and `rollback` require it (or
+--allow-unsigned); the others say whether the signature was checked. A BUNDLE is a client folder, or a store, whose
+bundle in use is taken. Results go to standard output (`--json` for programs). An error is one line on standard error
+and exit code 2. An IMAGE is a file, a pipe, or `-` for standard input. If one is not an image, the others are still
+classified.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parse(arguments)
     output: TextIO = sys.stdout
-    if isinstance(output, io.TextIOWrapper):  # a terminal may lack the letters of a file's name or of a class
+    if isinstance(output, io.TextIOWrapper):  # a terminal may not show every character of a file or class name
         cast("io.TextIOWrapper", output).reconfigure(errors="backslashreplace")
     try:
         code: int = options.run(options) or 0
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Like `parse_args`, but images may also stand behind the options, which argparse cannot do in a subcommand."""
+    """Like `parse_args`, but images may also follow the options, which argparse cannot do in a subcommand."""
     parser = _parser()
     options, rest = parser.parse_known_args(_without_dashes(sys.argv[1:] if arguments is None else arguments))
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-") and word != _STDIN]
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
             "--max-leakage-db",
             type=float,
             metavar="DB",
-            help="refuse a release that leaks more above the class mean, or of which it was not measured",
+            help="refuse a release that leaks more above the class mean, or whose leakage was not measured",
         )
         add_arguments(command)
 

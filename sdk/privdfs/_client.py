@@ -15,9 +15,9 @@ from privdfs._constants import MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Chunk, Outcome
 from privdfs._drive import carry_out
 from privdfs._exchange import Checkup, Trip
+from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
 from privdfs._local import LocalServers
-from privdfs._manifest import ClientManifest
 from privdfs._result import Health, Result
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class Transport(Protocol):
         ...
 
     def health(self, call: Call) -> list[Health]:
-        """How every replica does."""
+        """The state of every replica."""
         ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
 
@@ -59,10 +59,10 @@ class Client(BaseClient[Transport]):
         queries: a budget of images for each key, and a record of repeats; several clients may share one.
         telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
-            than so many dB better than the class mean, or does not say how well; None takes any.
+            than so many dB better than the class mean, or does not say how well; None accepts any.
         allow_shared_hosts: accept servers that share an address, for development: one host then sees several shares.
-        trust: public key of the releases' signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
-        allow_unsigned: open a bundle from a path without asking who made it, for development.
+        trust: public key of the signer; with a path, this or `allow_unsigned` is needed. See `Bundle.open`.
+        allow_unsigned: open a bundle from a path without a signature check, for development.
 
     Raises:
         ConfigError: the servers, the timeout, `min_answers` or another argument make no sense. Nothing is sent.
@@ -86,8 +86,8 @@ class Client(BaseClient[Transport]):
         Raises:
             ImageError: the image cannot be used; nothing was sent.
             ConfigError: the timeout makes no sense, or the client is closed.
-            QueryBudgetError: `queries` does not let the image be sent.
-            DeadlineExceededError: the time was over before anything was sent.
+            QueryBudgetError: `queries` refuses to send the image.
+            DeadlineExceededError: the time ran out before anything was sent.
             NotEnoughAnswersError: fewer than `min_answers` servers gave a usable answer in time.
         """
         call = self._call(timeout)
@@ -111,7 +111,7 @@ class Client(BaseClient[Transport]):
         """Make the shares of one image without sending them.
 
         Returns:
-            N arrays, the i-th int8 [K_i]: exactly the bytes that would travel to server i.
+            N arrays, the i-th int8 [K_i]: exactly the bytes that would be sent to server i.
 
         Raises:
             ImageError: the image cannot be used.
@@ -128,7 +128,7 @@ class Client(BaseClient[Transport]):
         return self._transport.health(self._call(timeout))
 
     def warmup(self, *, timeout: float | None = None) -> list[Health]:
-        """Run the graphs once and connect to every replica, so that the first image takes no longer than the next.
+        """Run the graphs once and connect to every replica, so that the first image is as fast as the next.
 
         Returns:
             What `health` gives.

@@ -63,11 +63,11 @@ class Server:
             host = split_endpoint(endpoint)[0]
             if tls is None and not insecure and not is_loopback(host):
                 raise ConfigError(
-                    f"{endpoint} is not on this machine and has no TLS, so anybody on the way could read the share: "
+                    f"{endpoint} is not on this machine and has no TLS, so anyone on the network could read the share: "
                     "pass tls=TLS(…), or insecure=True for a network that you trust"
                 )
             if tls is None and token is not None and not is_loopback(host):
-                raise ConfigError(f"a token would go to {endpoint} in plaintext, for anybody to read: pass tls=TLS(…)")
+                raise ConfigError(f"a token would be sent to {endpoint} in plaintext: pass tls=TLS(…)")
         refuse_repeated(listed)
         object.__setattr__(self, "endpoints", listed)
         object.__setattr__(self, "tls", tls)
@@ -77,7 +77,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a share may be sent to the server it is bound to: to that server's replicas, never to anybody else.
+    """How often a share may be sent to the server it is bound to: to that server's replicas, never to another server.
 
     Attributes:
         attempts: how often in all, 1 to 10; 1 means once. Another attempt is made after an error that another attempt
@@ -136,7 +136,7 @@ def check_servers(
         problem = "servers {} and {} are both at {}, where one host sees the shares of both".format(*shared)
         if not allow_shared_hosts:
             raise ConfigError(
-                f"{problem}: name hosts of different parties, or, to develop, pass allow_shared_hosts=True"
+                f"{problem}: name hosts of different parties, or pass allow_shared_hosts=True for development"
             )
         _log.warning("%s: this is for development, and not private", problem)
     owners: dict[bytes, int] = {}
@@ -159,7 +159,7 @@ def _check_server(index: int, server: object) -> Server:
 
 
 def _check_endpoints(endpoints: object) -> tuple[str, ...]:
-    """One or several; what each looks like is checked with its host."""
+    """One or several; the form of each is checked with its host."""
     if isinstance(endpoints, str):
         return (endpoints,)
     listed = _list(endpoints, "the endpoints", "'host:port', or a list of them")
@@ -322,7 +322,7 @@ def _is_address(host: str) -> bool:
 
 
 def _canonical(host: str) -> str:
-    """One spelling per host, as far as it can be told without asking the network."""
+    """One spelling per host, as far as possible without asking the network."""
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:

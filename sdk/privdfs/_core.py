@@ -1,7 +1,7 @@
-"""The part of a call that does no input or output: plan, check, fuse. Both clients drive it.
+"""The part of a call without input or output: plan, check, fuse. Both clients drive it.
 
-A call goes: decode the images -> for each chunk of at most `max_batch`: encode -> bring every share to its server and
-the answers back (`_exchange.py`) -> fuse. One `Deadline`, set at the start, covers all of it.
+A call decodes the images. For each chunk of at most `max_batch` it encodes, sends every share to its server, gets the
+answers (`_exchange.py`) and fuses them. One `Deadline`, set at the start, covers all of it.
 """
 
 import time
@@ -16,9 +16,9 @@ from privdfs._bundle import Bundle
 from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
 from privdfs._errors import AnswerError, ConfigError, DeadlineExceededError, NotEnoughAnswersError, ServerError
+from privdfs._format import PARTITION_BYTES, accuracy_of
 from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._keys import UserKey
-from privdfs._manifest import PARTITION_BYTES, accuracy_of
 from privdfs._queries import Asked, Queries
 from privdfs._result import Result, Timings
 from privdfs._suspects import Suspects
@@ -49,7 +49,7 @@ class Share:
     Attributes:
         server: index of that server.
         values: int8 [batch, K_server].
-        partition: that they are cut by; None in a release without keys.
+        partition: the one used; None in a release without keys.
     """
 
     server: int
@@ -64,13 +64,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one share: logits float32 [batch, classes], or why there are none.
+    """The result of one share: logits float32 [batch, classes], or an error.
 
     Attributes:
         server: index of the server.
         ms: from the first time that the share was sent to the answer.
         sends: how often the share was sent, retries and hedges included.
-        ready: of a server without logits and error: it passed the check, and was sent nothing since others did not.
+        ready: the server passed the check but was sent nothing, because others did not pass; no logits, no error.
     """
 
     server: int
@@ -101,7 +101,7 @@ class Chunk:
 
 
 class Observer(Protocol):
-    """Is told of every part of a call that ends; `privdfs.otel.Telemetry` is one."""
+    """Records every part of a call when it ends; `privdfs.otel.Telemetry` is one."""
 
     def note(
         self, release: str, images: int, outcomes: Sequence[Outcome], seconds: float, error: BaseException | None
@@ -112,7 +112,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all calls of a client share. Of the user's key it keeps only which partition it picks."""
+    """What all calls of a client share. It keeps the partition that the user's key picks, not the key."""
 
     bundle: Bundle
     timeout: float
@@ -211,7 +211,7 @@ class Call:
         self._bundle.fuse(logits, np.ones((1, n_servers), np.bool_))
 
     def is_brief(self, image: ImageLike) -> bool:
-        """Whether to decode and encode an image takes less time than to have another thread do it."""
+        """Whether decoding and encoding an image here is faster than handing it to another thread."""
         spec, macs = self._bundle.manifest.image, self._bundle.manifest.macs
         ready = isinstance(image, np.ndarray) and image.shape == (spec.height, spec.width, spec.channels)
         return ready and macs.head <= BRIEF_MACS
@@ -239,7 +239,7 @@ class Call:
         return self._bundle.encode(decoded.pixels, partition=self._partition)
 
     def encode(self, decoded: Decoded) -> Chunk:
-        """Make the shares of a chunk, of those images that have to be sent.
+        """Make the shares of the images in a chunk that have to be sent.
 
         Raises:
             DeadlineExceededError: no time is left to send them.
@@ -256,7 +256,7 @@ class Call:
         encode_ms = (time.perf_counter() - started) * 1e3
         if self.deadline.remaining == 0:
             raise DeadlineExceededError(
-                f"the {self.deadline.timeout:g} s of this call were over before its images were ready to send: "
+                f"this call used up its {self.deadline.timeout:g} s before its images were ready to send: "
                 "raise `timeout`, or pass smaller images or fewer at a time"
             )
         return Chunk(
@@ -268,7 +268,7 @@ class Call:
         )
 
     def finish(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
-        """Fuse the answers of a chunk: one outcome for every server, none where nothing was sent.
+        """Fuse the answers of a chunk: one outcome for each server, none where nothing was sent.
 
         Raises:
             NotEnoughAnswersError: fewer than `min_answers` servers answered.

@@ -6,22 +6,22 @@
     ├── BundleError                  the release on disk cannot be used (nothing was sent)
     │   ├── BundleVersionError       its manifest has a format this version of privdfs does not read
     │   ├── BundleFormatError        the manifest or a graph does not have the promised shape
-    │   ├── BundleIntegrityError     a file is missing, changed, or must not be there
-    │   ├── BundleSignatureError     nobody who is trusted has signed it
+    │   ├── BundleIntegrityError     a file is missing, changed, or not listed
+    │   ├── BundleSignatureError     no trusted key has signed it
     │   ├── BundleStoreError         a store of bundles is empty, full or damaged, or a download failed
-    │   ├── LeakageError             it leaks more than `max_leakage_db`, or nobody measured how much
-    │   └── SelfTestError            the golden examples do not come out as recorded
+    │   ├── LeakageError             it leaks more than `max_leakage_db`, or that was not measured
+    │   └── SelfTestError            the golden examples do not give the recorded results
     ├── QueryBudgetError             the key has asked for too much already (nothing was sent)
-    ├── DeadlineExceededError        the time was used up on the device, before anything was sent
+    ├── DeadlineExceededError        the time ran out on the device, before anything was sent
     ├── ServerError                  one server gave no usable answer (`.server` says which)
     │   ├── ServerTimeoutError       it did not answer before the deadline
     │   ├── ServerUnavailableError   it could not be reached, or refused the request
     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
-    │   └── AnswerError              it answered with something that cannot be an answer
+    │   └── AnswerError              its answer is not a valid one
     └── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
 
 Catch `NotEnoughAnswersError` to retry or to fall back; catch `ImageError` to skip one picture; the others are for the
-person who deploys. `ServerError` and its children are found inside `NotEnoughAnswersError.causes`.
+person who deploys the application. `ServerError` and its children are found inside `NotEnoughAnswersError.causes`.
 
 Every error can be pickled with its fields, says in its message what to do next, and never holds a tensor, a share or
 an image.
@@ -33,7 +33,7 @@ from collections.abc import Mapping
 class Error(Exception):
     """Base of every error of this package.
 
-    Subclasses pass all their constructor's arguments to `Exception`, in order: that is what makes them picklable.
+    Subclasses pass all constructor arguments to `Exception`, in order; this makes them picklable.
     """
 
     def __init__(self, message: str, *fields: object) -> None:
@@ -70,7 +70,7 @@ class BundleFormatError(BundleError):
 
 
 class BundleIntegrityError(BundleError):
-    """A file is missing, is not what the manifest lists, or must not be there.
+    """A file is missing, differs from what the manifest lists, or is not listed.
 
     Attributes:
         file: path relative to the folder of the manifest.
@@ -98,7 +98,7 @@ class BundleSignatureError(BundleError):
 
 
 class BundleStoreError(BundleError):
-    """A bundle cannot be fetched, or a store of bundles cannot be read or written; what was in use stays in use."""
+    """A bundle cannot be fetched, or a store of bundles cannot be read or written; the bundle in use is unchanged."""
 
 
 class LeakageError(BundleError):
@@ -116,11 +116,11 @@ class LeakageError(BundleError):
 
 
 class SelfTestError(BundleError):
-    """The golden examples of the bundle do not come out on this device as they were recorded."""
+    """On this device the golden examples do not give the recorded results."""
 
 
 class QueryBudgetError(Error):
-    """`Queries` does not let this image be sent: the budget of its key is spent, or it was sent under another key.
+    """`Queries` refuses to send this image: the budget of its key is spent, or it was sent under another key.
 
     Attributes:
         spent: images that the key has asked for; None where the budget is not the reason.
@@ -134,7 +134,7 @@ class QueryBudgetError(Error):
 
 
 class DeadlineExceededError(Error):
-    """The time of the call was used up on the device, before anything was sent."""
+    """The time ran out on the device, before anything was sent."""
 
 
 class ServerError(Error):

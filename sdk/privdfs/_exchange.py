@@ -1,15 +1,15 @@
 """The trip of one chunk to all servers and back, as a machine without input or output: both clients drive it.
 
 A driver (`_drive.py`) starts the `Ask`s that `begin`, `take` and `tick` give it, hands every `Reply` to `take`, calls
-`tick` when `wake` has come, and stops when the trip is `done`. Who made a trip closes it, whatever happened.
+`tick` when `wake` has come, and stops when the trip is `done`. The caller closes the trip in any case.
 
 Guarantees:
 
-- No share is sent before `min_answers` servers have passed the release check: a call that cannot succeed tells nobody
-  anything.
+- No share is sent before `min_answers` servers have passed the release check: a call that cannot succeed reveals
+  nothing.
 - A share is sent to replicas of its own server only, on connections that have passed the check; so are its retries and
   its hedges.
-- A trip is done at its deadline, whoever has not answered by then.
+- A trip ends at its deadline, whether all have answered or not.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
   that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
 """
@@ -49,14 +49,14 @@ class _Attempt:
 
 
 class _Delivery:
-    """The way of one share to its server: attempts, and in the end one outcome."""
+    """The delivery of one share to its server: attempts, and in the end one outcome."""
 
     def __init__(self, channel: ServerChannel, share: Share) -> None:
         self.channel = channel
         self.share = share
         self.attempts = 0
         self.running: list[_Attempt] = []
-        self.avoid: set[str] = set()  # endpoints that will not do, however often they are tried
+        self.avoid: set[str] = set()  # endpoints that fail on every try
         self.tried: set[str] = set()
         self.error: ServerError | None = None  # the latest
         self.outcome: Outcome | None = None
@@ -96,7 +96,7 @@ class Trip:
         return self._flush()
 
     def take(self, ask: Ask, reply: Reply) -> list[Ask]:
-        """Judge a reply; one that nobody waits for any more is dropped."""
+        """Judge a reply; a late one is dropped."""
         for delivery in self._deliveries:
             for attempt in delivery.running:
                 if attempt.ask is ask:
@@ -237,7 +237,7 @@ class Trip:
     def _drop(self, delivery: _Delivery) -> None:
         for attempt in delivery.running:
             if attempt.ask is not None:
-                attempt.ask.abandon()  # before the connection is given back: until then nobody else may use it
+                attempt.ask.abandon()  # before the connection is given back: until then no other call may use it
             delivery.channel.replicas.give_back(attempt.connection, failed=None)
         delivery.running.clear()
 

@@ -1,7 +1,7 @@
-"""What a caller passes: shown in errors without a secret in it, and files that are named.
+"""What a caller passes: quoted in errors without secrets, and files read by name.
 
 A key may be passed where its file is expected, a token where an endpoint is, an image where a number is. An error must
-repeat none of them, and neither may the errors that it is chained to: the system's name the file. So whatever an error
+repeat none of them. Nor may the errors chained to it: the system's errors name the file. So whatever an error
 quotes goes through `shown`, and files are read by `read_file`.
 """
 
@@ -52,18 +52,18 @@ def check_path(path: object, what: str) -> Path:
     """A path that the system can be asked for.
 
     Raises:
-        ConfigError: another type, or a text that no file can be named by.
+        ConfigError: another type, or text that cannot be the name of a file.
     """
     text = _path_text(path)
     if text is None:
         raise ConfigError(f"{what} has the type {type(path).__name__}: pass the path of the file or folder")
     if not _is_path(text):
-        raise ConfigError(f"{what} is a text that no file can have as its name: pass the path of the file or folder")
+        raise ConfigError(f"{what} cannot be the name of a file: pass the path of the file or folder")
     return Path(text)
 
 
 def check_flag(value: object, name: str) -> bool:
-    """A switch: text such as "no" is true for Python, and would switch protection off.
+    """Check a switch: text such as "no" is true in Python, and would turn protection off.
 
     Raises:
         ConfigError: it is neither True nor False.
@@ -78,8 +78,8 @@ def read_file(path: object, what: str, *, secret: bool = False) -> bytes:
 
     Args:
         path: of the file.
-        what: it is, to begin an error with.
-        secret: what is in it is, so it may have been passed in the place of the path, and the path is not shown.
+        what: its name in errors.
+        secret: it holds a secret, which may have been passed in place of the path; so the path is not shown.
 
     Raises:
         ConfigError: it cannot be read, or is too large; without the system's error, which names the path.

@@ -1,4 +1,4 @@
-"""From whatever an application calls an image to uint8 HWC of the bundle's size.
+"""Turns whatever an application passes as an image into uint8 HWC of the bundle's size.
 
 The steps, always in this order: open (only the formats of `_pillow.py`, only the first frame; of a PIL image the frame
 that it stands at) -> refuse by size, before a pixel is decoded -> make it upright (EXIF, XMP) -> 8 bits a channel ->
@@ -19,8 +19,8 @@ from PIL import Image
 
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS, MIN_SIDE
 from privdfs._errors import ImageError
+from privdfs._format import ImageSpec
 from privdfs._given import shown
-from privdfs._manifest import ImageSpec
 from privdfs._pillow import FORMATS, lock_of, open_image, resize, upright, upright_copy
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ def load_image(image: ImageLike, spec: ImageSpec) -> Pixels:
         uint8 [height, width, channels] of `spec`, C-contiguous.
 
     Raises:
-        ImageError: it is no image, damaged, too small, too large, or of a type that would have to be guessed at.
+        ImageError: it is not an image, damaged, too small, too large, or its meaning is ambiguous.
     """
     if isinstance(image, np.ndarray):
         array: npt.NDArray[Any] = image
@@ -105,7 +105,7 @@ def load_images(images: Iterable[ImageLike], spec: ImageSpec) -> Pixels:
 def _check_array(array: npt.NDArray[Any]) -> None:
     if array.dtype != np.uint8:
         if np.issubdtype(array.dtype, np.floating) and array.size and not np.isfinite(array).all():
-            msg = "the array holds NaN or infinite values: look for the fault upstream; images are uint8, 0 to 255"
+            msg = "the array holds NaN or infinite values: check the code that made it; images are uint8, 0 to 255"
         else:
             msg = f"the array is {array.dtype}, images are uint8: scale it to 0..255 and convert with .astype('uint8')"
         raise ImageError(msg)
@@ -127,14 +127,14 @@ def _check_batch(array: npt.NDArray[Any], spec: ImageSpec) -> None:
 
 
 def _is_one_image(shape: tuple[int, ...], spec: ImageSpec) -> bool:
-    """Whether three axes are rather HWC or CHW than NHW; grey images of the bundle's own size are a batch."""
+    """Whether three axes look like HWC or CHW, not NHW; grey images of the bundle's size are a batch."""
     if shape[2] < MIN_SIDE:
         return shape[2] in _CHANNELS
     return shape[0] in {3, 4} and not (spec.channels == 1 and shape[1:] == (spec.height, spec.width))
 
 
 def _looks_like(shape: tuple[int, ...]) -> str:
-    """What a wrong shape may be meant as, and how to put it right; empty if it looks like nothing."""
+    """A guess at what a wrong shape means, and how to fix it; empty without a guess."""
     if len(shape) == 4 and shape[3] in _CHANNELS:
         return "; this looks like a batch (NHWC): pass it to predict_batch"
     if len(shape) == 4 and shape[1] in _CHANNELS:
@@ -172,7 +172,7 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
 
 def _read_path(name: str) -> bytes:
     if not name:
-        raise ImageError("the path is empty: name an image file")
+        raise ImageError("the path is empty: pass the path of an image file")
     path = Path(name)
     try:
         mode = path.stat().st_mode

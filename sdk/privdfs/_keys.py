@@ -1,18 +1,18 @@
-"""User keys: which of a release's partitions a user's images are cut by.
+"""User keys: which partition of a keyed release a user's images are split with.
 
-A keyed release has a public family of partitions of one and the same pool of values among its servers. A user's key
-picks one of them:
+A keyed release has a public family of partitions. Each deals the same values to the servers in another way. A user's
+key picks one of them:
 
     partition = HMAC-SHA256(key, "privdfs partition" || family id), its first 8 bytes as a big-endian number, mod P
 
 with the family id as its 16 bytes. The bias of that remainder is below P / 2**64. Guarantees:
 
-- The index of the partition travels, since a server needs it to put values back in place; the key never does. The
-  index tells at most log2 P bits, of the hash and not of the key.
+- The index of the partition is sent, since a server needs it to put values back in place. The key is never sent. The
+  index reveals at most log2 P bits, of the hash and not of the key.
 - One key and one image always give the same shares, so asking again teaches a server nothing more.
 - A key is in no log line, repr or error. A client keeps the index alone.
 
-What this protects from, and from what it does not, is in docs/THREAT_MODEL.md.
+docs/THREAT_MODEL.md says what this protects from, and what it does not.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from privdfs._errors import ConfigError
+from privdfs._format import KeySpec
 from privdfs._given import read_file
-from privdfs._manifest import KeySpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,7 +53,7 @@ class UserKey:
         """Read a key from a file of 32 hexadecimal digits.
 
         Raises:
-            ConfigError: the file cannot be read, or holds no key; the path is not shown, since it may be the key.
+            ConfigError: the file cannot be read or holds no key; the path is not shown, since it may be the key.
         """
         data = read_file(path, "the user key", secret=True)
         return cls(data.decode("ascii", "replace").strip())
@@ -68,18 +68,18 @@ class UserKey:
 
 
 def partition_of(key: UserKey | bytes | None, keys: KeySpec | None) -> int | None:
-    """The partition that a user's images are cut by; None for a release without keys.
+    """The partition that a user's images are split with; None for a release without keys.
 
     Args:
-        key: the user's; its bytes will do.
+        key: the user's, as a `UserKey` or its bytes.
         keys: what the release says of its family.
 
     Raises:
-        ConfigError: a keyed release and no key, a key for a release without keys, or something that is no key.
+        ConfigError: a keyed release and no key, a key for a release without keys, or an invalid key.
     """
     if keys is None:
         if key is not None:
-            raise ConfigError("the release has one partition for everybody, but a user key was given: leave `key` out")
+            raise ConfigError("the release has no keys, but a user key was given: leave `key` out")
         return None
     if key is None:
         raise ConfigError(
@@ -97,7 +97,7 @@ def check_partition(partition: object, keys: KeySpec | None) -> None:
     """
     if keys is None:
         if partition is not None:
-            raise ConfigError("the release has one partition for everybody: leave `partition` out")
+            raise ConfigError("the release has no keys: leave `partition` out")
     elif type(partition) is not int or not 0 <= partition < keys.partitions:
         raise ConfigError(
             f"the release has partitions 0 to {keys.partitions - 1}: pass one of them, as Bundle.partition gives it"

@@ -1,29 +1,27 @@
-"""How much a release leaks, by its manifest, and the refusal of one that leaks more than its user allows."""
+"""How much a release leaks by its manifest, and the check against what the application allows."""
 
 import math
 
 from privdfs._errors import ConfigError, LeakageError
+from privdfs._format import ClientManifest, Leakage, largest_coalition
 from privdfs._given import shown
-from privdfs._manifest import ClientManifest, Leakage
 
 
 def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
-    """What reconstructs most above its class-mean floor, for every size of a minority coalition.
+    """The strongest measured attack above its class-mean floor, for every size of a minority coalition.
 
-    A minority has at most floor((N-1)/2) members. Of a release with one or two servers that is nobody, and one server
-    alone is taken.
+    With one or two servers no minority has a member, and one server alone is taken.
 
     Returns:
-        Size -> the strongest attack that the manifest has of that size; None: not measured.
+        Size -> the strongest attack in the manifest; None where none was measured.
     """
-    minority = max(1, (len(manifest.servers) - 1) // 2)
     return {
         size: max(
             (row for row in manifest.leakage if len(row.coalition) == size),
             key=lambda row: row.above_floor,
             default=None,
         )
-        for size in range(1, minority + 1)
+        for size in range(1, largest_coalition(len(manifest.servers)) + 1)
     }
 
 
@@ -35,7 +33,7 @@ def refuse_leakage(manifest: ClientManifest, max_leakage_db: float | None) -> No
         max_leakage_db: PSNR above the class mean's that a minority coalition may reach, in dB; None allows anything.
 
     Raises:
-        ConfigError: the limit is no finite number from 0.
+        ConfigError: the limit is not a finite number of at least 0.
         LeakageError: the manifest states more, or nothing, for a minority coalition.
     """
     if max_leakage_db is None:
@@ -44,13 +42,13 @@ def refuse_leakage(manifest: ClientManifest, max_leakage_db: float | None) -> No
     if not 0 <= limit < math.inf:  # NaN compares false
         raise ConfigError(
             f"max_leakage_db is {shown(max_leakage_db)}: give the dB above the class mean that a minority of the "
-            "servers may reach, a finite number from 0"
+            "servers may reach, a finite number of at least 0"
         )
     for size, row in worst_leakage(manifest).items():
         who = "one server" if size == 1 else f"{size} servers together"
         if row is None:
             raise LeakageError(
-                f"the leakage of {manifest.release} was not measured for {who}, and max_leakage_db asks for it: use a "
+                f"the leakage of {manifest.release} was not measured for {who}, and max_leakage_db needs that: use a "
                 "release whose manifest has it (bench/privacy.py measures, `privdfs-export leakage` records)",
                 None,
                 limit,

@@ -1,4 +1,4 @@
-"""The branches of a release, run in this process: for development and tests only, since nothing is private here."""
+"""The branches of a release, run in this process. For development and tests only: nothing is private here."""
 
 import logging
 import time
@@ -11,20 +11,19 @@ from privdfs._bundle import Bundle
 from privdfs._constants import ONNX_THREADS
 from privdfs._core import Call, Chunk, Outcome
 from privdfs._errors import AnswerError, BundleFormatError, ServerTimeoutError
+from privdfs._files import read_verified
+from privdfs._format import BRANCH_FILE, CLIENT_FOLDER, SHARE, ClientManifest, branch_signature, server_folder
 from privdfs._given import check_path
-from privdfs._manifest import ClientManifest, key_spec, read_verified
-from privdfs._onnx import Graph, TensorSpec, partition_feed, partition_inputs
+from privdfs._onnx import Graph, partition_feed
 from privdfs._result import Health
 from privdfs._verify import check_server, read_server_manifest
-
-BRANCH_FILE = "branch/1/model.onnx"
 
 _log = logging.getLogger("privdfs")
 
 
 def open_client(release_dir: str | PathLike[str]) -> Bundle:
-    """The bundle of a release folder, signed or not: what opens it is for development and tests."""
-    return Bundle.open(check_path(release_dir, "the release") / "client", allow_unsigned=True)
+    """The bundle of a release folder, signed or not; for development and tests."""
+    return Bundle.open(check_path(release_dir, "the release") / CLIENT_FOLDER, allow_unsigned=True)
 
 
 def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, server: int) -> Graph:
@@ -33,7 +32,7 @@ def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, serv
     Raises:
         BundleError: the server's folder is missing, changed, of another release, or has no ONNX branch.
     """
-    folder = Path(release_dir) / f"server-{server}"
+    folder = Path(release_dir) / server_folder(server)
     own = read_server_manifest(folder)
     check_server(manifest, own, server)
     files = read_verified(folder, own.files)
@@ -42,16 +41,15 @@ def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, serv
             f"{folder} has no {BRANCH_FILE}: local mode runs the engines 'python' and 'onnxruntime', not {own.engine!r}"
         )
     return Graph(
-        f"server-{server}/{BRANCH_FILE}",
+        f"{folder.name}/{BRANCH_FILE}",
         files[BRANCH_FILE],
-        [TensorSpec("share", "int8", (own.share_length,)), *partition_inputs(key_spec(own))],
-        [TensorSpec("logits", "float32", (own.classes,))],
+        branch_signature(manifest, server),
         ONNX_THREADS,
     )
 
 
 class LocalServers:
-    """Stands where the servers would be; takes the same shares and gives the same outcomes."""
+    """Takes the place of the servers: the same shares, the same outcomes."""
 
     def __init__(self, release_dir: str | PathLike[str], manifest: ClientManifest) -> None:
         self._graphs = [open_branch(release_dir, manifest, i) for i in range(len(manifest.servers))]
@@ -63,7 +61,7 @@ class LocalServers:
         for share in chunk.shares:
             started = time.perf_counter()
             (logits,) = self._graphs[share.server].run(
-                {"share": share.values, **partition_feed(share.partition, chunk.size)}
+                {SHARE: share.values, **partition_feed(share.partition, chunk.size)}
             )
             ms = (time.perf_counter() - started) * 1e3
             if call.deadline.remaining == 0:

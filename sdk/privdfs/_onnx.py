@@ -5,16 +5,13 @@ may be used from several threads at once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._errors import BundleFormatError
-from privdfs._manifest import KeySpec
-
-PARTITION = "partition"
+from privdfs._format import PARTITION, Signature, TensorSpec
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -27,20 +24,6 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype and shape of an input or output; the first axis is the batch and is left out."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def partition_inputs(keys: KeySpec | None) -> list[TensorSpec]:
-    """What the encoder and the branches of a keyed release take besides: the partition of every image."""
-    return [] if keys is None else [TensorSpec(PARTITION, "int32", (1,))]
-
-
 def partition_feed(partition: int | None, batch: int) -> dict[str, Array]:
     """The same partition for a whole batch, int32 [batch, 1]; nothing for a release without keys."""
     return {} if partition is None else {PARTITION: np.full((batch, 1), partition, np.int32)}
@@ -49,13 +32,11 @@ def partition_feed(partition: int | None, batch: int) -> dict[str, Array]:
 class Graph:
     """An ONNX graph with exactly the inputs and outputs that the release format promises."""
 
-    def __init__(
-        self, name: str, data: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], threads: int
-    ) -> None:
+    def __init__(self, name: str, data: bytes, signature: Signature, threads: int) -> None:
         """Parse a graph (its bytes must have been verified) and compare its signature.
 
         Raises:
-            BundleFormatError: ONNX Runtime cannot load it, or its inputs or outputs are others.
+            BundleFormatError: ONNX Runtime cannot load it, or its inputs or outputs differ.
         """
         import onnxruntime as untyped  # pyright: ignore[reportMissingTypeStubs]
 
@@ -73,9 +54,9 @@ class Graph:
                 "update onnxruntime, or get the release again"
             ) from error
         self._name = name
-        self._outputs = [spec.name for spec in outputs]
-        _compare(name, "inputs", self._session.get_inputs(), inputs)
-        _compare(name, "outputs", self._session.get_outputs(), outputs)
+        self._outputs = [spec.name for spec in signature.outputs]
+        _compare(name, "inputs", self._session.get_inputs(), signature.inputs)
+        _compare(name, "outputs", self._session.get_outputs(), signature.outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph; the outputs come in the order of the signature.

@@ -70,10 +70,10 @@ class Queries:
     user's data, and make the next object with `load`.
 
     Args:
-        budget: images that each key's partition may ask for; None: as many as it likes.
+        budget: images that each key's partition may ask for; None for no limit.
         repeats: how many images are remembered, up to 100,000, the oldest forgotten first; 0: none.
-        spent: what was asked before, as the attribute `spent` gave it; also after a way through JSON, which turns its
-            keys into text.
+        spent: what was asked before, as the attribute `spent` gave it; JSON, which turns its keys into
+            text, may lie between.
 
     Raises:
         ConfigError: a number outside its range, or something else than `spent` gave.
@@ -88,7 +88,7 @@ class Queries:
     ) -> None:
         if budget is not None and (type(budget) is not int or budget < 1):
             raise ConfigError(
-                f"budget={shown(budget)} is not a whole number from 1: pass how many images a key may ask for"
+                f"budget={shown(budget)} is not a whole number of at least 1: pass how many images a key may ask for"
             )
         if type(repeats) is not int or not 0 <= repeats <= MAX_REPEATS:
             raise ConfigError(f"repeats={shown(repeats)} is not a whole number from 0 to {MAX_REPEATS}")
@@ -130,7 +130,7 @@ class Queries:
             if kept is None or kept.privdfs_queries != 1:
                 raise ConfigError(
                     f"{shown(checked)} does not hold what Queries.save writes (`spent`): get it back from where the "
-                    "user's data is kept, or, to start at zero, remove it"
+                    "user's data is kept, or remove it to start at zero"
                 )
             return cls(budget=budget, repeats=repeats, spent=cast("Mapping[int | None, int]", kept.spent))
         return cls(budget=budget, repeats=repeats)
@@ -148,7 +148,7 @@ class Queries:
         write_file(path, "the file of counts", msgspec.json.encode(_Kept(1, spent)) + b"\n")
 
     def ask(self, release: str, partition: int | None, pixels: npt.NDArray[np.uint8], min_answers: int) -> Asked:
-        """Sort a batch into what is known and what has to be sent, and pay for the latter.
+        """Sort a batch into known images and those to send, and charge the latter to the budget.
 
         Args:
             release: id of the release.
@@ -157,7 +157,7 @@ class Queries:
             min_answers: a result of fewer servers is not good enough.
 
         Raises:
-            QueryBudgetError: the budget does not suffice, or an image was sent under another key; nothing is sent.
+            QueryBudgetError: the budget is too small, or an image was sent under another key; nothing is sent.
         """
         digests = tuple(self._digest(release, image) for image in pixels)
         with self._lock:
@@ -169,7 +169,7 @@ class Queries:
                     known[digest] = result
                 elif under != partition:
                     raise QueryBudgetError(
-                        "an image of this call was sent under another user's key before, and would now go out under a "
+                        "an image of this call was sent under another user's key before, and would now be sent under a "
                         "second one: ask again under the first"
                     )
                 else:

@@ -1,4 +1,4 @@
-"""TLS made ready for connections by Python's ssl, and what a handshake that failed means, in our own words."""
+"""TLS settings for connections, and plain explanations of failed handshakes."""
 
 import os
 import ssl
@@ -28,7 +28,7 @@ _LACKS = {
 }
 NOT_PINNED = (
     "shows another certificate than the pinned one",
-    "pin the server's own certificate, TLS(pin=…), or find out who answers there",
+    "pin the server's own certificate, TLS(pin=…), or find out which server answers there",
 )
 
 
@@ -64,7 +64,7 @@ def make_security(tls: TLS) -> Security:
         context.load_default_certs()
     else:
         context.load_verify_locations(cadata=pems.roots.decode("ascii", "replace"))
-    if pems.pinned:  # the server's certificate is trusted by itself, whoever signed it
+    if pems.pinned:  # the server's certificate itself is trusted, whoever signed it
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if pems.cert is not None and pems.key is not None:
         with _as_file(pems.cert + b"\n" + pems.key) as path:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import BundleSignatureError, ConfigError
+from privdfs._format import SIGNATURE_NAME
 from privdfs._given import is_pem, read_file, shown
-from privdfs._manifest import SIGNATURE_NAME
 
 #: A public key: the path of a PEM file, what is in one, or the key's 32 bytes; or several, one of which signed.
 PublicKey: TypeAlias = str | PathLike[str] | bytes
@@ -39,12 +39,12 @@ def read_trust(trust: Trust) -> dict[str, Any]:
     """Public keys by their id.
 
     Raises:
-        ConfigError: there is none, or one cannot be read or is no Ed25519 key.
+        ConfigError: there is none, or one cannot be read or is not an Ed25519 key.
     """
     _check_type(trust, (str, bytes, PathLike, Sequence))
     listed: Sequence[PublicKey] = [trust] if isinstance(trust, (str, bytes, PathLike)) else list(trust)
     if not listed:
-        raise ConfigError("no key to trust was given: pass the public key of whoever signs the releases")
+        raise ConfigError("no trusted key was given: pass the public key of the signer")
     keys = [_read_public_key(key) for key in listed]
     return {key_id(key): key for key in keys}
 
@@ -69,7 +69,7 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
         trust: one of these keys must have signed.
 
     Raises:
-        BundleSignatureError: there is no signature, or it is not one of these keys' of these bytes.
+        BundleSignatureError: there is no signature, or no trusted key made it for these bytes.
         ConfigError: a key cannot be read.
     """
     from cryptography.exceptions import InvalidSignature
@@ -87,8 +87,8 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
     named = match["key"].decode()
     if named not in keys:
         raise BundleSignatureError(
-            f"{folder} is signed with key {named}, which is not trusted here ({', '.join(keys)} would be): get the "
-            "release from whom you trust, or trust its signer",
+            f"{folder} is signed with key {named}, which is not trusted here (trusted: {', '.join(keys)}): get the "
+            "release from a signer that you trust, or add this key to the trusted ones",
             named,
         )
     try:

@@ -52,14 +52,14 @@ def open_source(source: str | PathLike[str]) -> Fetch:
         return _folder(check_path(unquote(parts.path), "the source"))
     if "@" in parts.netloc:
         raise ConfigError(
-            "the address of a bundle holds a user name or a password, which is never sent: bundles are public and "
-            "signed, so serve them without, or copy the folder and install it from there"
+            "the address of a bundle holds a user name or a password, which is never sent: serve bundles without a "
+            "login (they are public and signed), or copy the folder and install it from there"
         )
     if parts.query or parts.fragment:
         raise ConfigError("the address of a bundle is that of its folder: pass it without `?` and `#`")
     if not _allowed(source):
         raise ConfigError(
-            f"a bundle is not downloaded from {shown(f'{parts.scheme}://{host}')}: pass https://…, or a folder "
+            f"bundles are not downloaded from {shown(f'{parts.scheme}://{host}')}: pass https://…, or a folder "
             "(http:// is accepted on loopback only)"
         )
     return _Download(source)
@@ -102,7 +102,7 @@ class _Download:
         class Redirect(HTTPRedirectHandler):
             def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:  # noqa: ANN401 - as in urllib
                 if not _allowed(newurl):
-                    raise BundleStoreError("the download was redirected away from https: ask whoever runs that server")
+                    raise BundleStoreError("the download was redirected away from https: ask its operator")
                 return super().redirect_request(req, fp, code, msg, headers, newurl)
 
         class Proxies(ProxyHandler):
@@ -129,7 +129,7 @@ class _Download:
             if error.code in _NOT_FOUND:
                 return None
             raise BundleStoreError(
-                f"{self._host} refused to send {name} (HTTP {error.code}): check the address and what it asks for"
+                f"{self._host} refused to send {name} (HTTP {error.code}): check the address and the permissions there"
             ) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
@@ -160,7 +160,7 @@ def _allowed(address: str) -> bool:
 
 
 def _by_proxy(host: str) -> str:
-    """That a download went through a proxy, to be said when it failed; what the variable holds may be a password."""
+    """Says that a failed download went through a proxy; the variable itself may hold a password."""
     from urllib.request import getproxies, proxy_bypass
 
     return "" if is_loopback(host) or proxy_bypass(host) or "https" not in getproxies() else " through https_proxy"
@@ -168,5 +168,7 @@ def _by_proxy(host: str) -> str:
 
 def _bounded(name: str, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
-        raise BundleStoreError(f"{name} is larger than {limit} bytes, which no file of a bundle is: check the source")
+        raise BundleStoreError(
+            f"{name} is larger than {limit} bytes, too large for a file of a bundle: check the source"
+        )
     return data

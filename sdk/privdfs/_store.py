@@ -32,8 +32,10 @@ import msgspec
 from privdfs._bundle import Bundle
 from privdfs._constants import MAX_BUNDLE_FILE_BYTES, STORE_LOCK_LIMIT_S
 from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError, ConfigError
+from privdfs._files import MAX_MANIFEST_BYTES, check_digest
+from privdfs._format import MANIFEST_NAME, SIGNATURE_NAME
 from privdfs._given import check_flag, check_path, shown
-from privdfs._manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, check_digest, decode_client_manifest
+from privdfs._manifest import decode_client_manifest
 from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
 from privdfs._source import Fetch, open_source
 
@@ -58,8 +60,8 @@ class BundleStore:
 
     Args:
         folder: of the store; made by the first `install`.
-        trust: public key of the releases' signer, as for `Bundle.open`.
-        allow_unsigned: take bundles without asking who made them, for development.
+        trust: public key of the signer, as for `Bundle.open`.
+        allow_unsigned: accept unsigned bundles, for development.
 
     Raises:
         ConfigError: neither `trust` nor `allow_unsigned` was given, or both.
@@ -70,8 +72,7 @@ class BundleStore:
     ) -> None:
         if (trust is not None) == check_flag(allow_unsigned, "allow_unsigned"):
             raise ConfigError(
-                "a bundle store needs either trust=<public key of the releases' signer> or, to develop, "
-                "allow_unsigned=True"
+                "a bundle store needs either trust=<public key of the signer>, or allow_unsigned=True for development"
             )
         self._folder = check_path(folder, "the store")
         self._trust = trust
@@ -81,9 +82,9 @@ class BundleStore:
         return f"BundleStore({shown(self._folder)})"
 
     def install(self, source: str | PathLike[str]) -> Bundle:
-        """Fetch a bundle, verify it, and put it into use; the one in use so far is kept for `rollback`.
+        """Fetch a bundle, verify it, and put it into use; the one before it is kept for `rollback`.
 
-        A bundle that is in use already is left as it is. After any error, what was in use is in use.
+        A bundle that is in use already is left as it is. After an error, the bundle in use is unchanged.
 
         Args:
             source: the client folder of a release, or its address: https://host/path/client, or file:///….
@@ -100,7 +101,7 @@ class BundleStore:
         with _disk(self._folder), self._locked():
             try:
                 state = self._read_state()
-            except BundleStoreError:  # damaged: this install mends it
+            except BundleStoreError:  # damaged: this install repairs it
                 state = None
             self._remove_all_but(state)
             target = self._folder / f"bundle-{secrets.token_hex(8)}"
@@ -126,7 +127,7 @@ class BundleStore:
 
         Raises:
             BundleStoreError: nothing has been installed yet, or the store is damaged.
-            BundleError: the bundle was changed on the disk; `rollback` and `install` mend that.
+            BundleError: the bundle was changed on the disk; `rollback` and `install` repair that.
         """
         with _disk(self._folder):
             for _ in range(_TRIES):
@@ -136,7 +137,9 @@ class BundleStore:
                 except (BundleError, OSError):  # it may just have been replaced and removed
                     if self._state() == state:
                         raise
-            raise BundleStoreError(f"the bundle in {self._folder} is replaced all the time: look at who installs there")
+            raise BundleStoreError(
+                f"the bundle in {self._folder} keeps being replaced: check which processes install there"
+            )
 
     def rollback(self) -> Bundle:
         """Put the bundle that was in use before back into use, and remove the present one.
@@ -213,7 +216,7 @@ class BundleStore:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             state = _State("")
         if not all(_FOLDER.fullmatch(name) for name in (state.current, state.previous) if name is not None):
-            raise BundleStoreError(f"{self._folder / _STATE} is damaged: install a bundle again, which mends it")
+            raise BundleStoreError(f"{self._folder / _STATE} is damaged: install a bundle again to repair it")
         return state
 
     def _write_state(self, state: _State) -> None:
@@ -230,7 +233,7 @@ class BundleStore:
 
     @contextmanager
     def _locked(self) -> Generator[None, None, None]:
-        """Alone in the store; the lock goes with its process, however that ends."""
+        """Hold the store's lock; the system releases it when the process ends."""
         import fcntl
 
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -287,6 +290,6 @@ def _disk(folder: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise BundleStoreError(
-            f"the bundle store {shown(folder)} cannot be used ({error.strerror or type(error).__name__}): make room, "
-            "and check its permissions; what was in use is in use"
+            f"the bundle store {shown(folder)} cannot be used ({error.strerror or type(error).__name__}): free "
+            "some space, and check its permissions; the bundle in use is unchanged"
         ) from error

@@ -1,4 +1,4 @@
-"""Who keeps disagreeing with the others.
+"""Finds servers that keep disagreeing with the others.
 
 A single answer proves nothing: honest branches are wrong now and then, and each on other images. So the most probable
 classes of every two servers are compared, image by image, over the last `SUSPECT_WINDOW` images. A server's score is
@@ -7,9 +7,9 @@ honest ones beside it, and a minority of liars has not, even if they lie in conc
 score is higher, by `SUSPECT_SIGMAS` standard deviations, than both
 
 - what the branches' errors in the manifest explain, and
-- the median score of all servers, so that images unlike those of training make nobody a suspect alone.
+- the median score of all servers, so that images unlike those of training accuse no server by themselves.
 
-An answer that cannot be an answer (`AnswerError`) disagrees with everybody. A majority of liars makes the honest ones
+An invalid answer (`AnswerError`) disagrees with every server. A majority of liars makes the honest ones
 look like liars. What is kept is the index of a class for each image and server, and no logits.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._constants import SUSPECT_AFTER, SUSPECT_PRIOR, SUSPECT_SIGMAS, SUSPECT_WINDOW
-from privdfs._manifest import ClientManifest
+from privdfs._format import ClientManifest
 
 _log = logging.getLogger("privdfs")
 _MISSING = -1
@@ -38,7 +38,7 @@ class Suspects:
         n = len(errors)
         self._others = [[other for other in range(n) if other != server] for server in range(n)]
         self._place = math.ceil((n - 1) / 2) - 1  # of the score among a server's rates, the lowest first
-        # Between 2 % and 90 %, so that a release measured on a few images neither accuses nor excuses everybody.
+        # Between 2 % and 90 %, so that a release measured on a few images neither accuses nor excuses every server.
         self._expected = [[min(max(one + other, 0.02), 0.9) for other in errors] for one in errors]
         # Plain integers: for a handful of servers numpy takes ten times as long.
         self._together = [[0] * n for _ in range(n)]  # images that both of two servers answered
@@ -55,7 +55,7 @@ class Suspects:
         Args:
             logits: float32 [batch, N, classes].
             answered: servers whose rows hold answers.
-            garbled: servers that answered with something that cannot be an answer.
+            garbled: servers whose answers were invalid.
 
         Returns:
             The suspected servers.

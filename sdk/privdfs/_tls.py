@@ -1,8 +1,8 @@
-"""How a server is known, and how this device is known to it: small frozen values that check themselves.
+"""How this device and a server identify each other: small frozen values that check themselves.
 
-What they hold is read from files with every new connection, so certificates can be replaced while a client runs: a
-changed file is noticed within `RELOAD_AFTER_S`, and a new connection is made with it. Files that do not fit together,
-as in the middle of a replacement, leave the old connection in use.
+Files are read for every new connection, so certificates can be replaced while a client runs: a changed file is noticed
+within `RELOAD_AFTER_S`, and a new connection uses it. While files do not match, as in the middle of a replacement, the
+old connection stays in use.
 """
 
 import inspect
@@ -20,7 +20,7 @@ Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 
 _HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 _TOKEN = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
-#: What Triton's --grpc-restricted-protocol looks for; behind it comes a name, which is no secret.
+#: What Triton's --grpc-restricted-protocol looks for; a name follows, which is not a secret.
 _TRITON_HEADER = "triton-grpc-protocol-"
 
 
@@ -42,8 +42,8 @@ class TLS:
         ca: certificates that may sign the server's; the system's when None.
         cert: this device's certificate chain for mutual TLS.
         key: the private key of `cert`, without a password.
-        pin: the server's own certificate, in the place of `ca`; no other is accepted, whoever signed it. Several: one
-            for each replica, or the next one beside the present one.
+        pin: the server's own certificate, in the place of `ca`; no other is accepted. There may be
+            several: one for each replica, or the current one and the next.
 
     Raises:
         ConfigError: `cert` without `key` or the other way round, `ca` together with `pin`, or a field of another type.
@@ -61,7 +61,7 @@ class TLS:
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise ConfigError(f"TLS has `{given}` but no `{missing}`: mutual TLS needs both, server-only TLS neither")
         if self.ca is not None and self.pin is not None:
-            raise ConfigError("TLS has `ca` and `pin`: a pinned certificate is trusted by itself, so drop one of them")
+            raise ConfigError("TLS has `ca` and `pin`: a pinned certificate needs no authority, so drop one of them")
 
     def __repr__(self) -> str:
         key = "None" if self.key is None else "…"
@@ -71,7 +71,7 @@ class TLS:
         """Read the files and check that they fit together.
 
         Raises:
-            ConfigError: one cannot be read, is not PEM or not what it stands for, or `key` is not that of `cert`.
+            ConfigError: one cannot be read, is not PEM or not of its kind, or `key` is not that of `cert`.
         """
         ca, cert, key, pin = (
             _read_pem(name, source)
@@ -91,15 +91,15 @@ class TLS:
 
 @dataclass(frozen=True, repr=False)
 class Token:
-    """What a server asks for besides a certificate: it travels as a header with every call.
+    """What a server requires besides a certificate: it is sent as a header with every call.
 
     Attributes:
-        value: the token, or a function that gives the present one and is called, quickly, with every call.
+        value: the token, or a fast function that returns the current one; it runs for every call.
         header: lower case. With "authorization" the token goes as "Bearer <value>"; for a secret of Triton's
             --grpc-restricted-protocol it is "triton-grpc-protocol-<key>", and the token goes as it is.
 
     Raises:
-        ConfigError: a header that a token cannot travel in, or a token that is not text, empty, longer than 8192
+        ConfigError: a header that cannot carry a token, or a token that is not text, empty, longer than 8192
             characters, or not printable ASCII.
     """
 
@@ -109,7 +109,7 @@ class Token:
     def __post_init__(self) -> None:
         _check_header(self.header)
         if inspect.iscoroutinefunction(self.value):
-            raise ConfigError("the token is an async function, which is not awaited: pass one that gives the text")
+            raise ConfigError("the token is an async function, which is never awaited: pass one that returns the text")
         if not callable(self.value):
             _check_token(self.value)
 
@@ -135,12 +135,12 @@ def _check_header(header: object) -> None:
         )
     if _HEADER.fullmatch(header.lower()) and header != header.lower():
         raise ConfigError(
-            f"the token's header {_shown_header(header)} has upper-case letters, which no header has in HTTP/2: write "
-            "it in lower case, here and where the server is told of it"
+            f"the token's header {_shown_header(header)} has upper-case letters, which HTTP/2 does not allow: write "
+            "it in lower case, here and in the server's settings"
         )
     if not _HEADER.fullmatch(header) or header.startswith("grpc-") or header.endswith("-bin"):
         raise ConfigError(
-            "the token's header is not one that a token can travel in: use lower-case letters, digits and -_. (1 to "
+            "the token's header cannot carry a token: use lower-case letters, digits and -_. (1 to "
             "128 of them), not beginning with `grpc-` and not ending with `-bin`"
         )
 
@@ -153,7 +153,7 @@ def _shown_header(header: str) -> str:
 def _check_token(value: object) -> str:
     if not isinstance(value, str):
         raise ConfigError(
-            f"the token has the type {type(value).__name__}: pass text, a function that gives text, or a Token"
+            f"the token has the type {type(value).__name__}: pass text, a function that returns text, or a Token"
         )
     if not _TOKEN.fullmatch(value):  # the message does not show it
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Whether the folders of a release are whole, unchanged, and fit each other."""
+"""Checks that the folders of a release are complete, unchanged and of one release."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,22 +6,15 @@ from pathlib import Path
 import msgspec
 
 from privdfs._errors import BundleFormatError, BundleIntegrityError
-from privdfs._manifest import (
-    MANIFEST_NAME,
-    ClientManifest,
-    ServerManifest,
-    decode_client_manifest,
-    decode_server_manifest,
-    read_manifest_bytes,
-    refuse_unlisted,
-    verify_files,
-)
+from privdfs._files import read_manifest_bytes, refuse_unlisted, verify_files
+from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, MANIFEST_NAME, ClientManifest, ServerManifest, server_folder
+from privdfs._manifest import decode_client_manifest, decode_server_manifest
 from privdfs._signature import Trust, check_signature
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A folder that is as it was exported.
+    """A folder that passed verification.
 
     Attributes:
         name: "client", "server-<i>" or "baseline".
@@ -39,29 +32,29 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
 
     Args:
         path: the folder.
-        trust: keys one of which must have signed each folder; None: signatures are not looked at.
+        trust: keys, one of which must have signed each folder; None skips signatures.
 
     Raises:
         BundleError: a file is missing, changed or added, or the folders are of different releases.
     """
-    if (path / MANIFEST_NAME).exists() or not (path / "client").is_dir():
+    if (path / MANIFEST_NAME).exists() or not (path / CLIENT_FOLDER).is_dir():
         return [_verify_folder(path, trust)]
-    client = decode_client_manifest(read_manifest_bytes(path / "client"))
-    found = [_verify_folder(path / "client", trust)]
+    client = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+    found = [_verify_folder(path / CLIENT_FOLDER, trust)]
     for i in range(len(client.servers)):
-        folder = path / f"server-{i}"
+        folder = path / server_folder(i)
         check_server(client, read_server_manifest(folder), i)
         found.append(_verify_folder(folder, trust))
     for folder in sorted(path.glob("server-*")):
         if folder.name not in {row.name for row in found}:
             raise BundleIntegrityError(
-                f"{folder.name} is no server of release {client.release}, which has {len(client.servers)}: remove it",
+                f"{folder.name} is not one of the {len(client.servers)} servers of release {client.release}: remove it",
                 folder.name,
             )
-    if (path / "baseline").is_dir():
-        baseline = _verify_folder(path / "baseline", trust)
+    if (path / BASELINE_FOLDER).is_dir():
+        baseline = _verify_folder(path / BASELINE_FOLDER, trust)
         if baseline.release != client.release:
-            raise BundleFormatError(_other_release("baseline", baseline.release, client.release))
+            raise BundleFormatError(_other_release(BASELINE_FOLDER, baseline.release, client.release))
         found.append(baseline)
     return found
 
@@ -82,7 +75,7 @@ def check_server(client: ClientManifest, server: ServerManifest, index: int) -> 
         BundleFormatError: another release, another server, or another share length, scale, number of classes or
             family of partitions.
     """
-    name = f"server-{index}"
+    name = server_folder(index)
     if server.release != client.release:
         raise BundleFormatError(_other_release(name, server.release, client.release))
     if server.server != index:
@@ -102,8 +95,8 @@ def _verify_folder(folder: Path, trust: Trust | None) -> Verified:
     manifest = _decode_any(data)
     verify_files(folder, manifest.files)
     refuse_unlisted(folder, manifest.files)
-    name = "client" if isinstance(manifest, ClientManifest) else f"server-{manifest.server}"
-    return Verified("baseline" if folder.name == "baseline" else name, manifest.release, len(manifest.files))
+    name = CLIENT_FOLDER if isinstance(manifest, ClientManifest) else server_folder(manifest.server)
+    return Verified(BASELINE_FOLDER if folder.name == BASELINE_FOLDER else name, manifest.release, len(manifest.files))
 
 
 def _decode_any(data: bytes) -> ClientManifest | ServerManifest:

@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from privdfs import _messages as messages
 from privdfs._bundle import Bundle
-from privdfs._channel import LOGITS, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, branches
+from privdfs._channel import branches
+from privdfs._format import LOGITS, PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE
 from privdfs._local import open_branch, open_client
-from privdfs._onnx import PARTITION
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,22 +8,15 @@ from privdfs_bench.speed.steps import interleaved
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 
-def test_every_case_and_every_config_is_timed(tmp_path: Path) -> None:
+def test_every_config_is_timed(tmp_path: Path) -> None:
     values = tiny_values()  # with all that a reference config can have
     values["head"]["checkpoint"] = "not-needed-for-times.safetensors"
     values["train"] |= {"branches": BRANCHES_STAGE, "fusion": FUSION_STAGE}
     for stage in ("masks", "finetune"):
         values["train"][stage] = values["train"][stage] | {"epochs": 0}
     config, out = write_toml(tmp_path / "tiny-3.toml", values), tmp_path / "branches.json"
-    assert main([str(config), "--rounds", "1", "--servers", "2", "--widths", "4", "--out", str(out)]) == 0
+    assert main([str(config), "--rounds", "1", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
-    assert [(row["channels"], row["precision"]) for row in results["branches"]] == [
-        (8, "bfloat16"),
-        (8, "float32"),
-        (16, "bfloat16"),
-        (16, "float32"),
-    ]
-    assert all(row["ratio"] > 0 and (row["servers"], row["width"]) == (2, 4) for row in results["branches"])
     (row,) = results["steps"]
     assert row["config"] == "tiny-3"
     assert row["masks_ratio"] == pytest.approx(row["masks_ms"] / row["baseline_ms"], rel=0.1)

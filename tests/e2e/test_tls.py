@@ -130,7 +130,7 @@ def test_whatever_does_not_fit_is_refused(secured: Secured, case: str) -> None:
         "wrong name": "a certificate for another name",
         "another server's pin": "another certificate than the pinned one",
         "plaintext": "that both sides use TLS or neither",
-        "no token": "the token that it may ask for",
+        "no token": "the token that it may need",
     }[case]
     messages = [cause.message for cause in caught.value.causes.values()]
     assert all(said in message for message in messages), messages

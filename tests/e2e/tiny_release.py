@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from privdfs._manifest import (
+from privdfs._files import sha256_file
+from privdfs._format import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Accuracy,
@@ -16,9 +17,8 @@ from privdfs._manifest import (
     Macs,
     MadeBy,
     ServerSpec,
-    encode_manifest,
-    sha256_file,
 )
+from privdfs._manifest import encode_manifest
 from privdfs._verify import read_server_manifest
 from privdfs_export import writing
 from privdfs_export.writing import Sidecar

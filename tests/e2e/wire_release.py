@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from privdfs._manifest import encode_manifest, sha256_file
+from privdfs._files import sha256_file
+from privdfs._manifest import encode_manifest
 from privdfs._verify import read_server_manifest
 from privdfs_export.triton import ModelSpec, TensorSpec, write_model
 from tests.sdk.tiny_release import CLASSES, MAX_BATCH, build_release

@@ -151,7 +151,7 @@ UNKNOWN = graph([helper.make_node("NoSuchOperator", ["x"], ["y"], "unknown")])
     [
         (MIXED, r"cannot read the graph: MatMul mixed: .*type"),
         (UNKNOWN, r"cannot read the graph: NoSuchOperator unknown: .*Plugin not found"),
-        (BAKED, r"cannot build the graph: .*Reshaping \[1,4\] to \[2,2,2\].* Correct the graph"),
+        (BAKED, r"cannot build the graph: .*Reshaping \[1,4\] to \[2,2,2\].* Fix the graph"),
     ],
     ids=["mixed types", "unknown operator", "batch baked in"],
 )

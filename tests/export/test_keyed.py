@@ -11,7 +11,8 @@ from onnx import TensorProto, numpy_helper
 from safetensors.numpy import load_file
 
 from privdfs import Bundle, Client, UserKey
-from privdfs._manifest import decode_client_manifest, read_manifest_bytes
+from privdfs._files import read_manifest_bytes
+from privdfs._manifest import decode_client_manifest
 from privdfs._verify import verify
 from privdfs_export import evaluate
 from privdfs_training.checkpoint import load_system

@@ -87,7 +87,7 @@ def test_a_signed_release_has_to_be_signed_again(release: Path, capsys: pytest.C
         (results("tiny-2"), "is of other-1, tiny-2, not of tiny-1"),
         (
             results(flags=[{"check": "undefended", "message": "dense reaches 12.0 dB"}]),
-            "too weak to stand in a manifest",
+            "too weak for a manifest",
         ),
         (results(worst={"1": {"attack": "decoder", "psnr": 11.0, "ssim": 0.2}}), "Measure it again"),
         (results(worst={"1": results()["releases"]["tiny"]["worst"]["1"] | {"images": 0}}), "Measure it again"),

@@ -22,7 +22,9 @@ import pytest
 from onnx import TensorProto
 
 from privdfs import BundleError, Client
-from privdfs._manifest import ServerManifest, encode_manifest, sha256_file
+from privdfs._files import sha256_file
+from privdfs._format import ServerManifest
+from privdfs._manifest import encode_manifest
 from privdfs_export import gpu as gpu_module
 from privdfs_export.cli import main
 from privdfs_export.engine import BuildOptions, build_engine
@@ -183,37 +185,6 @@ def test_local_mode_answers_from_a_planned_release(trained_release: Path, trt: M
         assert planned.predict(image).label == given.predict(image).label
 
 
-def test_a_release_can_be_exported_with_its_plans(
-    trained_release: Path, data_folder: Path, trt: ModuleType, tmp_path: Path
-) -> None:
-    checkpoint = trained_release.parent / "run" / "system.safetensors"
-    out = tmp_path / "out"
-    line = [str(checkpoint), "--out", str(out), "--data", str(data_folder), "--engine", "tensorrt"]
-    assert main([*line, "--precision", "int8-fp16"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    for name in ("server-0", "server-1", "server-2", "baseline"):
-        plan = planned_manifest(out / name).plan
-        assert plan is not msgspec.UNSET
-        assert plan.precision == "int8-fp16"
-    assert main(["verify", str(out)]) == 0
-
-
-def test_exporting_with_plans_where_none_can_be_built_writes_nothing(
-    trained_release: Path,
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
-    checkpoint = trained_release.parent / "run" / "system.safetensors"
-    line = [str(checkpoint), "--out", str(tmp_path / "out"), "--data", str(data_folder), "--engine", "tensorrt"]
-    assert main(line) == 2
-    assert "Run this in the container that will serve" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -338,7 +309,7 @@ def planned_manifest_unchecked(server: Path) -> ServerManifest:
         ('name: "logits"', 'name: "probabilities"', "says output"),
         ('backend: "onnxruntime"', 'backend: "tensorrt"', "says backend tensorrt"),
         ("tiny-1", "tiny-2", "says release tiny-2"),
-        ("max_batch_size", "max_batchsize", "no configuration of Triton"),
+        ("max_batch_size", "max_batchsize", "not a Triton configuration"),
     ],
 )
 def test_a_configuration_that_does_not_fit_its_graph(release: Path, old: str, new: str, reason: str) -> None:
@@ -359,7 +330,7 @@ def test_a_plan_of_another_tensorrt_names_both(release: Path, trt: ModuleType, m
     plan_release(release / "server-0", None, PlanOptions("fp16"))
     monkeypatch.setattr(trt, "__version__", "11.5.0.1")
     with pytest.raises(
-        EngineMismatchError, match=r"built by TensorRT 11\.4\.0\.106, here is 11\.5\.0\.1: build it again"
+        EngineMismatchError, match=r"built by TensorRT 11\.4\.0\.106, and this is 11\.5\.0\.1: build it again"
     ):
         check_repository(read_repository(release / "server-0"))
 

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from tritonclient.grpc import model_config_pb2
 
 from privdfs import Bundle
-from privdfs._manifest import decode_client_manifest, decode_server_manifest, refuse_unlisted, verify_files
+from privdfs._files import refuse_unlisted, verify_files
+from privdfs._manifest import decode_client_manifest, decode_server_manifest
 from privdfs_export import contents, evaluate, parity, release, writing
 from privdfs_export.cli import main
 from privdfs_export.errors import ExportError, ParityError

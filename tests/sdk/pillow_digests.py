@@ -9,8 +9,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from privdfs._format import ImageSpec
 from privdfs._images import load_image
-from privdfs._manifest import ImageSpec
 
 SIZES = ((40, 30), (30, 240), (240, 30), (9, 301), (301, 9), (100, 120), (64, 8), (8, 64), (10, 200), (200, 12))
 MODES = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1")

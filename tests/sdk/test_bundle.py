@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from privdfs import Bundle, BundleFormatError, BundleIntegrityError, BundleVersionError, ConfigError, SelfTestError
-from privdfs._manifest import sha256_file
+from privdfs._files import sha256_file
 from tests.sdk.tiny_release import CLASSES, HEIGHT, WIDTH, build_release
 
 FILES = ("encoder.onnx", "fusion.onnx", "golden.safetensors")

@@ -580,7 +580,7 @@ def test_verify_finds_what_does_not_belong(
     assert "branch/1/model.onnx is not the file" in failed(capsys, "verify", str(release_copy))
     model.write_bytes(good)
     shutil.copytree(other_release / "server-0", release_copy / "server-3")
-    assert "server-3 is no server" in failed(capsys, "verify", str(release_copy))
+    assert "server-3 is not one of the 3 servers" in failed(capsys, "verify", str(release_copy))
     shutil.rmtree(release_copy / "server-3")
     shutil.rmtree(release_copy / "server-1")
     assert "server-1" in failed(capsys, "verify", str(release_copy))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from privdfs import ImageError
 from privdfs._constants import MAX_ENCODED_BYTES, MAX_PIXELS
+from privdfs._format import ImageSpec
 from privdfs._images import FORMATS, load_image, load_images
-from privdfs._manifest import ImageSpec
 from tests.thorough import count
 
 RGB = ImageSpec(height=12, width=10, channels=3)

@@ -10,8 +10,8 @@ import pytest
 
 from privdfs import Bundle, Client, ConfigError, LeakageError
 from privdfs._cli import main
+from privdfs._format import ClientManifest, Leakage
 from privdfs._leakage import worst_leakage
-from privdfs._manifest import ClientManifest, Leakage
 from privdfs.testing import FakeServer
 from tests.sdk.drivers import Driver
 from tests.sdk.tiny_release import build_release

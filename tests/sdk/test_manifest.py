@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privdfs import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError
-from privdfs._manifest import (
-    decode_client_manifest,
-    decode_server_manifest,
-    encode_manifest,
-    read_verified,
-    refuse_unlisted,
-    sha256_file,
-    verify_files,
-)
+from privdfs._files import read_verified, refuse_unlisted, sha256_file, verify_files
+from privdfs._manifest import decode_client_manifest, decode_server_manifest, encode_manifest
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 from privdfs import ImageError
+from privdfs._format import ImageSpec
 from privdfs._images import load_image
-from privdfs._manifest import ImageSpec
 from privdfs._pillow import FORMATS, lock_of
 from tests.sdk.drivers import Driver
 from tests.thorough import count

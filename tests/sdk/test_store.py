@@ -121,7 +121,7 @@ def test_a_source_that_is_not_whole_changes_nothing(
     assert (store.open().release, bundles(store)) == ("tiny-0", 1)
 
 
-def test_a_bundle_damaged_in_the_store_is_refused_and_mended(store: BundleStore, sources: list[Path]) -> None:
+def test_a_bundle_damaged_in_the_store_is_refused_and_repaired(store: BundleStore, sources: list[Path]) -> None:
     for source in sources[:2]:
         store.install(source)
     state = msgspec.json.decode((store._folder / "state.json").read_bytes())
@@ -134,7 +134,7 @@ def test_a_bundle_damaged_in_the_store_is_refused_and_mended(store: BundleStore,
 
 
 @pytest.mark.parametrize("state", [b"", b"{}", b'{"current": "../elsewhere"}', b'{"current": 1}', b"\xff"])
-def test_a_damaged_state_is_an_error_that_installing_mends(
+def test_a_damaged_state_is_an_error_that_installing_repairs(
     store: BundleStore, sources: list[Path], state: bytes
 ) -> None:
     store.install(sources[0])
@@ -188,7 +188,7 @@ def test_a_full_disk_is_a_typed_error_and_what_was_in_use_stays(store: BundleSto
     for limit in (size - 1, 100, 1, 0):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:
-            with pytest.raises(BundleStoreError, match="make room"):
+            with pytest.raises(BundleStoreError, match="free some space"):
                 store.install(sources[1])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

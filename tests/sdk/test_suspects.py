@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from privdfs import Bundle
-from privdfs._manifest import ClientManifest, encode_manifest
+from privdfs._format import ClientManifest
+from privdfs._manifest import encode_manifest
 from privdfs._suspects import Suspects
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import Driver

@@ -9,8 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from privdfs._manifest import (
+from privdfs._files import sha256_file
+from privdfs._format import (
     FORMAT_VERSION,
+    PARTITION,
     Accuracy,
     ClientManifest,
     ImageSpec,
@@ -21,11 +23,12 @@ from privdfs._manifest import (
     MaliciousAccuracy,
     ServerManifest,
     ServerSpec,
+    Signature,
     SubsetAccuracy,
-    encode_manifest,
-    sha256_file,
+    TensorSpec,
 )
-from privdfs._onnx import PARTITION, Graph, TensorSpec, partition_inputs
+from privdfs._manifest import encode_manifest
+from privdfs._onnx import Graph
 
 CLASSES = ("ankle boot", "bag", "coat", "dress")
 HEIGHT, WIDTH = 12, 10
@@ -132,22 +135,15 @@ def write_golden(
     n_images, n_servers, n_classes = 6, len(share_lengths), len(CLASSES)
     tensors = {} if keys is None else {PARTITION: np.arange(n_images, dtype=np.int32)[:, None] % keys.partitions}
     images = rng.integers(0, 256, (n_images, HEIGHT, WIDTH, channels), dtype=np.uint8)
-    encoder = Graph(
-        "encoder",
-        (client / "encoder.onnx").read_bytes(),
-        [TensorSpec("image", "uint8", images.shape[1:]), *partition_inputs(keys)],
-        [TensorSpec(f"share_{i}", "int8", (length,)) for i, length in enumerate(share_lengths)],
-        1,
-    )
+    partition = [] if keys is None else [TensorSpec(PARTITION, "int32", (1,))]
+    shares = [TensorSpec(f"share_{i}", "int8", (length,)) for i, length in enumerate(share_lengths)]
+    signature = Signature((TensorSpec("image", "uint8", images.shape[1:]), *partition), tuple(shares))
+    encoder = Graph("encoder", (client / "encoder.onnx").read_bytes(), signature, 1)
     shares = encoder.run({"image": images, **tensors})
     logits = rng.normal(size=(n_images, n_servers, n_classes)).astype(np.float32)
-    fusion = Graph(
-        "fusion",
-        (client / "fusion.onnx").read_bytes(),
-        [TensorSpec("logits", "float32", (n_servers, n_classes)), TensorSpec("answered", "bool", (n_servers,))],
-        [TensorSpec("probabilities", "float32", (n_classes,))],
-        1,
-    )
+    heard = TensorSpec("logits", "float32", (n_servers, n_classes)), TensorSpec("answered", "bool", (n_servers,))
+    signature = Signature(heard, (TensorSpec("probabilities", "float32", (n_classes,)),))
+    fusion = Graph("fusion", (client / "fusion.onnx").read_bytes(), signature, 1)
     (probabilities,) = fusion.run({"logits": logits, "answered": np.ones((n_images, n_servers), dtype=bool)})
     tensors |= {"images": images, "logits": logits, "probabilities": probabilities}
     tensors |= {f"share_{i}": share for i, share in enumerate(shares)}

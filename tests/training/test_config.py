@@ -26,6 +26,20 @@ def test_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_grouped_branches_of_older_versions(tmp_path: Path) -> None:
+    """`branch.together` is gone. Configs that say false and checkpoints that say either still open."""
+    for together in (False, True):
+        values = tiny_values()
+        values["branch"]["together"] = together
+        assert config_from_dict(values, "a checkpoint") == config_from_dict(tiny_values(), "tests")
+        path = write_toml(tmp_path / "config.toml", values)
+        if together:
+            with pytest.raises(TrainingConfigError, match=r"unknown key 'branch\.together'"):
+                load_config(path)
+        else:
+            assert load_config(path) == config_from_dict(tiny_values(), "tests")
+
+
 def test_missing_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(CONFIGS[0].read_text().replace("seed = 0\n", ""))

@@ -37,7 +37,6 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> torch.device:
         ("finetune", "loss", {"decorrelation": 0.1}),
         ("finetune", "loss", {"rate": 0.1}),
         ("finetune", "masks", {"levels": 5, "learned_levels": True}),
-        ("finetune", "branch", {"together": True}),
         ("branches", "train", {}),
         ("fusion", "train", {}),
     ],

@@ -295,7 +295,7 @@ def test_a_rival_can_be_cut_from_the_backbone(data: DataSet) -> None:
         ({"defence": {"kind": "shredder", **DEFENCES["shredder"]}}, "add \\[train.noise\\]"),
         ({"masks": {"servers": 1}}, "unknown key 'masks'"),
         ({"loss": rival_values("none")["loss"] | {"label_smoothing": -1.0}}, "from 0 to 1"),
-        ({"branch": rival_values("none")["branch"] | {"together": True}}, "a rival has one"),
+        ({"branch": rival_values("none")["branch"] | {"together": True}}, r"unknown key 'branch\.together'"),
         ({"data": {"name": "celeba-attributes", "flip": True}}, "not for rivals"),
         ({"head": rival_values("none")["head"] | {"checkpoint": "other.safetensors"}}, "a rival has none"),
     ],

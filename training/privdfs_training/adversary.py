@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from privdfs._format import largest_minority
 from privdfs_training.checkpoint import load_weights, optimizer_tensors, restore_optimizer
 from privdfs_training.config import AdversaryConfig
 from privdfs_training.parallel import Terms
@@ -227,7 +228,7 @@ def minority_coalitions(servers: int) -> Tensor:
     Returns:
         Zeros and ones, float [coalitions, servers].
     """
-    coalitions = list(combinations(range(servers), (servers - 1) // 2))
+    coalitions = list(combinations(range(servers), largest_minority(servers)))
     return torch.stack([torch.zeros(servers).index_fill_(0, torch.tensor(members), 1.0) for members in coalitions])
 
 

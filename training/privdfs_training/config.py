@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from privdfs._manifest import MAX_PARTITIONS
+from privdfs._format import MAX_PARTITIONS
 from privdfs_training.errors import TrainingConfigError
 
 if sys.version_info >= (3, 11):
@@ -122,7 +122,6 @@ class BranchConfig(Section, frozen=True):
     split: str = ""  # backbone behind a compact head: the last layer that it leaves out, such as "blocks.1"
     width: int = 0  # residual: channels inside
     blocks: int = 0  # residual: number of blocks
-    together: bool = False  # residual: whether training computes all branches as one grouped network
 
 
 class FusionConfig(Section, frozen=True):
@@ -272,7 +271,7 @@ def config_from_dict(raw: dict[str, Any], source: str) -> Config:
         TrainingConfigError: As `load_config`.
     """
     try:
-        config = msgspec.convert(raw, Config)
+        config = msgspec.convert(without_retired_keys(raw), Config)
     except msgspec.ValidationError as error:
         message = f"{source}: {error}"
         raise TrainingConfigError(message) from error
@@ -280,6 +279,26 @@ def config_from_dict(raw: dict[str, Any], source: str) -> Config:
         message = f"{source}: {problem}"
         raise TrainingConfigError(message)
     return config
+
+
+#: Older versions could compute all branches as one grouped network. The weights are the same either way.
+_RETIRED_KEY = "branch.together"
+
+
+def without_retired_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what configs of older versions may say and this version has no use for.
+
+    Args:
+        raw: Nested dictionaries.
+
+    Returns:
+        A copy without such keys.
+    """
+    section, key = _RETIRED_KEY.split(".")
+    values = raw.get(section)
+    if not isinstance(values, dict):
+        return raw
+    return raw | {section: {name: value for name, value in values.items() if name != key}}
 
 
 def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
@@ -296,6 +315,8 @@ def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path
     """
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in raw.items():
+        if f"{prefix}{key}" == _RETIRED_KEY and value is False:
+            continue
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
@@ -602,14 +623,6 @@ def _other_problems(config: Config) -> list[str]:
     }
     idle = [name for name, used in protecting.items() if given and used]
     checks = (
-        (
-            config.branch.together and config.branch.kind != "residual",
-            "branch.together = true is for branch.kind = 'residual' alone; remove it",
-        ),
-        (
-            config.branch.together and config.train.compile,
-            "train.compile hands single branches to the compiler, and branch.together = true uses none: leave one out",
-        ),
         *(
             (
                 getattr(config.train, name).epochs == 0 and not there,

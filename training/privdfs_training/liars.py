@@ -9,10 +9,13 @@ All lies are answers that the SDK accepts: finite, and far below its limit on th
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from privdfs._format import largest_minority
 
 #: Logits float [batch, servers, classes] and who answered, bool [batch, servers], to fused scores [batch, classes].
 Fuse = Callable[[Tensor, Tensor], Tensor]
@@ -178,7 +181,7 @@ def random_minority(answered: Tensor) -> Tensor:
         answer, nobody.
     """
     batch, device = len(answered), answered.device
-    most = (answered.sum(dim=1) - 1) // 2
+    most = cast("Tensor", largest_minority(cast("int", answered.sum(dim=1))))  # of every image at once
     liars = (torch.rand(batch, device=device) * most).floor() + 1
     liars = torch.where(most > 0, liars, 0)
     order = torch.where(answered, torch.rand(answered.shape, device=device), 2.0).argsort(dim=1).argsort(dim=1)

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from privdfs._format import largest_coalition
 from privdfs_bench.audit.attacks import ATTACKS, reconstruct
 from privdfs_bench.audit.sweeps import Run
 from privdfs_bench.audit.views import view_of_shares
-from privdfs_bench.releases import largest_minority, nhwc
+from privdfs_bench.releases import nhwc
 from privdfs_bench.results import made_by, read_results, write_results
 from privdfs_export import evaluate
 from privdfs_export.graphs import baseline_graph, branch_graph, count_macs, encoder_graph, fusion_graph
@@ -203,7 +204,7 @@ def table(results: Mapping[str, Any], data: str) -> Table:
 
 def minority(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the largest coalition reaches that is still a minority."""
-    return run["worst"][str(largest_minority(run["servers"]))]
+    return run["worst"][str(largest_coalition(run["servers"]))]
 
 
 def make(

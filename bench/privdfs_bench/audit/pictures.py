@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from privdfs_bench.releases import largest_minority
+from privdfs._format import largest_coalition
 
 #: Pixels between images, and the least width of an image in the picture.
 GAP, SHOWN_WIDTH = 2, 56
@@ -69,7 +69,7 @@ def draw_collusion(path: Path, entry: Mapping[str, Any]) -> None:
         points = [(one["size"], one["psnr"] - one["floor"]) for one in rows]
         spread = np.array([[one["psnr"] - one["interval"][0], one["interval"][1] - one["psnr"]] for one in rows])
         axes.errorbar(*zip(*points, strict=True), yerr=spread.T, fmt="o-", label=attack, markersize=4, capsize=2)
-    minority = largest_minority(max(sizes))
+    minority = largest_coalition(max(sizes))
     axes.axvspan(0.5, minority + 0.5, color="#2ca02c", alpha=0.08)
     axes.text(0.55, 0.98, "minority", transform=axes.get_xaxis_transform(), va="top", color="#2ca02c", fontsize=8)
     axes.set_xlim(0.5, max(sizes) + 0.5)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from privdfs._format import largest_coalition
 from privdfs_bench.audit.effort import SHOWN
 from privdfs_bench.audit.pictures import (
     Strip,
@@ -23,7 +24,6 @@ from privdfs_bench.audit.pictures import (
 from privdfs_bench.audit.run import Done
 from privdfs_bench.audit.victim import Victim
 from privdfs_bench.html import document, picture, table
-from privdfs_bench.releases import largest_minority
 from privdfs_bench.results import read_results
 from privdfs_export.release import MAY_BE_PASSED_ON
 
@@ -248,7 +248,7 @@ def _frontier(path: Path, entry: Mapping[str, Any]) -> list[str]:
     floor = frontier["floors"][data]["class_mean"]
     rows = []
     for run in runs:
-        minority = run["worst"][str(largest_minority(run["servers"]))]
+        minority = run["worst"][str(largest_coalition(run["servers"]))]
         rows.append(
             (
                 escape(run["name"]),

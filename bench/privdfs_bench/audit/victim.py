@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from privdfs import Bundle
+from privdfs._format import largest_coalition
 from privdfs_bench.audit.effort import HIGHEST, SHOWN, Effort
 from privdfs_bench.audit.keyed import most_telling_partition, partition_tables
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import (
     branch_graphs,
     client_graphs,
-    largest_minority,
     nhwc,
     partitions_of,
     release_data,
@@ -69,7 +69,7 @@ class Victim:
             raise BenchError(f"{self.targets} test images are too few to measure on: give at least {SHOWN}")
         self.prior_path = prior or ROOT / "checkpoints" / f"{self.data.name}-prior.safetensors"
         self.servers = self.bundle.n_servers
-        self.minority = largest_minority(self.servers)
+        self.minority = largest_coalition(self.servers)
 
     @cached_property
     def partition(self) -> int | None:

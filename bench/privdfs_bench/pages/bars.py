@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from privdfs_bench.releases import largest_minority
+from privdfs._format import largest_coalition
 
 #: The bars: points of accuracy lost, dB of the worst minority above the class mean, baseline MACs per client MAC.
 LOST, ABOVE, CHEAPER = 1.0, 1.0, 20
@@ -29,14 +29,14 @@ def point_of_run(run: Mapping[str, Any], floor: float) -> dict[str, Any]:
         "name": run["name"],
         "data": _data_and_backbone(run["data"], run["backbone"]),
         "lost": 100 * (run["baseline"] - run["accuracy"]),
-        "above": run["worst"][str(largest_minority(run["servers"]))]["psnr"] - floor,
+        "above": run["worst"][str(largest_coalition(run["servers"]))]["psnr"] - floor,
         "cheaper": run["baseline_macs"] / run["client_macs"],
     }
 
 
 def point_of_release(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, Any]:
     """What the bars are about, of a release."""
-    worst = audit["worst"][str(largest_minority(len(entry["branches"])))]
+    worst = audit["worst"][str(largest_coalition(len(entry["branches"])))]
     return {
         "name": name,
         "data": _data_and_backbone(entry["data"], entry["backbone"]),

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from privdfs._format import largest_coalition
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
 from privdfs_bench.pages.marks import BEGIN, END, source
-from privdfs_bench.releases import largest_minority
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "FRONTIER.md"
@@ -64,7 +64,7 @@ def sweep_table(runs: Sequence[Mapping[str, Any]], data: str, floor: float) -> s
         worst = run["worst"]
         leaks = [
             f"{worst[str(size)]['psnr'] - floor:+.2f} dB"
-            for size in (1, largest_minority(run["servers"]), run["servers"])
+            for size in (1, largest_coalition(run["servers"]), run["servers"])
         ]
         rows.append(
             f"| {run['name'].partition('-')[2]} | {_change(run['change'])} | {run['servers']} "

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from privdfs._format import largest_coalition
 from privdfs_bench.pages.marks import BEGIN, END, commands, source
-from privdfs_bench.releases import largest_minority
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "PRIVACY.md"
@@ -29,7 +29,7 @@ def figures(folder: Path) -> str:
     for name, entry in entries.items():
         servers, broken = len(entry["worst"]), max(entry["undefended"].values())
         for size, one in entry["worst"].items():
-            who = f"{size} of {servers}" + ("" if int(size) <= largest_minority(servers) else ", not a minority")
+            who = f"{size} of {servers}" + ("" if int(size) <= largest_coalition(servers) else ", not a minority")
             above = one["psnr"] - one.get("floor", entry["floor"]["class_mean"])
             rows.append(
                 f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "

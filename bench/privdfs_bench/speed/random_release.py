@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from privdfs._manifest import Accuracy
+from privdfs._format import Accuracy
 from privdfs_bench.errors import BenchError
 from privdfs_export.contents import build_graphs, client_manifest
 from privdfs_export.writing import Sidecar, refuse_existing, write_release

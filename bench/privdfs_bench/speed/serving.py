@@ -13,12 +13,14 @@ from typing import Any
 import onnx
 from onnx import shape_inference
 
-from privdfs._manifest import MANIFEST_NAME, ClientManifest, ServerManifest, encode_manifest, sha256_file
+from privdfs._files import sha256_file
+from privdfs._format import IMAGE, LOGITS, MANIFEST_NAME, RELEASE_PARAMETER, ClientManifest, ServerManifest, TensorSpec
+from privdfs._manifest import encode_manifest
 from privdfs_bench.errors import BenchError
 from privdfs_bench.speed.stubs import StubError, statistics_of
 from privdfs_export.graphs import count_macs
 from privdfs_export.serve import ADMIN_HEADER, RunningServer
-from privdfs_export.triton import ModelSpec, TensorSpec, write_model
+from privdfs_export.triton import ModelSpec, write_model
 
 JPEG_ENGINE = Path(__file__).parent / "jpeg_engine" / "model.py"
 #: An encoded image has no fixed length, so Triton cannot batch it.
@@ -75,7 +77,7 @@ def split_near(graph: bytes, macs: int) -> Split:
     found: list[tuple[int, str, onnx.ModelProto]] = []
     for name in _narrow_points(model.graph):
         if shapes.get(name) and all(shapes[name]):
-            device = extractor.extract_model(["image"], [name])
+            device = extractor.extract_model([IMAGE], [name])
             cost = count_macs(device)
             if cost:
                 found.append((cost, name, device))
@@ -83,7 +85,7 @@ def split_near(graph: bytes, macs: int) -> Split:
         msg = "the baseline has no layer at which one tensor carries everything, so there is no single split of it"
         raise BenchError(msg)
     cost, name, device = min(found, key=lambda candidate: abs(candidate[0] - macs))
-    server = extractor.extract_model([name], ["logits"])
+    server = extractor.extract_model([name], [LOGITS])
     return Split(device.SerializeToString(), server.SerializeToString(), name, shapes[name], cost)
 
 
@@ -104,9 +106,9 @@ def write_split(folder: Path, split: Split, client: ClientManifest) -> Path:
     Returns:
         The folder.
     """
-    answer = TensorSpec("logits", "float32", (len(client.classes),))
+    answer = TensorSpec(LOGITS, "float32", (len(client.classes),))
     source = TensorSpec(split.feature, "float32", split.shape)
-    spec = ModelSpec("split", "python", (source,), answer, client.max_batch, {"privdfs_release": client.release})
+    spec = ModelSpec("split", "python", (source,), answer, client.max_batch, {RELEASE_PARAMETER: client.release})
     return _with_manifest(folder, write_model(folder, spec, split.server), client)
 
 

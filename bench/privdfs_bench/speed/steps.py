@@ -8,22 +8,18 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor, nn
 
 from privdfs_bench.errors import BenchError
 from privdfs_bench.results import ROOT
 from privdfs_training.config import Config, load_config
 from privdfs_training.data import DataSet, image_shape
 from privdfs_training.loop import build_optimizer, check
-from privdfs_training.models.branch import Branch
-from privdfs_training.models.grouped import grouped_answers
 from privdfs_training.models.system import System
 from privdfs_training.precision import autocast
 from privdfs_training.stages import Stage, stages, trained_modules
 
 CONFIGS = [ROOT / "configs" / "fashion-resnet20.toml", ROOT / "configs" / "cifar10-resnet20.toml"]
-BATCH, GRID, BLOCKS, CLASSES = 128, 4, 2, 10
-WARM_UP, SEED = 3, 0
+CLASSES, WARM_UP, SEED = 10, 3, 0
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -44,48 +40,6 @@ def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
             if turn >= WARM_UP:
                 taken[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def branches(servers: int, width: int, channels: int, precision: str, rounds: int) -> dict[str, Any]:
-    """Forward and backward of all branches, both ways.
-
-    Args:
-        servers: number of branches.
-        width: channels inside.
-        channels: of the feature.
-        precision: "bfloat16" or "float32".
-        rounds: how often each way.
-
-    Returns:
-        One entry of the results.
-    """
-    torch.manual_seed(SEED)
-    shape = (channels, GRID, GRID)
-    networks = nn.ModuleList(Branch(shape, width=width, blocks=BLOCKS, classes=CLASSES) for _ in range(servers))
-    networks.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    shares = torch.randn(BATCH, servers, *shape)
-
-    def one_by_one() -> Tensor:
-        return torch.stack([branch(shares[:, server]) for server, branch in enumerate(networks)], dim=1)
-
-    def step(answers: Callable[[], Tensor]) -> None:
-        networks.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = answers()
-        logits.float().square().mean().backward()
-
-    found = interleaved(
-        {"loop": lambda: step(one_by_one), "grouped": lambda: step(lambda: grouped_answers(networks, shares))}, rounds
-    )
-    return {
-        "servers": servers,
-        "width": width,
-        "channels": channels,
-        "precision": precision,
-        "loop_ms": round(found["loop"], 2),
-        "grouped_ms": round(found["grouped"], 2),
-        "ratio": round(found["grouped"] / found["loop"], 3),
-    }
 
 
 def stage_step(stage: Stage, system: System, data: DataSet, precision: str) -> Callable[[], None]:

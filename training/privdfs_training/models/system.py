@@ -14,7 +14,6 @@ from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, bac
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.fusion import AttributeFusion, Fusion
-from privdfs_training.models.grouped import grouped_answers
 from privdfs_training.models.head import CompactHead, Head
 from privdfs_training.partitions import PartitionFamily
 from privdfs_training.quantise import ShareQuantiser
@@ -99,7 +98,6 @@ class System(nn.Module):
         self.branches = nn.ModuleList(
             build_branch(config, self.baseline, branch_shape, classes) for _ in range(servers)
         )
-        self.together = config.branch.together
         self.fusion = (
             AttributeFusion(servers=servers, hidden=config.fusion.hidden)
             if config.data.task == "attributes"
@@ -138,8 +136,6 @@ class System(nn.Module):
         Returns:
             Logits, float [batch, servers, classes].
         """
-        if self.together:
-            return grouped_answers(self.branches, shares)
         return torch.stack([branch(shares[:, server]) for server, branch in enumerate(self.branches)], dim=1)
 
     def forward(self, images: Tensor, partitions: Tensor | None = None) -> Tensor:

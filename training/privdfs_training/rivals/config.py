@@ -14,6 +14,7 @@ from privdfs_training.config import (
     loss_problems,
     refuse_unknown_keys,
     stage_problems,
+    without_retired_keys,
 )
 from privdfs_training.errors import TrainingConfigError
 
@@ -112,7 +113,7 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
         message = f"{path}: defence.kind is {kind!r}. There are: {', '.join(KINDS)}."
         raise TrainingConfigError(message)
     try:
-        config = msgspec.convert(raw, RivalConfig)
+        config = msgspec.convert(without_retired_keys(raw), RivalConfig)
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
@@ -155,8 +156,6 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         )
     if config.head.checkpoint is not None:
         problems.append("head.checkpoint brings a head with masks, and a rival has none: remove it")
-    if config.branch.together:
-        problems.append("branch.together is for several branches, and a rival has one: remove it")
     noise = config.train.noise
     learns_noise = isinstance(config.defence, ShredderConfig)
     if learns_noise and noise is None:
