@@ -172,17 +172,17 @@ def test_data_that_the_system_was_not_measured_on_are_refused(
     checkpoint = trained_release.parent / "run" / "system.safetensors"
     assert main([str(checkpoint), "--out", str(tmp_path / "out"), "--data", str(other)]) == 2
     said = capsys.readouterr().err
-    assert "they are not the ones that it was measured on" in said
+    assert "these are not the images that it was measured on" in said
     assert f"reached {load_system(checkpoint).accuracy['fused']:.2%} at the end of its training" in said
     assert not (tmp_path / "out").exists()
 
 
 def test_a_sample_may_differ_by_chance_alone() -> None:
     parity.check_data("set", 0.5, 0.5019, None)
-    with pytest.raises(ExportError, match="not the ones"):
+    with pytest.raises(ExportError, match="not the images"):
         parity.check_data("set", 0.5, 0.5021, None)
     parity.check_data("set", 0.5, 0.55, 1000)
-    with pytest.raises(ExportError, match="not the ones"):
+    with pytest.raises(ExportError, match="not the images"):
         parity.check_data("set", 0.5, 0.55, 20_000)
 
 
