@@ -1,8 +1,8 @@
 """`python bench/branches.py [CONFIG …]`: how long training steps take on this processor, as ratios within one run.
 
 Whole steps of the stages of each config, against its baseline's step. What is compared is interleaved, step by step,
-since machines are noisy; a figure is the median. Images are random: time does not depend on them. Finished networks are asked in every step, also where training asks them ahead. One thread, since that
-is how runs are started here.
+since machines are noisy; a figure is the median. Images are random: time does not depend on them. Finished networks are
+asked in every step, also where training asks them ahead. One thread, since that is how runs are started here.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         runs = [read_run(path) for path in options.configs or CONFIGS]
-        results: dict[str, Any] = {"steps": []}
+        timed: list[dict[str, Any]] = []
         table = Table("config", "batch", "baseline", "masks", "masks / baseline", "finetune / baseline")
         with console.status("steps"):
             for config in runs:
                 found = steps(config, options.rounds)
-                results["steps"].append(found)
+                timed.append(found)
                 table.add_row(*map(str, found.values()))
         console.print(table)
         about = {"rounds": options.rounds, "threads": 1}
-        write_results(options.out, {"made_by": made_by(about, seed=SEED), **results})
+        write_results(options.out, {"made_by": made_by(about, seed=SEED), "steps": timed})
         console.print(f"written to {options.out}", highlight=False, soft_wrap=True)
         return 0
 
