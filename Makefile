@@ -47,9 +47,10 @@ format: env  ## put the code into its format and fix what can be fixed safely
 	$(BIN)/ruff check --fix-only --exit-zero
 	$(BIN)/ruff format
 
-# MkDocs's theme advertises its successor at every build, unless it is told not to.
+# MkDocs's theme advertises its successor at every build, unless it is told not to. Not --quiet: a warning that is not
+# shown does not fail a strict build.
 docs: $(DOCS_ENV)  ## the documentation site (build/site/index.html)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 	@echo "build/site/index.html; with its search: python3 -m http.server --bind 127.0.0.1 --directory build/site"
 
 env: $(ENV)  ## the environment of all three packages (.venv)
