@@ -297,7 +297,7 @@ class Channels(Sequence[ServerChannel]):
         return len(self._channels)
 
     def close(self) -> None:
-        """Close every connection; calls that run on one end at once."""
+        """Close every connection. Calls that run on one end at once, those that still dial by their deadline."""
         for channel in self._channels:
             channel.replicas.close()
 
