@@ -60,7 +60,7 @@ class Reply:
 class _Answer:
     """What has come of an answer so far."""
 
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = field(default_factory=bytearray, repr=False)
     overhead: int = 0
     status: str | None = None
     http_status: int = 200
