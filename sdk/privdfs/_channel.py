@@ -248,7 +248,7 @@ class ServerChannel:
     def _error(self, where: str, status: str) -> ServerError:
         """The error of a server that answered with a status."""
         own = self._config.token is not None
-        token = "check the token and its header" if own else "give the token that it may ask for, Server(…, token=…)"
+        token = "check the token and its header" if own else "give the token that it may need, Server(…, token=…)"
         if status == "DEADLINE_EXCEEDED":
             return ServerTimeoutError(
                 f"{where} gave up at the deadline: raise `timeout`, or check the server's load", self.server
