@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -615,5 +615,4 @@ def test_many_calls_of_an_asyncio_client_at_once(release: Path, endpoints: list[
             calls = [client.predict(images[i % 10]) for i in range(3 * MAX_CALLS_AT_ONCE)]
             return [result.answered for result in await asyncio.gather(*calls)]
 
-    with ExitStack():
-        assert asyncio.run(run()) == [ALL] * (3 * MAX_CALLS_AT_ONCE)
+    assert asyncio.run(run()) == [ALL] * (3 * MAX_CALLS_AT_ONCE)
