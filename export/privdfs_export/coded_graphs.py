@@ -12,7 +12,7 @@ Guarantees:
 - The device's own arithmetic (decoding, scaling, rounding) is int64, as in `privdfs_training.coded.rounds`.
 
 Operators are those that TensorRT takes too: casts, convolutions, matrix products, rounding. See the module
-`privdfs_training.coded.fields` for the mathematics.
+`privdfs.coding` for the mathematics.
 """
 
 import math

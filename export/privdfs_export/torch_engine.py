@@ -126,7 +126,7 @@ def served_program(module: nn.Module, specs: Sequence[TensorSpec], max_batch: in
         The program.
     """
     batch = Dim("batch", min=1, max=max_batch)
-    inputs = tuple(torch.zeros(2, *spec.shape, dtype=_TYPES[spec.dtype]) for spec in specs)
+    inputs = tuple(torch.zeros(2, *spec.sizes, dtype=_TYPES[spec.dtype]) for spec in specs)
     shapes: tuple[Any, ...] = ({0: batch},)
     if len(specs) > 1:  # `*partition` is one argument
         shapes += (({0: batch},),)
@@ -154,9 +154,9 @@ def convert(
         torch_tensorrt.Input(
             profiles=[
                 {
-                    "min_shape": (smallest, *spec.shape),
-                    "opt_shape": (best, *spec.shape),
-                    "max_shape": (largest, *spec.shape),
+                    "min_shape": (smallest, *spec.sizes),
+                    "opt_shape": (best, *spec.sizes),
+                    "max_shape": (largest, *spec.sizes),
                 }
                 for smallest, best, largest in profiles(options.max_batch)
             ],

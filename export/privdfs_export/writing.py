@@ -176,7 +176,7 @@ def write_baseline(
         max_batch=client.max_batch,
         parameters={RELEASE_PARAMETER: client.release},
     )
-    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(tensors.inputs[0].shape)), scale=1.0)
+    manifest = _server_manifest(client, engine, server=0, length=int(np.prod(tensors.inputs[0].sizes)), scale=1.0)
     write_repository(folder, manifest, spec, baseline, golden=sidecar.golden, ranges=sidecar.ranges)
 
 

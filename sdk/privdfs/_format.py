@@ -1,9 +1,9 @@
-"""The release format: the structs of the manifests, and every name and number that its readers and writers share.
+"""The release format of masked shares, and every name and number that readers and writers of both kinds share.
 
 A release is a folder. `client` holds the encoder, the fusion and golden examples; `server-<i>` holds the branch of one
 server; `baseline` holds the unprotected model. Each has a `manifest.json`, and all carry the same release id. The SDK,
-the exporter and the benchmarks take these names from here. `_manifest` reads and writes manifests, `_files` checks
-files against them.
+the exporter and the benchmarks take these names from here. `_coded_format` has what coded releases have instead.
+`_manifest` reads and writes manifests, `_files` checks files against them.
 """
 
 from collections.abc import Sequence
@@ -54,13 +54,15 @@ PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 ReleaseId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+#: What Triton runs a server's models with.
+Engine = Literal["python", "onnxruntime", "tensorrt"]
 
 
-class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all parts of a manifest."""
 
 
-class ImageSpec(_Struct, frozen=True):
+class ImageSpec(Struct, frozen=True):
     """Size of the images that the encoder takes, in pixels; channels is 1 (grey) or 3 (RGB)."""
 
     height: Positive
@@ -68,7 +70,7 @@ class ImageSpec(_Struct, frozen=True):
     channels: Literal[1, 3]
 
 
-class ServerSpec(_Struct, frozen=True):
+class ServerSpec(Struct, frozen=True):
     """What the client knows of one server: share length, levels per value (odd), and int8 step in feature units."""
 
     share_length: Positive
@@ -76,14 +78,14 @@ class ServerSpec(_Struct, frozen=True):
     scale: PositiveFloat
 
 
-class KeySpec(_Struct, frozen=True):
+class KeySpec(Struct, frozen=True):
     """The family of partitions of a keyed release: how many there are, and an id of exactly these (a digest)."""
 
     partitions: Annotated[int, msgspec.Meta(ge=2, le=MAX_PARTITIONS)]
     family: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
 
 
-class MadeBy(_Struct, frozen=True):
+class MadeBy(Struct, frozen=True):
     """Everything needed to make the release again."""
 
     command: str
@@ -94,14 +96,14 @@ class MadeBy(_Struct, frozen=True):
     versions: dict[str, str]
 
 
-class SubsetAccuracy(_Struct, frozen=True):
+class SubsetAccuracy(Struct, frozen=True):
     """Accuracy of the fused answer when exactly these servers answer."""
 
     answered: tuple[Index, ...]
     accuracy: Fraction
 
 
-class MaliciousAccuracy(_Struct, frozen=True):
+class MaliciousAccuracy(Struct, frozen=True):
     """Accuracy of the fused answer when so many servers lie, by kind of lie, for the worst coalition of that size."""
 
     liars: Positive
@@ -112,7 +114,7 @@ class MaliciousAccuracy(_Struct, frozen=True):
     adversarial: Fraction
 
 
-class PrecisionAccuracy(_Struct, frozen=True):
+class PrecisionAccuracy(Struct, frozen=True):
     """Accuracy with the branches in one precision: fused, of each branch, and how often fused agrees with float32's."""
 
     precision: str
@@ -121,7 +123,7 @@ class PrecisionAccuracy(_Struct, frozen=True):
     agreement: Fraction
 
 
-class Accuracy(_Struct, frozen=True):
+class Accuracy(Struct, frozen=True):
     """Accuracies of the exported files, as fractions: baseline, fused, each branch, subsets of servers, under liars."""
 
     data: str
@@ -135,7 +137,7 @@ class Accuracy(_Struct, frozen=True):
     precisions: tuple[PrecisionAccuracy, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Macs(_Struct, frozen=True):
+class Macs(Struct, frozen=True):
     """Multiply-accumulates per image, counted on the ONNX graphs (`branch` is that of one server)."""
 
     head: Index
@@ -144,7 +146,7 @@ class Macs(_Struct, frozen=True):
     baseline: Index
 
 
-class Leakage(_Struct, frozen=True):
+class Leakage(Struct, frozen=True):
     """What one attack by one coalition of servers reconstructs. PSNR and floor (the class mean's) in dB."""
 
     coalition: tuple[Index, ...]
@@ -164,7 +166,7 @@ class Leakage(_Struct, frozen=True):
         return self.psnr - self.floor
 
 
-class ClientManifest(_Struct, frozen=True):
+class ClientManifest(Struct, frozen=True):
     """`client/manifest.json`: what an edge device needs to know of a release."""
 
     format_version: int
@@ -182,7 +184,7 @@ class ClientManifest(_Struct, frozen=True):
     keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
 
 
-class PlanFile(_Struct, frozen=True):
+class PlanFile(Struct, frozen=True):
     """One TensorRT plan: its file, where it was built, and its largest difference from ONNX Runtime on golden inputs.
 
     The difference is relative to the largest logit.
@@ -194,7 +196,7 @@ class PlanFile(_Struct, frozen=True):
     difference: float
 
 
-class PlanSpec(_Struct, frozen=True):
+class PlanSpec(Struct, frozen=True):
     """How the TensorRT plans of a server were built, on its operator's machine."""
 
     precision: str
@@ -205,7 +207,7 @@ class PlanSpec(_Struct, frozen=True):
     plans: Annotated[tuple[PlanFile, ...], msgspec.Meta(min_length=1)]
 
 
-class ServerManifest(_Struct, frozen=True):
+class ServerManifest(Struct, frozen=True):
     """`server-<i>/manifest.json`, and the baseline's: what the operator of one server needs to know."""
 
     format_version: int
@@ -214,7 +216,7 @@ class ServerManifest(_Struct, frozen=True):
     share_length: Positive
     scale: PositiveFloat
     classes: Positive
-    engine: Literal["python", "onnxruntime", "tensorrt"]
+    engine: Engine
     files: dict[str, Sha256]
     made_by: MadeBy
     keys: KeySpec | msgspec.UnsetType = msgspec.UNSET
@@ -266,11 +268,24 @@ def largest_coalition(servers: int) -> int:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type and shape of an input or output; the first axis is the batch and is left out."""
+    """Name, element type and shape of an input or output.
+
+    Attributes:
+        name: of the tensor.
+        dtype: its element type.
+        shape: axes of fixed length, and the names of those whose length a call decides; without the batch.
+        batched: whether the batch is its first axis.
+    """
 
     name: str
     dtype: Literal["uint8", "int8", "int32", "float32", "bool"]
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+    batched: bool = True
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Lengths of the axes that have a fixed one."""
+        return tuple(axis for axis in self.shape if isinstance(axis, int))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Manifests, read and written. `_format` says what they hold.
+"""Manifests, read and written. `_format` and `_coded_format` say what they hold.
 
 - Reading is strict. An unknown format version is refused before anything else is looked at. So is an unknown field, a
   missing field, a value of another type, and a manifest that contradicts itself.
+- Masked releases have format version 1, coded ones 2, which versions of privdfs that read masked ones alone refuse.
 - `encode_manifest` writes only what reading accepts, and always the same bytes for the same content.
 - A server's manifest says nothing about another server, the head or the fusion.
 """
@@ -10,6 +11,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from privdfs._coded_format import (
+    CODED_FORMAT_VERSION,
+    CodedManifest,
+    CodedServerManifest,
+    branch_file,
+    contradictions,
+    relay_name,
+)
 from privdfs._errors import BundleFormatError, BundleVersionError
 from privdfs._files import check_listed_path
 from privdfs._format import (
@@ -22,7 +31,11 @@ from privdfs._format import (
     largest_minority,
 )
 
-_Manifest = TypeVar("_Manifest", ClientManifest, ServerManifest)
+#: What a client's folder may hold, and a server's.
+AnyClientManifest = ClientManifest | CodedManifest
+AnyServerManifest = ServerManifest | CodedServerManifest
+
+_Manifest = TypeVar("_Manifest", ClientManifest, ServerManifest, CodedManifest, CodedServerManifest)
 
 
 class _Versioned(msgspec.Struct):
@@ -31,27 +44,89 @@ class _Versioned(msgspec.Struct):
     format_version: Any = None
 
 
-def encode_manifest(manifest: ClientManifest | ServerManifest) -> bytes:
+def encode_manifest(manifest: AnyClientManifest | AnyServerManifest) -> bytes:
     """Write a manifest as JSON (2-space indent, trailing newline).
 
     Raises:
         BundleFormatError: reading would refuse the manifest (it contradicts itself, holds NaN, …).
     """
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    if isinstance(manifest, ClientManifest):
-        decode_client_manifest(data)
+    if isinstance(manifest, (ClientManifest, CodedManifest)):
+        read_client_manifest(data)
     else:
-        decode_server_manifest(data)
+        read_server_manifest(data)
     return data
 
 
-def decode_client_manifest(data: bytes) -> ClientManifest:
-    """Read `client/manifest.json`.
+def read_client_manifest(data: bytes) -> AnyClientManifest:
+    """Read `client/manifest.json` of either kind.
 
     Raises:
-        BundleVersionError: the format version is not the one this version of privdfs reads.
+        BundleVersionError: this version of privdfs does not read the format version.
         BundleFormatError: not JSON, or a field is missing, unknown, of another type, or contradicts another.
     """
+    return _decode_coded(data) if _version(data) == CODED_FORMAT_VERSION else _decode_masked(data)
+
+
+def decode_client_manifest(data: bytes) -> ClientManifest:
+    """Read `client/manifest.json` of a masked release, for what masked releases alone have.
+
+    Raises:
+        BundleVersionError: as for `read_client_manifest`.
+        BundleFormatError: as there, or the release is coded.
+    """
+    manifest = read_client_manifest(data)
+    if isinstance(manifest, CodedManifest):
+        raise BundleFormatError(f"{manifest.release} is a coded release, and this is for masked ones")
+    return manifest
+
+
+def read_server_manifest(data: bytes) -> AnyServerManifest:
+    """Read `server-<i>/manifest.json` of either kind.
+
+    Raises:
+        BundleVersionError: this version of privdfs does not read the format version.
+        BundleFormatError: not JSON, or a field is missing, unknown or of another type.
+    """
+    if _version(data) != CODED_FORMAT_VERSION:
+        return _decode_masked_server(data)
+    manifest = _decode(data, CodedServerManifest)
+    _require(
+        (manifest.plans is not msgspec.UNSET) == (manifest.engine == "tensorrt"),
+        "`plans` belong to the engine 'tensorrt', and to no other",
+    )
+    if manifest.plans is not msgspec.UNSET:
+        _require(len(manifest.plans) == len(manifest.rounds), "`plans` must be as many as the rounds")
+    for number in range(1, len(manifest.rounds) + 1):
+        _require(branch_file(number) in manifest.files, f"`files` lacks {branch_file(number)}")
+    return manifest
+
+
+def decode_server_manifest(data: bytes) -> ServerManifest:
+    """Read `server-<i>/manifest.json` of a masked release, for what masked releases alone have.
+
+    Raises:
+        BundleVersionError: as for `read_server_manifest`.
+        BundleFormatError: as there, or the release is coded.
+    """
+    manifest = read_server_manifest(data)
+    if isinstance(manifest, CodedServerManifest):
+        raise BundleFormatError(f"{manifest.release} is a coded release, and this is for masked ones")
+    return manifest
+
+
+def _decode_coded(data: bytes) -> CodedManifest:
+    manifest = _decode(data, CodedManifest)
+    relays = [relay_name(number) for number in range(1, len(manifest.rounds))]
+    for name in (ENCODER_NAME, *relays, FUSION_NAME, GOLDEN_NAME):
+        _require(name in manifest.files, f"`files` lacks {name}")
+    _require(len(set(manifest.classes)) == len(manifest.classes), "`classes` has a name twice")
+    for problem in contradictions(manifest):
+        _require(False, problem)
+    return manifest
+
+
+def _decode_masked(data: bytes) -> ClientManifest:
     manifest = _decode(data, ClientManifest)
     n_servers = len(manifest.servers)
     for name in (ENCODER_NAME, FUSION_NAME, GOLDEN_NAME):
@@ -75,13 +150,7 @@ def decode_client_manifest(data: bytes) -> ClientManifest:
     return manifest
 
 
-def decode_server_manifest(data: bytes) -> ServerManifest:
-    """Read `server-<i>/manifest.json`.
-
-    Raises:
-        BundleVersionError: the format version is not the one this version of privdfs reads.
-        BundleFormatError: not JSON, or a field is missing, unknown or of another type.
-    """
+def _decode_masked_server(data: bytes) -> ServerManifest:
     manifest = _decode(data, ServerManifest)
     _require(
         manifest.plan is msgspec.UNSET or manifest.engine == "tensorrt", "`plan` belongs to the engine 'tensorrt' alone"
@@ -89,8 +158,8 @@ def decode_server_manifest(data: bytes) -> ServerManifest:
     return manifest
 
 
-def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
-    """Version first, then strict types, then the checks common to both kinds."""
+def _version(data: bytes) -> int:
+    """The format version, one of those that this version of privdfs reads."""
     try:
         version = msgspec.json.decode(data, type=_Versioned).format_version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -98,19 +167,24 @@ def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
             f"the manifest is not a JSON object ({_short(error)}): get the release again"
         ) from error
     # `True == 1`, so the type is compared too.
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not FORMAT_VERSION <= version <= CODED_FORMAT_VERSION:
         found = version if isinstance(version, (int, str)) else type(version).__name__
         raise BundleVersionError(
-            f"the manifest has format version {str(found)[:40]!r}, this version of privdfs reads {FORMAT_VERSION}: "
-            "install the privdfs that fits the release, or get a release that fits",
+            f"the manifest has format version {str(found)[:40]!r}, this version of privdfs reads {FORMAT_VERSION} and "
+            f"{CODED_FORMAT_VERSION}: install the privdfs that fits the release, or get a release that fits",
             found,
-            FORMAT_VERSION,
+            CODED_FORMAT_VERSION,
         )
+    return version
+
+
+def _decode(data: bytes, kind: type[_Manifest]) -> _Manifest:
+    """Strict types, then the checks common to all kinds."""
     try:
         manifest = msgspec.json.decode(data, type=kind, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleFormatError(
-            f"the manifest is not a {kind.__name__} of format {FORMAT_VERSION} ({_short(error)}): get the release again"
+            f"the manifest is not a {kind.__name__} ({_short(error)}): get the release again"
         ) from error
     for name in manifest.files:
         check_listed_path(name)

@@ -74,11 +74,18 @@ class Graph:
 
 
 def _compare(name: str, side: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:
-    """Names, types and shapes must be exactly those expected, the batch axis dynamic."""
+    """Names, types and shapes must be exactly those expected, and the axes that a call decides dynamic."""
+    batched = {spec.name: spec.batched for spec in expected}
     actual = [
-        _describe(value.name, _DTYPES.get(str(value.type), "another type"), tuple(value.shape)) for value in found
+        _describe(
+            value.name,
+            _DTYPES.get(str(value.type), "another type"),
+            tuple(value.shape),
+            batched=batched.get(value.name, True),
+        )
+        for value in found
     ]
-    wanted = [_describe(spec.name, spec.dtype, ("batch", *spec.shape)) for spec in expected]
+    wanted = [_describe(spec.name, spec.dtype, ("batch",) * spec.batched + spec.shape) for spec in expected]
     if actual != wanted:
         raise BundleFormatError(
             f"{name} has the {side} {', '.join(actual)} where the manifest promises {', '.join(wanted)}: "
@@ -86,9 +93,9 @@ def _compare(name: str, side: str, found: Sequence[Any], expected: Sequence[Tens
         )
 
 
-def _describe(name: str, dtype: str, shape: tuple[object, ...]) -> str:
+def _describe(name: str, dtype: str, shape: tuple[object, ...], *, batched: bool = True) -> str:
     """One spelling for a tensor, whatever the exporter called its dynamic batch axis."""
     axes = [str(axis) for axis in shape]
-    if shape and not isinstance(shape[0], int):
+    if batched and shape and not isinstance(shape[0], int):
         axes[0] = "batch"
     return f"{name} {dtype}[{', '.join(axes)}]"

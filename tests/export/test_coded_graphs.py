@@ -1,7 +1,7 @@
 """Coded graphs in ONNX Runtime: the very integers of training, for every kind of round and number of servers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from privdfs.coding import PRIMES, draw, fewest_moduli, powers, weights
 from privdfs_export import coded_graphs
 from privdfs_export.coded_graphs import EXACT, REDUCED, exact_pieces
 from privdfs_export.engine import BuildOptions, build_engine, check_graph
 from privdfs_export.errors import ExportError
 from privdfs_export.sessions import session
 from privdfs_training.coded.bounds import proven_bound
-from privdfs_training.coded.fields import PRIMES, centred, fewest_moduli, interpolation_weights, random_residues
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, run
 from privdfs_training.coded.system import CodedSystem
 from tests.training.test_coded import IMAGE, KINDS, drawn_system
@@ -38,30 +38,6 @@ def moduli_of(network: IntegerNetwork) -> tuple[int, ...]:
     return moduli
 
 
-def powers(moduli: Sequence[int], servers: int, colluding: int) -> Values:
-    return np.array(
-        [
-            [
-                [int(centred(np.array(pow(place, power, prime)), prime)) for power in range(1, colluding + 1)]
-                for place in range(1, servers + 1)
-            ]
-            for prime in moduli
-        ],
-        np.int8,
-    )
-
-
-def weights(moduli: Sequence[int], places: Sequence[int]) -> Values:
-    return np.array([centred(np.array(interpolation_weights(places, p)), p) for p in moduli]).astype(np.int8)
-
-
-def randomness(batch: int, moduli: Sequence[int], values: int, colluding: int) -> Values:
-    """int8 [batch, colluding, primes, values], centred."""
-    drawn = random_residues((batch, values), moduli, colluding)  # [colluding, primes, batch, values]
-    columns = [centred(drawn[:, column], prime) for column, prime in enumerate(moduli)]
-    return np.stack(columns, axis=2).transpose(1, 0, 2, 3).astype(np.int8)
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def system(request: pytest.FixtureRequest) -> CodedSystem:
     return drawn_system(request.param)
@@ -71,7 +47,7 @@ def test_a_rounds_graph_gives_the_residues_of_plain_integers(system: CodedSystem
     for current in system.plain():
         network, moduli = current.network, moduli_of(current.network)
         values = math.prod(network.inputs)
-        shares = randomness(5, moduli, values, 1)[:, 0]
+        shares = draw((5, 1, values), moduli)[:, 0]
         (found,) = computed(coded_graphs.round_graph(network, moduli), {"share": shares})
         assert found.dtype == np.int8
         for column, prime in enumerate(moduli):
@@ -82,7 +58,7 @@ def test_a_rounds_graph_gives_the_residues_of_plain_integers(system: CodedSystem
 def test_values_that_do_not_travel_are_zero_for_servers() -> None:
     network = drawn_system("pooled").plain()[0].network
     moduli, sent = moduli_of(network), tuple(range(0, math.prod(network.inputs), 3))
-    shares = randomness(3, moduli, len(sent), 1)[:, 0]
+    shares = draw((3, 1, len(sent)), moduli)[:, 0]
     whole = np.zeros((3, len(moduli), math.prod(network.inputs)), np.int8)
     whole[:, :, list(sent)] = shares
     (found,) = computed(coded_graphs.round_graph(network, moduli, sent), {"share": shares})
@@ -105,7 +81,7 @@ def test_images_become_the_logits_of_training_whoever_answers(system: CodedSyste
 
     def sharing(index: int, values: int) -> dict[str, Values]:
         return {
-            "randomness": randomness(4, moduli[index], values, colluding),
+            "randomness": draw((4, colluding, values), moduli[index]),
             "powers": powers(moduli[index], servers, colluding),
         }
 
@@ -149,7 +125,7 @@ def test_one_share_says_nothing_and_two_sharings_of_one_image_are_unrelated() ->
     encoder = coded_graphs.encoder_graph(system, moduli)
     values = math.prod(system.polynomials[0].inputs)
     pixels = np.random.default_rng(3).integers(0, 256, (1, *IMAGE[1:], IMAGE[0]), dtype=np.uint8).repeat(400, 0)
-    feed = {"image": pixels, "randomness": randomness(400, moduli, values, 1), "powers": powers(moduli, 3, 1)}
+    feed = {"image": pixels, "randomness": draw((400, 1, values), moduli), "powers": powers(moduli, 3, 1)}
     shares, _ = computed(encoder, feed)
     for server in range(3):
         for column, prime in enumerate(moduli):

@@ -136,7 +136,7 @@ def test_a_file_of_another_release_is_found(release_copy: Path, other_release: P
 
 def test_an_unknown_format_version_is_refused(release_copy: Path) -> None:
     path = release_copy / "client" / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
     with pytest.raises(BundleVersionError, match="install the privdfs that fits"):
         Bundle.open(release_copy / "client", allow_unsigned=True)
 

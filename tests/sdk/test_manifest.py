@@ -36,7 +36,7 @@ def test_both_manifests_come_back_byte_for_byte(client_json: bytes, server_json:
     assert b'\n  "release": "tiny-1"' in client_json
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None, 1.0, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None, 1.0, [1]])
 def test_another_format_version_is_refused_before_anything_else(client_json: bytes, version: Any) -> None:
     def edit(fields: dict[str, Any]) -> None:
         fields["format_version"] = version
@@ -44,7 +44,7 @@ def test_another_format_version_is_refused_before_anything_else(client_json: byt
 
     with pytest.raises(BundleVersionError, match="format version") as caught:
         decode_client_manifest(edited(client_json, edit))
-    assert caught.value.supported == 1
+    assert caught.value.supported == 2
 
 
 def test_a_manifest_without_a_version_is_refused_as_such(client_json: bytes) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from privdfs.coding import Residues, decode, draw, fewest_moduli, share
 from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
 from privdfs_training.coded.config import CodedConfig, MapConfig, RoundConfig, coded_config
-from privdfs_training.coded.fields import decode, fewest_moduli, random_residues, share
 from privdfs_training.coded.network import PolynomialRound, exact
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
 from privdfs_training.coded.system import CodedSystem, describe, load_coded
@@ -145,6 +145,15 @@ def test_training_computes_the_same_up_to_rounding(kind: str) -> None:
     assert close.mean() > 0.9
 
 
+def answer(network: IntegerNetwork, own: Residues, moduli: Sequence[int]) -> Residues:
+    """What one server answers to its share, int8 [batch, primes, values]."""
+    columns = [
+        network(own[:, column].reshape(-1, *network.inputs).astype(np.int64), prime).reshape(len(own), -1)
+        for column, prime in enumerate(moduli)
+    ]
+    return np.stack(columns, axis=1).astype(np.int8)
+
+
 @pytest.mark.parametrize(("servers", "colluding"), [(3, 1), (5, 2)])
 @pytest.mark.parametrize("kind", ["rounds", "mixer", "pooled"])
 def test_servers_that_see_shares_alone_give_the_networks_integers(kind: str, servers: int, colluding: int) -> None:
@@ -156,13 +165,13 @@ def test_servers_that_see_shares_alone_give_the_networks_integers(kind: str, ser
         network = current.network
         moduli = fewest_moduli(interval_bound(network))
         assert moduli is not None
-        shares = share(sent[-1], moduli, random_residues(values.shape[:1] + network.inputs, moduli, colluding), servers)
-        answers = np.stack(
-            [np.stack([network(mine, prime) for mine, prime in zip(own, moduli, strict=True)]) for own in shares]
-        )
+        flat = sent[-1].reshape(3, -1)
+        shares = share(flat, moduli, draw((3, colluding, flat.shape[1]), moduli), servers)
+        answers = np.stack([answer(network, shares[:, server], moduli) for server in range(servers)], axis=1)
         assert np.abs(answers).max() <= 120
         needed = network.degree * colluding + 1
-        found = decode(answers[-needed:], range(servers - needed + 1, servers + 1), moduli)
+        places = range(servers - needed + 1, servers + 1)
+        found = decode(answers[:, -needed:], places, moduli).reshape(-1, *network.outputs)
         assert np.array_equal(found, results[number])
         if isinstance(current.device, Logits):
             assert np.array_equal(current.device(found), logits)
@@ -181,12 +190,11 @@ def test_degree_four_decodes_from_five_servers() -> None:
     moduli = fewest_moduli(interval_bound(only.network))
     assert moduli is not None
     assert only.network.degree == 4
-    shares = share(values, moduli, random_residues(values.shape, moduli, 1), 5)
-    answers = np.stack(
-        [np.stack([only.network(mine, prime) for mine, prime in zip(own, moduli, strict=True)]) for own in shares]
-    )
-    assert np.array_equal(decode(answers, range(1, 6), moduli), only.network(values))
-    assert not np.array_equal(decode(answers[:4], range(1, 5), moduli), only.network(values))
+    flat, expected = values.reshape(3, -1), only.network(values).reshape(3, -1)
+    shares = share(flat, moduli, draw((3, 1, flat.shape[1]), moduli), 5)
+    answers = np.stack([answer(only.network, shares[:, server], moduli) for server in range(5)], axis=1)
+    assert np.array_equal(decode(answers, range(1, 6), moduli), expected)
+    assert not np.array_equal(decode(answers[:, :4], range(1, 5), moduli), expected)
 
 
 def test_a_bfloat16_context_does_not_touch_exact_integers() -> None:

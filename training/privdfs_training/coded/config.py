@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from privdfs_training.coded.fields import PRIMES
+from privdfs.coding import PRIMES
 from privdfs_training.config import (
     RunConfig,
     Section,

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs.coding import Integers
 from privdfs_training.coded.bounds import interval_bound, linear_map
 from privdfs_training.coded.config import MapConfig, RoundConfig
-from privdfs_training.coded.fields import Integers
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
 from privdfs_training.errors import RangeError, TrainingConfigError
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from privdfs_training.coded.fields import Integers, centred
+from privdfs.coding import Integers, centred
 
 Shape = tuple[int, int, int]
 Over = Literal["window", "all", "positions"]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from privdfs.coding import PRIMES, Integers, fewest_moduli
 from privdfs_training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from privdfs_training.coded.bounds import proven_bound
 from privdfs_training.coded.config import CodedConfig, coded_config
-from privdfs_training.coded.fields import PRIMES, Integers, fewest_moduli
 from privdfs_training.coded.network import PolynomialRound, exact, to_levels
 from privdfs_training.coded.rounds import IntegerNetwork, IntegerRound, Relay, Round, Shape
 from privdfs_training.config import MaskConfig

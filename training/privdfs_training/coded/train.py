@@ -10,11 +10,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from privdfs.coding import fewest_moduli
 from privdfs_training import parallel
 from privdfs_training.checkpoint import read_tensors
 from privdfs_training.coded.bounds import interval_bound
 from privdfs_training.coded.config import CodedConfig
-from privdfs_training.coded.fields import fewest_moduli
 from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape

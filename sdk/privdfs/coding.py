@@ -1,0 +1,255 @@
+"""Sharing integers over small primes, and decoding what polynomial networks answer. Numpy alone, exact everywhere.
+
+Every integer is shared modulo each prime p by a random polynomial (Shamir, Communications of the ACM 22, 1979): server
+i gets `value + r_1 a_i + ... + r_T a_i^T mod p` at its place a_i = i + 1. Any T servers together hold uniform numbers,
+whatever the value is. A server that evaluates a polynomial of degree D on its share holds one point of a polynomial of
+degree D T, whose value at 0 is the result (Yu et al., arXiv 1806.00939). D T + 1 points give it back modulo p, and the
+primes together give the integer.
+
+More points than that are checked against each other, and up to `correctable` wrong ones are found (Reed and Solomon,
+SIAM Journal 8, 1960), by trying who may be wrong: servers are few.
+
+Residues are centred: from -(p - 1) / 2 to (p - 1) / 2, so that int8 holds them.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The largest whose centred residues stay within int8 with room for an approximate quotient.
+PRIMES = (241, 239, 233, 229, 227, 223)
+#: Among more servers, finding who lies by trying would take too long.
+MAX_SERVERS = 16
+
+Integers = NDArray[np.int64]
+Residues = NDArray[np.int8]
+
+
+def fewest_moduli(bound: int) -> tuple[int, ...] | None:
+    """The fewest primes that tell all integers from -bound to bound apart.
+
+    Args:
+        bound: What no magnitude exceeds.
+
+    Returns:
+        The first of `PRIMES`; None where even all of them are too few.
+    """
+    counts = range(1, len(PRIMES) + 1)
+    return next((PRIMES[:count] for count in counts if math.prod(PRIMES[:count]) > 2 * bound + 1), None)
+
+
+def needed_answers(degree: int, colluding: int) -> int:
+    """How many answers decode a round: D T + 1.
+
+    Args:
+        degree: D, of the servers' polynomial.
+        colluding: T.
+    """
+    return degree * colluding + 1
+
+
+def correctable(answered: int, needed: int) -> int:
+    """How many wrong answers can be found and left out.
+
+    Args:
+        answered: How many answers there are.
+        needed: How many decode.
+    """
+    return max(0, answered - needed) // 2
+
+
+def centred(values: Integers, prime: int) -> Integers:
+    """The centred residues of integers.
+
+    Args:
+        values: Any shape.
+        prime: Odd.
+
+    Returns:
+        Same shape, from -(prime - 1) / 2 to (prime - 1) / 2.
+    """
+    half = prime // 2
+    return (values + half) % prime - half
+
+
+def draw(shape: tuple[int, int, int], moduli: Sequence[int], source: Callable[[int], bytes] = os.urandom) -> Residues:
+    """Fresh uniform residues from the system's generator, by rejection: bytes that are no residue are thrown away.
+
+    Args:
+        shape: Batch, T, values.
+        moduli: The primes, each below 256.
+        source: Gives so many random bytes. Only tests pass another one than the system's.
+
+    Returns:
+        Centred, int8 [batch, T, primes, values]: what the encoder takes. Use it once, and wipe it.
+
+    Raises:
+        OSError: The source fails.
+    """
+    batch, colluding, values = shape
+    count = math.prod(shape)
+    drawn = np.empty((batch, colluding, len(moduli), values), np.int8)
+    for column, prime in enumerate(moduli):
+        parts, missing = list[NDArray[np.uint8]](), count
+        while missing > 0:
+            found = np.frombuffer(source(missing + missing // 4 + 16), np.uint8)
+            parts.append(found[found < prime][:missing])
+            missing -= len(parts[-1])
+        residues = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # Any p numbers in a row are the residues of p, each once: shifting keeps them uniform.
+        drawn[:, :, column] = np.reshape(residues.astype(np.int16) - prime // 2, shape)
+    return drawn
+
+
+def powers(moduli: Sequence[int], servers: int, colluding: int) -> Residues:
+    """What each random number counts for in each server's share.
+
+    Args:
+        moduli: The primes.
+        servers: N, below every prime.
+        colluding: T.
+
+    Returns:
+        a_i to the power of 1 to T modulo each prime, centred, int8 [primes, servers, T]: what the encoder takes.
+    """
+    places, exponents = range(1, servers + 1), range(1, colluding + 1)
+    rows = [[[pow(place, exponent, prime) for exponent in exponents] for place in places] for prime in moduli]
+    return np.stack([centred(np.array(row), prime) for row, prime in zip(rows, moduli, strict=True)]).astype(np.int8)
+
+
+def share(values: Integers, moduli: Sequence[int], randomness: Residues, servers: int) -> Residues:
+    """Every server's share: what the encoder's graph computes, in integers.
+
+    Args:
+        values: [batch, values].
+        moduli: The primes.
+        randomness: [batch, T, primes, values], as `draw` gives it, never used before.
+        servers: N, below every prime.
+
+    Returns:
+        Centred residues, int8 [batch, servers, primes, values].
+    """
+    shares = np.empty((len(values), servers, len(moduli), values.shape[1]), np.int8)
+    factors = powers(moduli, servers, randomness.shape[1]).astype(np.int64)
+    for column, prime in enumerate(moduli):
+        blinded = np.einsum("st,btv->bsv", factors[column], randomness[:, :, column].astype(np.int64))
+        shares[:, :, column] = centred(values[:, np.newaxis] + blinded, prime)
+    return shares
+
+
+def interpolation(places: Sequence[int], prime: int, at: int = 0) -> tuple[int, ...]:
+    """What each point counts for in the value of the polynomial through all of them (Lagrange).
+
+    Args:
+        places: a_i of the points, all different, from 1 to prime - 1.
+        prime: The modulus.
+        at: Where the value is wanted.
+
+    Returns:
+        One factor each, from 0 to prime - 1.
+    """
+    factors = list[int]()
+    for place in places:
+        others = [other for other in places if other != place]
+        above, below = math.prod(at - other for other in others), math.prod(place - other for other in others)
+        factors.append(above * pow(below, -1, prime) % prime)
+    return tuple(factors)
+
+
+def weights(moduli: Sequence[int], places: Sequence[int]) -> Residues:
+    """What each answer counts for in the result.
+
+    Args:
+        moduli: The primes.
+        places: a_i of those whose answers are decoded, in the order of the answers.
+
+    Returns:
+        Centred, int8 [primes, answered]: what relay and fusion take.
+    """
+    rows = [centred(np.array(interpolation(places, prime)), prime) for prime in moduli]
+    return np.stack(rows).astype(np.int8)
+
+
+def decode(answers: Residues, places: Sequence[int], moduli: Sequence[int]) -> Integers:
+    """The integers that servers' answers stand for: what relay and fusion compute.
+
+    Args:
+        answers: int8 [batch, answered, primes, outputs], of polynomials of a degree below `answered`.
+        places: a_i of those who answered, in the same order.
+        moduli: The primes.
+
+    Returns:
+        [batch, outputs], right where the magnitude is below half the primes' product.
+    """
+    factors = weights(moduli, places).astype(np.int64)
+    return join(np.einsum("pa,bapo->bpo", factors, answers.astype(np.int64)), moduli)
+
+
+def join(residues: Integers, moduli: Sequence[int]) -> Integers:
+    """The integer of smallest magnitude with given residues, by the Chinese remainder theorem.
+
+    Digits in mixed radix (Garner, 1959) keep every intermediate value below the primes' product.
+
+    Args:
+        residues: [batch, primes, outputs], not reduced.
+        moduli: The primes.
+
+    Returns:
+        [batch, outputs].
+    """
+    value, product = residues[:, 0] % moduli[0], moduli[0]
+    for column, prime in enumerate(moduli[1:], 1):
+        digit = (residues[:, column] - value) * pow(product, -1, prime) % prime
+        value, product = value + digit * product, product * prime
+    return np.where(value > product // 2, value - product, value)
+
+
+def find_liars(answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int) -> tuple[int, ...] | None:
+    """Who gave answers that do not lie on one polynomial with the others'.
+
+    Every image is judged by itself, and who lied about one of them is left out for all. With as many answers as are
+    needed nothing can be checked, and with one more a lie is seen, but not whose it is.
+
+    Args:
+        answers: int8 [batch, answered, primes, outputs].
+        places: a_i of those who answered, in the same order.
+        moduli: The primes.
+        needed: D T + 1.
+
+    Returns:
+        Indices into `places`, ascending; empty: all agree. None: some lied, and it cannot be told who.
+    """
+    everybody = tuple(range(len(places)))
+    left = np.flatnonzero(~_agree(answers, places, moduli, needed, everybody))
+    liars = set[int]()
+    for count in range(1, correctable(len(places), needed) + 1):
+        for out in itertools.combinations(everybody, count):
+            if not len(left):
+                break
+            rest = tuple(index for index in everybody if index not in out)
+            found = _agree(answers[left], places, moduli, needed, rest)
+            if found.any():
+                liars.update(out)
+                left = left[~found]
+    if len(left) or len(places) - len(liars) < needed:
+        return None
+    return tuple(sorted(liars))
+
+
+def _agree(
+    answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int, who: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """For each image, whether the answers of some servers lie on one polynomial: the first ones foretell the others."""
+    base, others = list(who[:needed]), list(who[needed:])
+    agree = np.ones(len(answers), np.bool_)
+    for column, prime in enumerate(moduli):
+        known = answers[:, base, column].astype(np.int64)
+        for other in others:
+            factors = interpolation([places[index] for index in base], prime, at=places[other])
+            foretold = np.tensordot(known, np.array(factors), axes=(1, 0))
+            agree &= ((foretold - answers[:, other, column]) % prime == 0).all(axis=1)
+    return agree
