@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "keygen": "privdfs_export.keygen",
     "leakage": "privdfs_export.leakage",
     "plan": "privdfs_export.plan",
+    "servers": "privdfs_export.servers",
     "sign": "privdfs_export.sign",
     "verify": "privdfs_export.verify",
 }

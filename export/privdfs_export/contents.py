@@ -10,7 +10,9 @@ import onnx
 import onnxruntime as ort
 
 from privdfs._format import (
+    ENCODER_NAME,
     FORMAT_VERSION,
+    FUSION_NAME,
     Accuracy,
     ClientManifest,
     ImageSpec,
@@ -22,7 +24,7 @@ from privdfs._format import (
 from privdfs_export import graphs
 from privdfs_export.sessions import session
 from privdfs_training import provenance
-from privdfs_training.config import Config
+from privdfs_training.config import Config, RunConfig
 from privdfs_training.models.system import System
 from privdfs_training.partitions import family_id
 
@@ -70,6 +72,11 @@ class Graphs:
         )
 
     @property
+    def client_files(self) -> dict[str, bytes]:
+        """The device's graphs, by file name."""
+        return {ENCODER_NAME: self.encoder.data, FUSION_NAME: self.fusion.data}
+
+    @property
     def digest(self) -> str:
         """Of the graphs that answer, 12 hex digits: two releases with one digest answer alike."""
         digest = hashlib.sha256()
@@ -110,7 +117,7 @@ def client_manifest(
     return ClientManifest(
         format_version=FORMAT_VERSION,
         release=release,
-        made_by=_made_by(config),
+        made_by=made_by(config),
         classes=classes,
         image=ImageSpec(height=height, width=width, channels=channels),  # pyright: ignore[reportArgumentType]  1 or 3: checked when encoded
         servers=tuple(
@@ -131,8 +138,8 @@ def client_manifest(
     )
 
 
-def _made_by(config: Config) -> MadeBy:
-    """Where a release comes from."""
+def made_by(config: RunConfig) -> MadeBy:
+    """Where a release comes from: this command, and the config of its training."""
     return MadeBy(
         command=provenance.command_line(),
         commit=provenance.git_commit(),

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from privdfs._format import ANSWERED, IMAGE, LOGITS, PARTITION, PROBABILITIES, SHARE, share_name
 from privdfs_export.errors import ExportError
+from privdfs_training.coded.system import CodedSystem
 from privdfs_training.models.system import System
 from privdfs_training.partitions import PartitionFamily
 
@@ -231,7 +232,7 @@ class FusionProbabilities(nn.Module):
 class BaselinePixels(nn.Module):
     """The unprotected model on pixels as a device has them."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System | CodedSystem) -> None:
         """Take the baseline.
 
         Args:
@@ -323,7 +324,7 @@ def fusion_graph(system: System) -> onnx.ModelProto:
     return export_graph(FusionProbabilities(system), inputs, [LOGITS, ANSWERED], [PROBABILITIES])
 
 
-def baseline_graph(system: System) -> onnx.ModelProto:
+def baseline_graph(system: System | CodedSystem) -> onnx.ModelProto:
     """`image` uint8 [batch, height, width, channels] to `logits` float32 [batch, classes].
 
     Args:

@@ -228,13 +228,13 @@ def _prepare(options: PlanOptions) -> _Planner:
 
 def _build_from_onnx(precision: Precision, trt: ModuleType, repository: Repository, options: BuildOptions) -> Plan:
     """Build the engine of one server's folder from its ONNX graph."""
-    graph = with_precision(onnx.load_from_string(repository.graph), precision, repository.ranges)
+    graph = with_precision(onnx.load_from_string(repository.model.graph), precision, repository.ranges)
     return build_engine(graph, options, trt)
 
 
 def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> list[Check]:
     """Build one server's plans, compare them, and write its folder anew; say what was built."""
-    config, golden, options = repository.config, repository.golden, planner.options
+    config, golden, options = repository.model.config, repository.model.golden, planner.options
     if golden is None:
         message = f"{repository.path} has no golden examples to compare a plan with. Export the release again."
         raise ExportError(message)
@@ -255,7 +255,7 @@ def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> l
         )
         checks.append(Check(folder.name, found))
     spec = ModelSpec(
-        name=repository.model,
+        name=repository.model.name,
         engine="tensorrt",
         inputs=tuple(_tensor(one) for one in config.input),
         output=_tensor(config.output[0]),
@@ -272,14 +272,16 @@ def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> l
         date=datetime.now(timezone.utc).date().isoformat(),
         plans=tuple(files),
     )
-    manifest = msgspec.structs.replace(repository.manifest, engine="tensorrt", files={}, plan=about)
-    write_repository(folder, manifest, spec, repository.graph, golden=golden, ranges=repository.ranges, plans=plans)
+    manifest = msgspec.structs.replace(repository.masked, engine="tensorrt", files={}, plan=about)
+    write_repository(
+        folder, manifest, spec, repository.model.graph, golden=golden, ranges=repository.ranges, plans=plans
+    )
     return checks
 
 
 def _built_and_compared(repository: Repository, planner: _Planner, gpu: Gpu) -> tuple[Plan, float]:
     """A plan for one GPU, and its largest difference from the float32 graph on golden examples."""
-    options, config = planner.options, repository.config
+    options, config = planner.options, repository.model.config
     with using(gpu):
         plan = planner.build(repository, replace(options.build, max_batch=config.max_batch_size, gpu=gpu.name))
 
@@ -287,7 +289,7 @@ def _built_and_compared(repository: Repository, planner: _Planner, gpu: Gpu) -> 
         compatible = options.build.version_compatible
         return run_plan(planner.trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)[LOGITS]
 
-    difference = compare_plan(answer, repository.golden or {}, config.max_batch_size)
+    difference = compare_plan(answer, repository.model.golden or {}, config.max_batch_size)
     allowed = PLAN_TOLERANCE[options.precision]
     if not difference <= allowed:  # written so that NaN fails
         also = "" if options.system is None else f", and check that {options.system} is what the release was made of"

@@ -28,11 +28,13 @@ from pathlib import Path
 
 import msgspec
 
+from privdfs._coded_format import CodedServerManifest
 from privdfs._command_line import signals_interrupt
 from privdfs._errors import BundleIntegrityError, Error
 from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER, server_folder
-from privdfs._manifest import decode_client_manifest
+from privdfs._manifest import read_client_manifest
+from privdfs._verify import server_folders
 from privdfs_export._keeper import remove
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository, read_repository
@@ -189,8 +191,9 @@ def _check(path: Path) -> Repository:
 
 def _check_release(path: Path) -> list[Repository]:
     """Read all servers' folders of a release, and check that they belong together."""
-    client = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
-    repositories = [_check(path / server_folder(index)) for index in range(len(client.servers))]
+    client = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+    folders = server_folders(path, client)
+    repositories = [_check(folder) for folder in folders]
     for index, repository in enumerate(repositories):
         manifest = repository.manifest
         if (manifest.release, manifest.server) != (client.release, index):
@@ -267,8 +270,11 @@ def _start(program: Path, repository: Repository, log: Path, port: int | None = 
 def _command(program: Path, repository: Repository, copy: Path, endpoint: str, token: str, admin: str) -> list[str]:
     """The hardened command line of one tritonserver, for the private copy of a repository."""
     address, port = endpoint.split(":")
-    plan = repository.manifest.plan
-    trusted = plan is not msgspec.UNSET and plan.version_compatible
+    manifest = repository.manifest
+    plans = manifest.plans if isinstance(manifest, CodedServerManifest) else (manifest.plan,)
+    trusted = plans is not msgspec.UNSET and any(
+        plan is not msgspec.UNSET and plan.version_compatible for plan in plans
+    )
     return [
         str(program.absolute()),
         f"--model-repository={copy}",

@@ -80,7 +80,7 @@ def torch_builder(checkpoint: Path, precision: Precision) -> Build:
 
     def build(repository: Repository, options: BuildOptions) -> Plan:
         specs, module = _served(system, repository, dtype)
-        wanted = [(one.name, tuple(one.dims)) for one in repository.config.input]
+        wanted = [(one.name, tuple(one.dims)) for one in repository.model.config.input]
         if [(spec.name, spec.shape) for spec in specs] != wanted:
             message = f"{checkpoint} is not the system of {repository.path}. Give the one that it was exported from."
             raise EngineError(message)
@@ -99,10 +99,10 @@ def _dtype(precision: Precision) -> torch.dtype:
 
 def _served(system: System, repository: Repository, dtype: torch.dtype) -> tuple[list[TensorSpec], nn.Module]:
     """What one folder serves: its inputs and its network."""
-    if repository.model == BASELINE_MODEL:
+    if repository.model.name == BASELINE_MODEL:
         channels, height, width = system.image_shape
         return [TensorSpec(IMAGE, "uint8", (height, width, channels))], ServedBaseline(system, dtype)
-    server = repository.manifest.server
+    server = repository.masked.server
     if server >= system.masks.servers:
         return [], nn.Identity()  # not the system of this release
     return branch_inputs(system), ServedBranch(system, server, dtype)

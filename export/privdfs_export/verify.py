@@ -12,17 +12,25 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, LOGITS, RELEASE_PARAMETER, PlanSpec
+from privdfs._coded_format import RESIDUES, CodedServerManifest
+from privdfs._format import (
+    BASELINE_FOLDER,
+    BASELINE_MODEL,
+    CLIENT_FOLDER,
+    LOGITS,
+    RELEASE_PARAMETER,
+    SERVER_PARAMETER,
+    PlanSpec,
+)
 from privdfs._verify import verify
 from privdfs_export.errors import EngineMismatchError, ParityError, RepositoryError, TensorRTMissingError
-from privdfs_export.repository import Repository, Tensors, read_repository
+from privdfs_export.repository import Repository, StoredModel, Tensors, read_repository
 from privdfs_export.sessions import session
 from privdfs_export.triton import FILES, profiles, triton_type
 
@@ -97,22 +105,24 @@ def check_repository(repository: Repository) -> list[Check]:
         EngineMismatchError: The plan is of another TensorRT or GPU.
         ParityError: Golden examples give other results.
     """
-    config = repository.config
-    try:
-        graph = session(repository.graph)
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
-        message = f"{repository.path}: ONNX Runtime cannot load its graph ({error}): get the release again."
-        raise RepositoryError(message) from error
-    checks = [_check_config(repository, config, graph), _check_golden(repository, graph)]
-    plan = repository.manifest.plan
-    if repository.manifest.engine == "tensorrt":
-        if plan is msgspec.UNSET:
-            message = f"{repository.path} has a plan, but its manifest does not say of which TensorRT: build it again."
-            raise RepositoryError(message)
-        checks += [
-            Check("plan", f"{plan.precision}, built by TensorRT {plan.tensorrt}"),
-            *_check_plan(repository, plan),
-        ]
+    checks = list[Check]()
+    for model in repository.models:
+        try:
+            graph = session(model.graph)
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            message = f"{model.path}: ONNX Runtime cannot load its graph ({error}): get the release again."
+            raise RepositoryError(message) from error
+        checks += [_check_config(repository, model, graph), _check_golden(model, graph)]
+    manifest = repository.manifest
+    if isinstance(manifest, CodedServerManifest) or manifest.engine != "tensorrt":
+        return checks
+    if manifest.plan is msgspec.UNSET:
+        message = f"{repository.path} has a plan, but its manifest does not say of which TensorRT: build it again."
+        raise RepositoryError(message)
+    checks += [
+        Check("plan", f"{manifest.plan.precision}, built by TensorRT {manifest.plan.tensorrt}"),
+        *_check_plan(repository, manifest.plan),
+    ]
     return checks
 
 
@@ -131,46 +141,52 @@ def relative_difference(found: NDArray[np.generic], expected: NDArray[np.generic
     )
 
 
-def _check_config(repository: Repository, config: Any, graph: ort.InferenceSession) -> Check:
-    manifest = repository.manifest
-    _same(repository, "name", config.name, repository.model)
-    _same(repository, "backend", config.backend, manifest.engine)
-    _same(repository, "release", config.parameters[RELEASE_PARAMETER].string_value, manifest.release)
+def _check_config(repository: Repository, model: StoredModel, graph: ort.InferenceSession) -> Check:
+    manifest, config = repository.manifest, model.config
+    _same(model, "name", config.name, model.name)
+    _same(model, "backend", config.backend, manifest.engine)
+    _same(model, "release", config.parameters[RELEASE_PARAMETER].string_value, manifest.release)
+    if model.name != BASELINE_MODEL:
+        _same(model, "server", config.parameters[SERVER_PARAMETER].string_value, str(manifest.server))
     names = {config.default_model_filename, *config.cc_model_filenames.values()}
-    _same(repository, "default_model_filename", config.default_model_filename, FILES[manifest.engine])
+    _same(model, "default_model_filename", config.default_model_filename, FILES[manifest.engine])
     for name in names:
-        repository.version_file(name)
+        model.version_file(name)
     for kind, stated, real in (
         ("input", config.input, graph.get_inputs()),
         ("output", config.output, graph.get_outputs()),
     ):
         said = {one.name: (triton_type(one.data_type), list(one.dims)) for one in stated}
         has = {one.name: (_ORT_TYPES.get(one.type, one.type), list(one.shape[1:])) for one in real}
-        _same(repository, kind, said, has)
+        _same(model, kind, said, has)
     if manifest.engine == "tensorrt":
         stated = [list(group.profile) for group in config.instance_group]
         wanted = [str(index) for index in range(len(profiles(config.max_batch_size)))]
-        _same(repository, "instance_group.profile", stated, [wanted])
-    return Check("config.pbtxt", f"fits graph and manifest, batches up to {config.max_batch_size}")
+        _same(model, "instance_group.profile", stated, [wanted])
+    return Check(f"{model.name}/config.pbtxt", f"fits graph and manifest, batches up to {config.max_batch_size}")
 
 
-def _same(repository: Repository, what: str, stated: object, real: object) -> None:
+def _same(model: StoredModel, what: str, stated: object, real: object) -> None:
     if stated != real:
         message = (
-            f"{repository.path}: config.pbtxt says {what} {stated}, graph and manifest say {real}: they are of "
+            f"{model.path}: config.pbtxt says {what} {stated}, graph and manifest say {real}: they are of "
             "different releases, or were edited. Get the release again, or build its plans again."
         )
         raise RepositoryError(message)
 
 
-def _check_golden(repository: Repository, graph: ort.InferenceSession) -> Check:
-    golden = repository.golden
-    if golden is None:
+def _check_golden(model: StoredModel, graph: ort.InferenceSession) -> Check:
+    """Logits within a tolerance; residues, which are exact everywhere, without one."""
+    if model.golden is None:
         return Check("golden examples", "none in this folder; export the release again to have them")
-    inputs = {name: values for name, values in golden.items() if name != LOGITS}
+    inputs = {each.name: model.golden[each.name] for each in graph.get_inputs()}
     answers = np.asarray(graph.run(None, dict(inputs))[0])
-    difference = relative_difference(answers, golden[LOGITS])
-    _allow(repository, "graph", difference, GRAPH_TOLERANCE)
+    if RESIDUES in model.golden:
+        differing = int(np.count_nonzero(answers != model.golden[RESIDUES]))
+        _allow(model, "graph", differing, 0, f"{differing} of {answers.size} residues differ")
+        return Check("golden examples", f"{len(answers)} through {model.name}, no residue of {answers.size} differs")
+    difference = relative_difference(answers, model.golden[LOGITS])
+    _allow(model, "graph", difference, GRAPH_TOLERANCE)
     return Check("golden examples", f"{len(answers)} through the graph, off by {difference:.1e}")
 
 
@@ -189,7 +205,8 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
             "it again on this machine with `privdfs-export plan`."
         )
         raise EngineMismatchError(message)
-    golden = repository.golden
+    model = repository.model
+    golden = model.golden
     try:
         gpu = find_gpu()
     except TensorRTMissingError as error:
@@ -198,14 +215,14 @@ def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
     if golden is None:
         return [Check("plan", "not run: there are no golden examples in this folder")]
 
-    data = repository.version_file(fitting[0].file)
+    data = model.version_file(fitting[0].file)
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         run = run_plan(trt, gpu, data, inputs, profile=profile, version_compatible=plan.version_compatible)
         return run[LOGITS]
 
-    difference = compare_plan(answer, golden, repository.config.max_batch_size)
-    _allow(repository, f"{plan.precision} plan", difference, PLAN_TOLERANCE[plan.precision])
+    difference = compare_plan(answer, golden, model.config.max_batch_size)
+    _allow(model, f"{plan.precision} plan", difference, PLAN_TOLERANCE[plan.precision])
     return [Check("plan", f"{len(golden['logits'])} golden examples on {gpu.name}, off by {difference:.1e}")]
 
 
@@ -248,10 +265,11 @@ def loads(plan: PlanSpec, installed: str) -> bool:
     return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
 
 
-def _allow(repository: Repository, what: str, difference: float, allowed: float) -> None:
+def _allow(model: StoredModel, what: str, difference: float, allowed: float, found: str = "") -> None:
     if not difference <= allowed:  # written so that NaN fails
+        found = found or f"off by {difference:.1e} (allowed: {allowed:.0e})"
         message = (
-            f"{repository.path}: golden examples through the {what} are off by {difference:.1e} (allowed: {allowed:.0e}"
-            "): get the release again; if that does not help, build the plan in another precision."
+            f"{model.path}: golden examples through the {what}: {found}: get the release again; if that does not "
+            "help, build the plan in another precision."
         )
         raise ParityError(message, what, difference, allowed)

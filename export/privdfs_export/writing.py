@@ -6,7 +6,8 @@ It appears whole, under its final name, or not at all.
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
+from privdfs._coded_format import CodedManifest
 from privdfs._files import sha256_file
 from privdfs._format import (
     BASELINE_FOLDER,
     BASELINE_MODEL,
     BRANCH_MODEL,
     CLIENT_FOLDER,
-    ENCODER_NAME,
     FORMAT_VERSION,
-    FUSION_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
     RELEASE_PARAMETER,
@@ -94,6 +94,26 @@ def write_release(
     Raises:
         ExportError: The folder exists or cannot be written; nothing was left behind.
     """
+    with whole_release(out) as folder:
+        write_client(folder / CLIENT_FOLDER, client, built.client_files, golden)
+        for server, branch in enumerate(built.branches):
+            write_server(folder / server_folder(server), client, server, branch.data, engine, sidecars[server])
+        write_baseline(folder / BASELINE_FOLDER, client, built.baseline.data, engine, sidecars[-1])
+
+
+@contextmanager
+def whole_release(out: Path) -> Iterator[Path]:
+    """A folder to write a release in, which gets its name when everything is written, and is removed otherwise.
+
+    Args:
+        out: Its name; must not exist.
+
+    Yields:
+        The folder, beside it.
+
+    Raises:
+        ExportError: The folder exists or cannot be written; nothing was left behind.
+    """
     refuse_existing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +122,7 @@ def write_release(
         message = f"cannot write in {out.parent}: {error.strerror}. Choose another folder with --out."
         raise ExportError(message) from error
     try:
-        _write_client(partial / CLIENT_FOLDER, client, built, golden)
-        for server, branch in enumerate(built.branches):
-            write_server(partial / server_folder(server), client, server, branch.data, engine, sidecars[server])
-        write_baseline(partial / BASELINE_FOLDER, client, built.baseline.data, engine, sidecars[-1])
+        yield partial
         partial.chmod(0o755)
         partial.rename(out)
     except OSError as error:
@@ -118,17 +135,26 @@ def write_release(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_client(folder: Path, client: ClientManifest, built: Graphs, golden: Tensors) -> None:
+def write_client(
+    folder: Path, client: ClientManifest | CodedManifest, files: Mapping[str, bytes], golden: Tensors
+) -> None:
+    """Write what devices get.
+
+    Args:
+        folder: `client`; made.
+        client: The manifest; its files are filled in.
+        files: The graphs, by file name.
+        golden: Examples, by name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     folder.mkdir()
-    contents = {
-        ENCODER_NAME: built.encoder.data,
-        FUSION_NAME: built.fusion.data,
-        GOLDEN_NAME: save_tensors(dict(golden)),  # pyright: ignore[reportArgumentType]
-    }
+    contents = {**files, GOLDEN_NAME: save_tensors(dict(golden))}  # pyright: ignore[reportArgumentType]
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    files = {name: sha256_file(folder / name) for name in contents}
-    (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=files)))
+    digests = {name: sha256_file(folder / name) for name in contents}
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(client, files=digests)))
 
 
 def write_server(
@@ -163,11 +189,11 @@ def write_server(
 
 
 def write_baseline(
-    folder: Path, client: ClientManifest, baseline: bytes, engine: GraphEngine, sidecar: Sidecar
+    folder: Path, client: ClientManifest | CodedManifest, baseline: bytes, engine: GraphEngine, sidecar: Sidecar
 ) -> None:
     """Write the folder of the unprotected model, for comparison only; its arguments are those of `write_server`."""
     # To the one server that runs it, the "share" is the whole image.
-    tensors = baseline_signature(client)
+    tensors = baseline_signature(client.image, len(client.classes))
     spec = ModelSpec(
         name=BASELINE_MODEL,
         engine=engine,
@@ -181,7 +207,7 @@ def write_baseline(
 
 
 def _server_manifest(
-    client: ClientManifest, engine: GraphEngine, *, server: int, length: int, scale: float
+    client: ClientManifest | CodedManifest, engine: GraphEngine, *, server: int, length: int, scale: float
 ) -> ServerManifest:
     return ServerManifest(
         format_version=FORMAT_VERSION,

@@ -18,7 +18,6 @@ from typing import Annotated
 import msgspec
 
 from privdfs._format import (
-    IMAGE,
     PROBABILITIES,
     SHARE,
     Engine,
@@ -35,6 +34,7 @@ from privdfs._format import (
     Signature,
     Struct,
     TensorSpec,
+    image_tensor,
 )
 
 CODED_FORMAT_VERSION = 2
@@ -168,9 +168,13 @@ def largest_degree(manifest: CodedManifest) -> int:
 
 def coded_encoder_signature(manifest: CodedManifest) -> Signature:
     """Of the encoder: an image and fresh randomness to the shares of the first round."""
-    first, image = manifest.rounds[0], manifest.image
-    pixels = TensorSpec(IMAGE, "uint8", (image.height, image.width, image.channels))
-    return Signature((pixels, *_sharing_inputs(first)), _sharing_outputs(first))
+    first = manifest.rounds[0]
+    return Signature((image_tensor(manifest.image), *_sharing_inputs(first)), _sharing_outputs(first))
+
+
+def server_round(each: RoundSpec) -> ServerRound:
+    """What a server's manifest says of a round."""
+    return ServerRound(values=each.values, outputs=each.outputs, degree=each.degree, moduli=each.moduli)
 
 
 def round_signature(each: RoundSpec | ServerRound) -> Signature:

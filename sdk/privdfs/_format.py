@@ -299,7 +299,7 @@ class Signature:
 def encoder_signature(manifest: ClientManifest) -> Signature:
     """Of the encoder: an image to one share for each server."""
     shares = [TensorSpec(share_name(i), "int8", (spec.share_length,)) for i, spec in enumerate(manifest.servers)]
-    return Signature((_image(manifest), *_partition(manifest)), tuple(shares))
+    return Signature((image_tensor(manifest.image), *_partition(manifest)), tuple(shares))
 
 
 def branch_signature(manifest: ClientManifest, server: int) -> Signature:
@@ -315,14 +315,14 @@ def fusion_signature(manifest: ClientManifest) -> Signature:
     return Signature(inputs, (TensorSpec(PROBABILITIES, "float32", (classes,)),))
 
 
-def baseline_signature(manifest: ClientManifest) -> Signature:
+def baseline_signature(image: ImageSpec, classes: int) -> Signature:
     """Of the unprotected model: an image to logits."""
-    return Signature((_image(manifest),), (_logits(len(manifest.classes)),))
+    return Signature((image_tensor(image),), (_logits(classes),))
 
 
-def _image(manifest: ClientManifest) -> TensorSpec:
+def image_tensor(image: ImageSpec) -> TensorSpec:
     """The image that a graph takes."""
-    return TensorSpec(IMAGE, "uint8", (manifest.image.height, manifest.image.width, manifest.image.channels))
+    return TensorSpec(IMAGE, "uint8", (image.height, image.width, image.channels))
 
 
 def _partition(manifest: ClientManifest) -> list[TensorSpec]:

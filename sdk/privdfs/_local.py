@@ -16,7 +16,7 @@ from privdfs._format import BRANCH_FILE, CLIENT_FOLDER, SHARE, ClientManifest, b
 from privdfs._given import check_path
 from privdfs._onnx import Graph, partition_feed
 from privdfs._result import Health
-from privdfs._verify import check_server, read_server_manifest
+from privdfs._verify import check_server, server_manifest
 
 _log = logging.getLogger("privdfs")
 
@@ -33,7 +33,7 @@ def open_branch(release_dir: str | PathLike[str], manifest: ClientManifest, serv
         BundleError: the server's folder is missing, changed, of another release, or has no ONNX branch.
     """
     folder = Path(release_dir) / server_folder(server)
-    own = read_server_manifest(folder)
+    own = server_manifest(folder)
     check_server(manifest, own, server)
     files = read_verified(folder, own.files)
     if BRANCH_FILE not in files:

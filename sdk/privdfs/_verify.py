@@ -5,10 +5,11 @@ from pathlib import Path
 
 import msgspec
 
+from privdfs._coded_format import CodedManifest, CodedServerManifest, server_round
 from privdfs._errors import BundleFormatError, BundleIntegrityError
 from privdfs._files import read_manifest_bytes, refuse_unlisted, verify_files
 from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, MANIFEST_NAME, ClientManifest, ServerManifest, server_folder
-from privdfs._manifest import decode_client_manifest, decode_server_manifest
+from privdfs._manifest import AnyClientManifest, AnyServerManifest, read_client_manifest, read_server_manifest
 from privdfs._signature import Trust, check_signature
 
 
@@ -39,16 +40,16 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
     """
     if (path / MANIFEST_NAME).exists() or not (path / CLIENT_FOLDER).is_dir():
         return [_verify_folder(path, trust)]
-    client = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+    client = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
     found = [_verify_folder(path / CLIENT_FOLDER, trust)]
-    for i in range(len(client.servers)):
-        folder = path / server_folder(i)
-        check_server(client, read_server_manifest(folder), i)
+    folders = server_folders(path, client)
+    for i, folder in enumerate(folders):
+        check_server(client, server_manifest(folder), i)
         found.append(_verify_folder(folder, trust))
     for folder in sorted(path.glob("server-*")):
         if folder.name not in {row.name for row in found}:
             raise BundleIntegrityError(
-                f"{folder.name} is not one of the {len(client.servers)} servers of release {client.release}: remove it",
+                f"{folder.name} is not one of the {len(folders)} servers of release {client.release}: remove it",
                 folder.name,
             )
     if (path / BASELINE_FOLDER).is_dir():
@@ -59,33 +60,54 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
     return found
 
 
-def read_server_manifest(folder: Path) -> ServerManifest:
+def server_folders(path: Path, client: AnyClientManifest) -> list[Path]:
+    """Where the servers of a release lie, in order: a masked one's as many as its manifest has, a coded one's all.
+
+    Raises:
+        BundleIntegrityError: a coded release has no server's folder, or lacks one in their row.
+    """
+    if isinstance(client, ClientManifest):
+        return [path / server_folder(index) for index in range(len(client.servers))]
+    count = len(list(path.glob("server-*")))
+    folders = [path / server_folder(index) for index in range(max(count, 1))]
+    missing = next((folder for folder in folders if not folder.is_dir()), None)
+    if missing is not None:
+        raise BundleIntegrityError(f"{path} has no {missing.name}: get the release again, whole", missing.name)
+    return folders
+
+
+def server_manifest(folder: Path) -> AnyServerManifest:
     """The manifest of a server's folder.
 
     Raises:
         BundleError: there is none, or it cannot be read.
     """
-    return decode_server_manifest(read_manifest_bytes(folder))
+    return read_server_manifest(read_manifest_bytes(folder))
 
 
-def check_server(client: ClientManifest, server: ServerManifest, index: int) -> None:
+def check_server(client: AnyClientManifest, server: AnyServerManifest, index: int) -> None:
     """Check that a server's folder is the one that a client's manifest speaks of.
 
     Raises:
-        BundleFormatError: another release, another server, or another share length, scale, number of classes or
-            family of partitions.
+        BundleFormatError: another release, another server, another kind of shares, other rounds, or another share
+            length, scale, number of classes or family of partitions.
     """
     name = server_folder(index)
     if server.release != client.release:
         raise BundleFormatError(_other_release(name, server.release, client.release))
     if server.server != index:
         raise BundleFormatError(f"{name} holds server {server.server} of the release: put the folders back in order")
-    spec = client.servers[index]
-    theirs = (server.share_length, server.scale, server.classes, server.keys)
-    if theirs != (spec.share_length, spec.scale, len(client.classes), client.keys):
-        raise BundleFormatError(
-            f"{name} and the client disagree on share length, scale, number of classes or keys: get the release again"
-        )
+    if isinstance(client, ClientManifest) and isinstance(server, ServerManifest):
+        spec = client.servers[index]
+        theirs = (server.share_length, server.scale, server.classes, server.keys)
+        fits = theirs == (spec.share_length, spec.scale, len(client.classes), client.keys)
+        what = "share length, scale, number of classes or keys"
+    elif isinstance(client, CodedManifest) and isinstance(server, CodedServerManifest):
+        fits, what = server.rounds == tuple(map(server_round, client.rounds)), "the rounds"
+    else:
+        fits, what = False, "whether shares are masked or coded"
+    if not fits:
+        raise BundleFormatError(f"{name} and the client disagree on {what}: get the release again")
 
 
 def _verify_folder(folder: Path, trust: Trust | None) -> Verified:
@@ -95,17 +117,18 @@ def _verify_folder(folder: Path, trust: Trust | None) -> Verified:
     manifest = _decode_any(data)
     verify_files(folder, manifest.files)
     refuse_unlisted(folder, manifest.files)
-    name = CLIENT_FOLDER if isinstance(manifest, ClientManifest) else server_folder(manifest.server)
+    is_client = isinstance(manifest, (ClientManifest, CodedManifest))
+    name = CLIENT_FOLDER if is_client else server_folder(manifest.server)
     return Verified(BASELINE_FOLDER if folder.name == BASELINE_FOLDER else name, manifest.release, len(manifest.files))
 
 
-def _decode_any(data: bytes) -> ClientManifest | ServerManifest:
+def _decode_any(data: bytes) -> AnyClientManifest | AnyServerManifest:
     """Client's or server's, told apart by the field that only a server's has."""
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         fields = {}
-    return decode_server_manifest(data) if "server" in fields else decode_client_manifest(data)
+    return read_server_manifest(data) if "server" in fields else read_client_manifest(data)
 
 
 def _other_release(name: str, found: str, expected: str) -> str:

@@ -36,9 +36,9 @@ SERVERS = sorted(path.parent.relative_to(RELEASES).as_posix() for path in RELEAS
 @pytest.mark.parametrize("name", SERVERS)
 def test_every_branch_of_every_release_builds_in_every_precision(name: str) -> None:
     repository = read_repository(RELEASES / name)
-    model = onnx.load_from_string(repository.graph)
+    model = onnx.load_from_string(repository.model.graph)
     ranges = repository.ranges or measure_ranges(model, branch_inputs(model))
-    batch = repository.config.max_batch_size
+    batch = repository.model.config.max_batch_size
     plans = {}
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     for precision in precisions:

@@ -34,12 +34,12 @@ def measure(repository: Repository, precision: Precision) -> dict[str, Any]:
     except ImportError as error:
         msg = "TensorRT-RTX is not installed: run `make tensorrt`"
         raise BenchError(msg) from error
-    golden = repository.golden
+    golden = repository.model.golden
     if golden is None:
         msg = f"{repository.path} has no golden examples: export the release again with this version"
         raise BenchError(msg)
-    graph = with_precision(onnx.load_from_string(repository.graph), precision, repository.ranges)
-    plan = build_engine(graph, BuildOptions(repository.config.max_batch_size), rtx)
+    graph = with_precision(onnx.load_from_string(repository.model.graph), precision, repository.ranges)
+    plan = build_engine(graph, BuildOptions(repository.model.config.max_batch_size), rtx)
     found: dict[str, Any] = {
         "precision": precision,
         "seconds": round(plan.seconds, 2),

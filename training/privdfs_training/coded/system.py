@@ -291,6 +291,18 @@ def save_coded(
     write_checkpoint(path, system.state_dict(), about)
 
 
+def is_coded(path: Path) -> bool:
+    """Whether a checkpoint holds a finished coded system.
+
+    Args:
+        path: `system.safetensors` of any run.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    return "coded" in read_checkpoint(path).about
+
+
 def load_coded(path: Path) -> TrainedCodedSystem:
     """Open a finished coded system.
 
