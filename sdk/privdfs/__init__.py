@@ -20,7 +20,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from privdfs._async_client import AsyncClient
-from privdfs._bundle import Bundle, SelfTest
+from privdfs._bundle import Bundle
 from privdfs._client import Client
 from privdfs._config import Retries, Server
 from privdfs._errors import (
@@ -32,12 +32,14 @@ from privdfs._errors import (
     BundleStoreError,
     BundleVersionError,
     ConfigError,
+    ContradictingAnswersError,
     DeadlineExceededError,
     Error,
     ImageError,
     LeakageError,
     NotEnoughAnswersError,
     QueryBudgetError,
+    RandomnessError,
     SelfTestError,
     ServerError,
     ServerMismatchError,
@@ -46,7 +48,7 @@ from privdfs._errors import (
 )
 from privdfs._keys import UserKey
 from privdfs._queries import Queries
-from privdfs._result import Health, Result, Timings
+from privdfs._result import Health, Result, RoundTimings, SelfTest, Timings
 from privdfs._store import BundleStore
 from privdfs._tls import TLS, Token
 
@@ -66,6 +68,7 @@ __all__ = [
     "BundleVersionError",
     "Client",
     "ConfigError",
+    "ContradictingAnswersError",
     "DeadlineExceededError",
     "Error",
     "Health",
@@ -74,8 +77,10 @@ __all__ = [
     "NotEnoughAnswersError",
     "Queries",
     "QueryBudgetError",
+    "RandomnessError",
     "Result",
     "Retries",
+    "RoundTimings",
     "SelfTest",
     "SelfTestError",
     "Server",

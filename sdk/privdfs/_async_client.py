@@ -12,13 +12,14 @@ from privdfs._base import BaseClient, too_many_calls
 from privdfs._channel import Channels
 from privdfs._config import Server
 from privdfs._constants import MAX_CALLS_AT_ONCE
-from privdfs._core import Call, Chunk, Outcome
+from privdfs._core import Call, Chunk
 from privdfs._drive import carry_out_async
 from privdfs._errors import ConfigError
 from privdfs._exchange import Checkup, Trip
-from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
+from privdfs._kinds import Outcome
 from privdfs._local import LocalServers
+from privdfs._manifest import AnyClientManifest
 from privdfs._result import Health, Result
 from privdfs._workers import Workers, ended_in_time
 
@@ -59,10 +60,12 @@ class AsyncClient(BaseClient[AsyncTransport]):
         bundle: the client folder of a release, or an opened `Bundle`.
         servers: one `Server` (or "host:port" on this machine) for every server of the release, in its order.
         timeout: seconds that a call may take, from its start to its result.
-        min_answers: how many servers must answer; all of them when None.
+        min_answers: how many servers must answer in every round; see `Client`.
         wait: "all" or "quorum"; see `Client`.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        colluding: of a coded release, how many servers together must learn nothing; the largest minority when None. The
+            more servers there are beyond those that this needs, the more of them may be silent or lie.
         queries: a budget of images for each key, and a record of repeats; several clients may share one.
         telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
@@ -123,7 +126,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
             self._transport.workers.close()
 
     @classmethod
-    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> AsyncTransport:
+    def _connect(cls, manifest: AnyClientManifest, servers: Sequence[Server]) -> AsyncTransport:
         return _Servers(manifest, servers)
 
     @classmethod
@@ -131,7 +134,10 @@ class AsyncClient(BaseClient[AsyncTransport]):
         return _LocalInThread(servers)
 
     async def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        return call.finish(chunk, await self._transport.exchange(call, chunk) if chunk.size else [])
+        step: Chunk | list[Result] = chunk
+        while isinstance(step, Chunk):
+            step = call.proceed(step, await self._transport.exchange(call, step) if step.size else [])
+        return step
 
 
 class _LocalInThread:
@@ -152,7 +158,7 @@ class _LocalInThread:
 class _Servers:
     """All servers at once, on the event loop."""
 
-    def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
+    def __init__(self, manifest: AnyClientManifest, servers: Sequence[Server]) -> None:
         self.workers = Workers()
         self._channels = Channels(manifest, servers)
         self._loop: asyncio.AbstractEventLoop | None = None

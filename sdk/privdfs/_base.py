@@ -6,16 +6,21 @@ from os import PathLike
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from privdfs._bundle import Bundle
+from privdfs._coded import Coded
 from privdfs._config import Retries, Server, Wait, check_servers
 from privdfs._constants import DEFAULT_TIMEOUT_S, MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Observer, Settings
 from privdfs._errors import ConfigError, DeadlineExceededError
 from privdfs._format import ClientManifest
 from privdfs._keys import UserKey
+from privdfs._kinds import Kind
 from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
+from privdfs._manifest import AnyClientManifest
+from privdfs._masked import Masked, refuse_colluding
 from privdfs._queries import Queries
 from privdfs._signature import Trust
+from privdfs._suspects import Suspects
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,6 +52,21 @@ def too_many_calls(call: Call) -> DeadlineExceededError:
     )
 
 
+def _kind(bundle: Bundle, servers: int, key: UserKey | bytes | None, colluding: int | None) -> Kind:
+    """How the release's shares are made.
+
+    Raises:
+        ConfigError: the key or `colluding` does not fit the release, or the servers are too few.
+    """
+    manifest = bundle.manifest
+    if isinstance(manifest, ClientManifest):
+        refuse_colluding(colluding)
+        return Masked(bundle, bundle.partition(key), Suspects(manifest))
+    if key is not None:
+        raise ConfigError("a key was given for a coded release, which has none: a minority learns nothing without keys")
+    return Coded.check(bundle.coded, manifest, servers, colluding)
+
+
 class BaseClient(Generic[T]):
     """Base of `Client` and `AsyncClient`, where the arguments are described."""
 
@@ -60,6 +80,7 @@ class BaseClient(Generic[T]):
         wait: Wait = "all",
         retries: Retries | None = None,
         key: UserKey | bytes | None = None,
+        colluding: int | None = None,
         queries: Queries | None = None,
         telemetry: Observer | None = None,
         max_leakage_db: float | None = None,
@@ -74,14 +95,16 @@ class BaseClient(Generic[T]):
         else:
             opened = Bundle.open(bundle, trust=trust, allow_unsigned=allow_unsigned)
         refuse_leakage(opened.manifest, max_leakage_db)
-        checked = check_servers(servers, opened.n_servers, allow_shared_hosts=allow_shared_hosts)
+        # Of a coded release there are as many servers as are given.
+        count = opened.n_servers if isinstance(opened.manifest, ClientManifest) else None
+        checked = check_servers(servers, count, allow_shared_hosts=allow_shared_hosts)
         settings = Settings.check(
             opened,
+            _kind(opened, len(checked), key, colluding),
             timeout=timeout,
             min_answers=min_answers,
             wait=wait,
             retries=retries,
-            key=key,
             queries=queries,
             telemetry=telemetry,
         )
@@ -95,22 +118,26 @@ class BaseClient(Generic[T]):
         timeout: float = DEFAULT_TIMEOUT_S,
         min_answers: int | None = None,
         key: UserKey | bytes | None = None,
+        colluding: int | None = None,
         max_leakage_db: float | None = None,
     ) -> "Self":
         """Make a client that runs the branches of a whole release folder in this process.
 
-        For development and tests only: one process holds all shares, so nothing is private.
+        For development and tests only: one process holds all shares, so nothing is private. Of a coded release all
+        servers that have a folder take part.
 
         Raises:
-            ConfigError: the timeout, `min_answers`, the key or `max_leakage_db` makes no sense.
+            ConfigError: the timeout, `min_answers`, the key, `colluding` or `max_leakage_db` makes no sense.
             BundleError: a folder of the release is missing, changed, or does not fit the others; or it leaks more than
                 `max_leakage_db`.
         """
         bundle = open_client(release_dir)
         refuse_leakage(bundle.manifest, max_leakage_db)
-        settings = Settings.check(bundle, timeout=timeout, min_answers=min_answers, wait="all", retries=None, key=key)
+        servers = LocalServers(release_dir, bundle.manifest)
+        kind = _kind(bundle, servers.count, key, colluding)
+        settings = Settings.check(bundle, kind, timeout=timeout, min_answers=min_answers, wait="all", retries=None)
         client = cls.__new__(cls)
-        client._begin(settings, Shared(cls._wrap(LocalServers(release_dir, bundle.manifest))), owner=True)  # noqa: SLF001
+        client._begin(settings, Shared(cls._wrap(servers)), owner=True)  # noqa: SLF001
         return client
 
     def with_options(
@@ -134,7 +161,7 @@ class BaseClient(Generic[T]):
         return copy
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(release={self.bundle.release!r}, servers={self.bundle.n_servers})"
+        return f"{type(self).__name__}(release={self.bundle.release!r}, servers={self._settings.kind.servers})"
 
     @property
     def bundle(self) -> Bundle:
@@ -142,7 +169,7 @@ class BaseClient(Generic[T]):
         return self._settings.bundle
 
     @classmethod
-    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> T:
+    def _connect(cls, manifest: AnyClientManifest, servers: Sequence[Server]) -> T:
         """The transport to real servers."""
         raise NotImplementedError
 

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from privdfs._coded import CodedGraphs
+from privdfs._coded_format import CodedManifest
+from privdfs._coded_selftest import replay_coded
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
 from privdfs._files import read_manifest_bytes, read_verified
@@ -33,26 +35,12 @@ from privdfs._format import (
 )
 from privdfs._given import check_flag, check_path
 from privdfs._keys import UserKey, check_partition, partition_of
-from privdfs._manifest import decode_client_manifest
+from privdfs._manifest import AnyClientManifest, read_client_manifest
 from privdfs._onnx import Array, Graph, partition_feed
+from privdfs._result import SelfTest
 from privdfs._signature import Trust, check_signature
 
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """How close this device comes to the golden examples.
-
-    Attributes:
-        images: number of golden examples.
-        differing_values: fraction of int8 share values that differ from the recorded ones.
-        probability_error: largest difference of a probability from the recorded one.
-    """
-
-    images: int
-    differing_values: float
-    probability_error: float
 
 
 class Bundle:
@@ -61,14 +49,18 @@ class Bundle:
     A bundle may be shared by several clients and threads, but not with a forked child process.
     """
 
-    def __init__(self, folder: Path, manifest: ClientManifest, files: Mapping[str, bytes]) -> None:
+    def __init__(self, folder: Path, manifest: AnyClientManifest, files: Mapping[str, bytes]) -> None:
         """Build from verified bytes; applications use `Bundle.open`."""
         self._folder = folder
         self._manifest = manifest
-        self._keys = key_spec(manifest)
         self._pid = os.getpid()
-        self._encoder = Graph(ENCODER_NAME, files[ENCODER_NAME], encoder_signature(manifest), ONNX_THREADS)
-        self._fusion = Graph(FUSION_NAME, files[FUSION_NAME], fusion_signature(manifest), 1)
+        if isinstance(manifest, CodedManifest):
+            self._graphs, self._keys = CodedGraphs(manifest, files), None
+        else:
+            self._keys = key_spec(manifest)
+            encoder = Graph(ENCODER_NAME, files[ENCODER_NAME], encoder_signature(manifest), ONNX_THREADS)
+            fusion = Graph(FUSION_NAME, files[FUSION_NAME], fusion_signature(manifest), 1)
+            self._graphs = encoder, fusion
 
     @classmethod
     def open(
@@ -109,16 +101,42 @@ class Bundle:
                 f"{folder} could be anyone's bundle: pass trust=<public key of the signer>, or allow_unsigned=True for "
                 "development"
             )
-        manifest = decode_client_manifest(data)
+        manifest = read_client_manifest(data)
         return cls(folder, manifest, read_verified(folder, manifest.files))
 
     def __repr__(self) -> str:
-        return f"Bundle(release={self.release!r}, servers={self.n_servers}, classes={len(self.classes)})"
+        kind = "coded" if isinstance(self._manifest, CodedManifest) else f"servers={self.n_servers}"
+        return f"Bundle(release={self.release!r}, {kind}, classes={len(self.classes)})"
 
     @property
-    def manifest(self) -> ClientManifest:
-        """Everything that the release states about itself."""
+    def manifest(self) -> AnyClientManifest:
+        """Everything that the release states about itself; its type tells masked from coded."""
         return self._manifest
+
+    @property
+    def masked(self) -> ClientManifest:
+        """The manifest of a masked release.
+
+        Raises:
+            ConfigError: the release is coded.
+        """
+        if isinstance(self._manifest, CodedManifest):
+            raise ConfigError(
+                f"{self.release} is a coded release, and this is for masked ones: a client makes and decodes its shares"
+            )
+        return self._manifest
+
+    @property
+    def coded(self) -> CodedGraphs:
+        """The graphs of a coded release; a client drives them.
+
+        Raises:
+            ConfigError: the release is masked.
+        """
+        if not isinstance(self._graphs, CodedGraphs):
+            raise ConfigError(f"{self.release} is a masked release, and this is for coded ones")
+        self._refuse_fork()
+        return self._graphs
 
     @property
     def release(self) -> str:
@@ -132,8 +150,12 @@ class Bundle:
 
     @property
     def n_servers(self) -> int:
-        """Number of servers, N."""
-        return len(self._manifest.servers)
+        """Number of servers of a masked release, N.
+
+        Raises:
+            ConfigError: the release is coded; then a client has as many as it is given.
+        """
+        return len(self.masked.servers)
 
     def partition(self, key: UserKey | bytes | None) -> int | None:
         """The partition that a user's key picks; None for a release without keys.
@@ -158,17 +180,18 @@ class Bundle:
                 child process.
             BundleFormatError: the graph gives shares of another shape.
         """
+        manifest, (encoder, _) = self.masked, self._masked_graphs
         self._refuse_fork()
         check_partition(partition, self._keys)
-        spec = self._manifest.image
+        spec = manifest.image
         shape = (spec.height, spec.width, spec.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
             raise ConfigError(
                 f"encode takes uint8 [batch, {spec.height}, {spec.width}, {spec.channels}] with at least one image, "
                 f"not {images.dtype} {list(images.shape)}: Client.encode takes images of any size and form"
             )
-        shares = self._encoder.run({IMAGE: images, **partition_feed(partition, len(images))})
-        for share, server in zip(shares, self._manifest.servers, strict=True):
+        shares = encoder.run({IMAGE: images, **partition_feed(partition, len(images))})
+        for share, server in zip(shares, manifest.servers, strict=True):
             _require_output(ENCODER_NAME, share, _INT8, (len(images), server.share_length))
         return shares
 
@@ -186,22 +209,31 @@ class Bundle:
             ConfigError: another shape or type, or called in a forked child process.
             BundleFormatError: the graph does not give probabilities.
         """
+        shape, (_, fusion) = (self.n_servers, len(self.classes)), self._masked_graphs
         self._refuse_fork()
-        shape = (self.n_servers, len(self.classes))
         fits = logits.dtype == np.float32 and logits.ndim == 3 and logits.shape[1:] == shape and len(logits) > 0
         if not fits or answered.dtype != np.bool_ or answered.shape != logits.shape[:2]:
             raise ConfigError(
                 f"fuse takes logits float32 [batch, {shape[0]}, {shape[1]}] and answered bool [batch, {shape[0]}], "
                 f"not {logits.dtype} {list(logits.shape)} and {answered.dtype} {list(answered.shape)}"
             )
-        (probabilities,) = self._fusion.run({LOGITS: logits, ANSWERED: answered})
+        (probabilities,) = fusion.run({LOGITS: logits, ANSWERED: answered})
         _require_output(FUSION_NAME, probabilities, _FLOAT32, (len(logits), shape[1]))
         if not np.isfinite(probabilities).all():
             raise BundleFormatError(f"{FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test")
         return probabilities
 
+    @property
+    def _masked_graphs(self) -> tuple[Graph, Graph]:
+        """Encoder and fusion of a masked release."""
+        if isinstance(self._graphs, CodedGraphs):
+            raise ConfigError(f"{self.release} is a coded release, and this is for masked ones")
+        return self._graphs
+
     def selftest(self) -> SelfTest:
-        """Replay the golden examples of the release on this device: images to shares, recorded logits to probabilities.
+        """Replay the golden examples on this device: images to shares, recorded answers to probabilities.
+
+        Of a coded release, all but the head has to give the very integers that were recorded.
 
         Raises:
             SelfTestError: they differ by more than rounding explains.
@@ -215,6 +247,8 @@ class Bundle:
             golden: dict[str, Array] = load(read_verified(self._folder, files)[GOLDEN_NAME])
         except SafetensorError as error:
             raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
+        if isinstance(self._manifest, CodedManifest):
+            return replay_coded(self.coded, self._manifest, golden)
         self._check_golden(golden)
         images, logits, recorded = golden[IMAGES], golden[LOGITS], golden[PROBABILITIES]
         # One image at a time: whatever the batch, a release must give what was recorded.
@@ -246,7 +280,7 @@ class Bundle:
 
     def _check_golden(self, golden: Mapping[str, Array]) -> None:
         n_images = len(golden.get(IMAGES, ()))
-        encoder, fusion = encoder_signature(self._manifest), fusion_signature(self._manifest)
+        encoder, fusion = encoder_signature(self.masked), fusion_signature(self.masked)
         specs = (*encoder.inputs, *encoder.outputs, *fusion.inputs, *fusion.outputs)
         wanted = {spec.name: (spec.dtype, (n_images, *spec.shape)) for spec in specs if spec.name != ANSWERED}
         wanted[IMAGES] = wanted.pop(IMAGE)

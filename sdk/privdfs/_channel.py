@@ -2,28 +2,33 @@
 
 Guarantees:
 
-- A request to server i holds the share of server i only: int8 [batch, K_i], raw bytes, and in a keyed release the index
-  of the partition, int32 [batch, 1], and the timeout of the call; nothing else, and no key. Its length depends on the
-  batch, the release and that timeout, never on the content. `ask_branch` refuses what is another server's.
+- A request to server i holds the share of server i only, raw bytes: int8 [batch, K_i], or in a coded release int8
+  [batch, primes, values]; in a keyed release also the index of the partition, int32 [batch, 1]; and the timeout of the
+  call; nothing else, and no key. Its length depends on the batch, the release, the round and that timeout, never on the
+  content. `ask_branch` refuses what is another server's.
 - No share is sent on a connection before the endpoint has said, on that very connection, that it serves this server of
-  this release. A connection is never made twice, so no other server can take the place of a checked one.
-- An answer is float32 [batch, classes], finite and of sane size, or it is an `AnswerError`.
+  this release, with the models of all rounds. A connection is never made twice, so no other server can take the place
+  of a checked one.
+- An answer is float32 [batch, classes], finite and of sane size, or int8 residues of the round's primes, or it is an
+  `AnswerError`.
 - Errors carry the name of a status, never a server's text, which could hold anything, shares included.
 """
 
 import importlib
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs import _messages as messages
+from privdfs._coded_format import CodedManifest, branch_model, round_signature
 from privdfs._config import Server
 from privdfs._constants import BREAKER_FAILURES, BREAKER_LAST_S, MAX_ABS_LOGIT, RELOAD_AFTER_S
 from privdfs._core import Share
@@ -38,15 +43,15 @@ from privdfs._errors import (
 )
 from privdfs._format import (
     BRANCH_MODEL,
-    LOGITS,
-    PARTITION,
     RELEASE_PARAMETER,
     SERVER_PARAMETER,
     SHARE,
-    ClientManifest,
-    key_spec,
+    Signature,
+    TensorSpec,
+    branch_signature,
 )
 from privdfs._grpc import Connection, Reply
+from privdfs._manifest import AnyClientManifest
 from privdfs._messages import Message
 from privdfs._onnx import partition_feed
 from privdfs._routing import Replicas
@@ -56,8 +61,29 @@ from privdfs._security import make_security
 #: and the same share tells it nothing new, so asking again is always safe. After other statuses it would not help.
 _PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
 
+#: Element types as a configuration numbers them, and as an answer spells them.
+_TYPES = {"int8": messages.TYPE_INT8, "int32": messages.TYPE_INT32, "float32": messages.TYPE_FP32}
+_DATATYPES = {"int8": (np.dtype("i1"), "INT8"), "float32": (np.dtype("<f4"), "FP32")}
+
 _log = logging.getLogger("privdfs")
 _ADVICE = "the server is faulty or dishonest; tell its operator"
+
+
+@dataclass(frozen=True)
+class BranchModel:
+    """One model that a server must serve: a masked release's branch, or the network of one round.
+
+    Attributes:
+        name: of the model.
+        inputs: the share, and in a keyed release the partition.
+        output: logits, or residues.
+        moduli: of residues.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    moduli: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,19 +92,26 @@ class Branch:
 
     server: int
     release: str
-    share_length: int
-    classes: int
+    models: tuple[BranchModel, ...]
     max_batch: int
-    keyed: bool
 
 
-def branches(manifest: ClientManifest) -> list[Branch]:
-    """What each server of a release must be."""
-    keyed = key_spec(manifest) is not None
+def branches(manifest: AnyClientManifest, servers: int) -> list[Branch]:
+    """What each server of a release must be: it has one model, or in a coded release one for each round."""
     return [
-        Branch(i, manifest.release, server.share_length, len(manifest.classes), manifest.max_batch, keyed)
-        for i, server in enumerate(manifest.servers)
+        Branch(server, manifest.release, _models(manifest, server), manifest.max_batch) for server in range(servers)
     ]
+
+
+def _models(manifest: AnyClientManifest, server: int) -> tuple[BranchModel, ...]:
+    if isinstance(manifest, CodedManifest):
+        rounds = enumerate(manifest.rounds, 1)
+        return tuple(_model(branch_model(number), round_signature(each), each.moduli) for number, each in rounds)
+    return (_model(BRANCH_MODEL, branch_signature(manifest, server)),)
+
+
+def _model(name: str, signature: Signature, moduli: tuple[int, ...] = ()) -> BranchModel:
+    return BranchModel(name, signature.inputs, signature.outputs[0], moduli)
 
 
 @dataclass(frozen=True)
@@ -126,11 +159,14 @@ class ServerChannel:
         return self.replicas.take_from(endpoint)
 
     def ask_config(self, connection: Connection, remaining: float) -> Ask:
-        """Ask an endpoint what it serves."""
-        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=BRANCH_MODEL), remaining)
+        """Ask an endpoint what it serves: the first of the models that have not been judged on this connection."""
+        if connection.checked:  # it is asked once more, from the start
+            connection.checked, connection.passed = False, 0
+        model = self._branch.models[connection.passed]
+        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=model.name), remaining)
 
     def ask_branch(self, connection: Connection, share: Share, remaining: float, timeout: float) -> Ask:
-        """Ask an endpoint for the logits of this server's share.
+        """Ask an endpoint for the answer to this server's share.
 
         Args:
             connection: to one of this server's replicas; it has passed the check.
@@ -143,49 +179,58 @@ class ServerChannel:
             RuntimeError: the share or the replica is another server's, or the connection has not passed the check. No
                 input leads here; it would be a fault of this package.
         """
-        batch, length = share.values.shape
-        fits = length == self._branch.share_length and share.values.dtype == np.int8
+        model = self._branch.models[share.round]
+        batch, *sizes = share.values.shape
+        fits = tuple(sizes) == model.inputs[0].sizes and share.values.dtype == np.int8
         if not share.server == connection.server == self.server or not fits:
             raise RuntimeError(f"a share of server {share.server} was about to be sent to server {connection.server}")
         if not connection.checked:
             raise RuntimeError("a share was about to be sent on a connection that has not passed the check")
-        if self._branch.keyed != (share.partition is not None):
+        if len(model.inputs) != (1 if share.partition is None else 2):
             raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
-        request = messages.new("ModelInferRequest", model_name=BRANCH_MODEL)
+        request = messages.new("ModelInferRequest", model_name=model.name)
         request.parameters["timeout"].int64_param = round(timeout * 1e6)
-        request.inputs.add(name=SHARE, datatype="INT8", shape=(batch, length))
+        request.inputs.add(name=SHARE, datatype="INT8", shape=share.values.shape)
         request.raw_input_contents.append(share.values.tobytes())
         for name, feed in partition_feed(share.partition, batch).items():
             request.inputs.add(name=name, datatype="INT32", shape=feed.shape)
             request.raw_input_contents.append(feed.astype("<i4").tobytes())
-        request.outputs.add(name=LOGITS)
+        request.outputs.add(name=model.output.name)
         return self._ask(connection, "ModelInfer", request, remaining)
 
     def read_config(self, connection: Connection, reply: Reply) -> Failure | None:
-        """Judge an endpoint by the configuration it serves; None when shares may be sent on this connection."""
+        """Judge an endpoint by the configuration of a model it serves.
+
+        None: it fits. Once all models do, the connection is `checked`, and shares may be sent on it; until then there
+        is more to ask.
+        """
+        model = self._branch.models[connection.passed]
         failure = None
         if reply.message is None:
-            failure = self._failure(connection, reply)
+            failure = self._failure(connection, reply, model.name)
         else:
             response = _parsed("ModelConfigResponse", reply.message)
-            error = _judge_config(self._branch, connection.endpoint, response.config if response else None)
+            error = _judge_config(self._branch, model, connection.endpoint, response.config if response else None)
             failure = None if error is None else Failure(error, again=False)
-        connection.checked = failure is None
+        connection.passed = connection.passed + 1 if failure is None else 0
+        connection.checked = connection.passed == len(self._branch.models)
         return failure
 
-    def read_answer(self, connection: Connection, batch: int, reply: Reply) -> "npt.NDArray[np.float32] | Failure":
-        """Judge an answer to `batch` shares: its logits, or why there are none.
+    def read_answer(self, connection: Connection, share: Share, reply: Reply) -> "npt.NDArray[Any] | Failure":
+        """Judge the answer to a share: logits or residues, or why there are none.
 
         A server that failed is checked again before it is sent another share.
         """
+        model = self._branch.models[share.round]
         if reply.message is None:
-            failure = self._failure(connection, reply)
+            failure = self._failure(connection, reply, model.name)
         else:
             try:
-                return _read_logits(self._branch, batch, _parsed("ModelInferResponse", reply.message))
+                response = _parsed("ModelInferResponse", reply.message)
+                return _read_tensor(self.server, model, len(share.values), response)
             except AnswerError as problem:
                 failure = Failure(problem, again=False)
-        connection.checked = False
+        connection.checked, connection.passed = False, 0
         return failure
 
     def too_late(self, connection: Connection) -> ServerError:
@@ -238,14 +283,14 @@ class ServerChannel:
         else:
             self.replicas.forgive()
 
-    def _failure(self, connection: Connection, reply: Reply) -> Failure:
+    def _failure(self, connection: Connection, reply: Reply, model: str) -> Failure:
         trouble = reply.trouble
         if trouble is None:
-            return Failure(self._error(connection.endpoint, reply.status), again=reply.status in _PASSING)
+            return Failure(self._error(connection.endpoint, reply.status, model), again=reply.status in _PASSING)
         error = ServerUnavailableError(f"{connection.endpoint} {trouble.what}: {trouble.advice}", self.server)
         return Failure(error, again=trouble.again)
 
-    def _error(self, where: str, status: str) -> ServerError:
+    def _error(self, where: str, status: str, model: str) -> ServerError:
         """The error of a server that answered with a status."""
         own = self._config.token is not None
         token = "check the token and its header" if own else "give the token that it may need, Server(…, token=…)"
@@ -262,7 +307,7 @@ class ServerChannel:
             )
         if status == "NOT_FOUND":
             return ServerMismatchError(
-                f"{where} serves no model {BRANCH_MODEL!r}: give the endpoint of server {self.server} of release "
+                f"{where} serves no model {model!r}: give the endpoint of server {self.server} of release "
                 f"{self._branch.release}",
                 self.server,
             )
@@ -278,8 +323,8 @@ class Channels(Sequence[ServerChannel]):
         ConfigError: a TLS file cannot be read.
     """
 
-    def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
-        pairs = zip(branches(manifest), servers, strict=True)
+    def __init__(self, manifest: AnyClientManifest, servers: Sequence[Server]) -> None:
+        pairs = zip(branches(manifest, len(servers)), servers, strict=True)
         self._channels = [ServerChannel(branch, server) for branch, server in pairs]
         self._pid = os.getpid()
         _load_libraries()
@@ -329,7 +374,7 @@ def _parsed(name: str, data: bytes) -> Message | None:
     return message
 
 
-def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerError | None:
+def _judge_config(branch: Branch, model: BranchModel, where: str, config: Message | None) -> ServerError | None:
     """Whether an endpoint serves this branch: release and server first, then shapes."""
     if config is None:
         return AnswerError(f"{where} gave an unreadable answer to the release check: {_ADVICE}", branch.server)
@@ -349,11 +394,8 @@ def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerE
         )
     inputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input]
     outputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output]
-    wanted_inputs = [(SHARE, messages.TYPE_INT8, (branch.share_length,))]
-    if branch.keyed:
-        wanted_inputs.append((PARTITION, messages.TYPE_INT32, (1,)))
-    fits = inputs == wanted_inputs
-    fits = fits and outputs == [(LOGITS, messages.TYPE_FP32, (branch.classes,))]
+    fits = inputs == [(each.name, _TYPES[each.dtype], each.sizes) for each in model.inputs]
+    fits = fits and outputs == [(model.output.name, _TYPES[model.output.dtype], model.output.sizes)]
     if not fits or config.max_batch_size < branch.max_batch:
         return ServerMismatchError(
             f"{where} calls itself {wanted}, but its tensors differ: its folder was changed; "
@@ -363,34 +405,40 @@ def _judge_config(branch: Branch, where: str, config: Message | None) -> ServerE
     return None
 
 
-def _read_logits(branch: Branch, batch: int, response: Message | None) -> npt.NDArray[np.float32]:
-    """Logits float32 [batch, classes] of a response.
+def _read_tensor(server: int, model: BranchModel, batch: int, response: Message | None) -> "npt.NDArray[Any]":
+    """The answer in a response: logits float32 [batch, classes], or residues int8 [batch, primes, outputs].
 
     Raises:
         AnswerError: it holds anything else.
     """
     if response is None:
-        raise AnswerError(f"gave an unreadable answer: {_ADVICE}", branch.server)
+        raise AnswerError(f"gave an unreadable answer: {_ADVICE}", server)
     outputs = response.outputs
     if len(outputs) != 1 or len(response.raw_output_contents) != 1:
         raise AnswerError(
             f"answered with {len(outputs)} tensors ({len(response.raw_output_contents)} of them raw) instead of one: "
             f"{_ADVICE}",
-            branch.server,
+            server,
         )
-    tensor, raw = outputs[0], response.raw_output_contents[0]
-    if (tensor.name, tensor.datatype) != (LOGITS, "FP32"):
-        raise AnswerError(f"answered with another tensor than {LOGITS!r} of type FP32: {_ADVICE}", branch.server)
-    if list(tensor.shape) != [batch, branch.classes] or len(raw) != 4 * batch * branch.classes:
+    tensor, raw, wanted = outputs[0], response.raw_output_contents[0], model.output
+    dtype, datatype = _DATATYPES[wanted.dtype]
+    if (tensor.name, tensor.datatype) != (wanted.name, datatype):
+        raise AnswerError(f"answered with another tensor than {wanted.name!r} of type {datatype}: {_ADVICE}", server)
+    shape = (batch, *wanted.sizes)
+    if list(tensor.shape) != list(shape) or len(raw) != dtype.itemsize * math.prod(shape):
         raise AnswerError(
-            f"answered with shape {list(tensor.shape)[:8]} in {len(raw)} bytes instead of {[batch, branch.classes]}: "
-            f"{_ADVICE}",
-            branch.server,
+            f"answered with shape {list(tensor.shape)[:8]} in {len(raw)} bytes instead of {list(shape)}: {_ADVICE}",
+            server,
         )
-    logits = np.reshape(np.frombuffer(raw, dtype="<f4"), (batch, branch.classes))
-    if not (np.abs(logits) <= MAX_ABS_LOGIT).all():  # NaN compares false
-        raise AnswerError(f"answered with NaN, infinite or absurdly large logits: {_ADVICE}", branch.server)
-    return logits.astype(np.float32, copy=False)
+    values = np.reshape(np.frombuffer(raw, dtype), shape)
+    if model.moduli:
+        largest = np.array(model.moduli, np.int16)[:, np.newaxis] // 2
+        if (np.abs(values.astype(np.int16)) > largest).any():
+            raise AnswerError(f"answered with numbers that are no residues of the round's primes: {_ADVICE}", server)
+        return values
+    if not (np.abs(values) <= MAX_ABS_LOGIT).all():  # NaN compares false
+        raise AnswerError(f"answered with NaN, infinite or absurdly large logits: {_ADVICE}", server)
+    return values.astype(np.float32, copy=False)
 
 
 def _quoted(text: str) -> str:

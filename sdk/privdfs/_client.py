@@ -12,12 +12,13 @@ from privdfs._base import BaseClient, too_many_calls
 from privdfs._channel import Channels
 from privdfs._config import Server
 from privdfs._constants import MAX_CALLS_AT_ONCE
-from privdfs._core import Call, Chunk, Outcome
+from privdfs._core import Call, Chunk
 from privdfs._drive import carry_out
 from privdfs._exchange import Checkup, Trip
-from privdfs._format import ClientManifest
 from privdfs._images import ImageLike
+from privdfs._kinds import Outcome
 from privdfs._local import LocalServers
+from privdfs._manifest import AnyClientManifest
 from privdfs._result import Health, Result
 
 if TYPE_CHECKING:
@@ -51,11 +52,14 @@ class Client(BaseClient[Transport]):
         bundle: the client folder of a release, or an opened `Bundle`.
         servers: one `Server` (or "host:port" on this machine) for every server of the release, in its order.
         timeout: seconds that a call may take, from its start to its result.
-        min_answers: how many servers must answer; all of them when None.
+        min_answers: how many servers must answer, in every round; when None, all of them, or in a coded release as many
+            as decode the answers. Two more correct one lie.
         wait: "all" waits, within the timeout, for every server; "quorum" ends a call as soon as `min_answers` have
             answered, and cancels the rest.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
+        colluding: of a coded release, how many servers together must learn nothing; the largest minority when None. The
+            more servers there are beyond those that this needs, the more of them may be silent or lie.
         queries: a budget of images for each key, and a record of repeats; several clients may share one.
         telemetry: spans and metrics (`privdfs.otel.Telemetry`); none when None.
         max_leakage_db: refuse a release whose manifest says that a minority of the servers can reconstruct images more
@@ -89,6 +93,8 @@ class Client(BaseClient[Transport]):
             QueryBudgetError: `queries` refuses to send the image.
             DeadlineExceededError: the time ran out before anything was sent.
             NotEnoughAnswersError: fewer than `min_answers` servers gave a usable answer in time.
+            ContradictingAnswersError: of a coded release, a server lies, and it cannot be told which.
+            RandomnessError: of a coded release, the system's random generator failed.
         """
         call = self._call(timeout)
         return self._run(call, call.encode(call.decode_one(image)))[0]
@@ -110,8 +116,11 @@ class Client(BaseClient[Transport]):
     def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
         """Make the shares of one image without sending them.
 
+        A coded release shares the image anew each time, and this is the first round's sharing.
+
         Returns:
-            N arrays, the i-th int8 [K_i]: exactly the bytes that would be sent to server i.
+            N arrays, the i-th int8 [K_i], or in a coded release int8 [primes, values]: exactly the bytes that would be
+            sent to server i.
 
         Raises:
             ImageError: the image cannot be used.
@@ -146,7 +155,7 @@ class Client(BaseClient[Transport]):
             self._transport.close()
 
     @classmethod
-    def _connect(cls, manifest: ClientManifest, servers: Sequence[Server]) -> Transport:
+    def _connect(cls, manifest: AnyClientManifest, servers: Sequence[Server]) -> Transport:
         return _Servers(manifest, servers)
 
     @classmethod
@@ -154,13 +163,16 @@ class Client(BaseClient[Transport]):
         return servers
 
     def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        return call.finish(chunk, self._transport.exchange(call, chunk) if chunk.size else [])
+        step: Chunk | list[Result] = chunk
+        while isinstance(step, Chunk):
+            step = call.proceed(step, self._transport.exchange(call, step) if step.size else [])
+        return step
 
 
 class _Servers:
     """All servers at once, in the thread of the call."""
 
-    def __init__(self, manifest: ClientManifest, servers: Sequence[Server]) -> None:
+    def __init__(self, manifest: AnyClientManifest, servers: Sequence[Server]) -> None:
         self._channels = Channels(manifest, servers)
         self._turns = threading.BoundedSemaphore(MAX_CALLS_AT_ONCE)
 

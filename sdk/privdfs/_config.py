@@ -106,13 +106,13 @@ class Retries:
 
 
 def check_servers(
-    servers: Sequence[Server | str], count: int, *, allow_shared_hosts: bool = False
+    servers: Sequence[Server | str], count: int | None, *, allow_shared_hosts: bool = False
 ) -> tuple[Server, ...]:
     """The servers of a client, in the order of the release.
 
     Args:
         servers: as the caller gave them.
-        count: how many the release has.
+        count: how many the release has; None: any number.
         allow_shared_hosts: say so in the log, instead of refusing servers that share an address.
 
     Raises:
@@ -121,12 +121,13 @@ def check_servers(
     """
     if isinstance(servers, (str, Server)):
         raise ConfigError(
-            f"one server was given where a list of {count} is expected: pass [Server(…), …] in the release's order"
+            f"one server was given where a list {f'of {count} ' if count else ''}is expected: pass [Server(…), …] in "
+            "the release's order"
         )
     listed = _list(servers, "the servers", "a list, [Server(…), …] in the release's order")
     check_flag(allow_shared_hosts, "allow_shared_hosts")
     checked = tuple(_check_server(index, server) for index, server in enumerate(listed))
-    if len(checked) != count:
+    if count is not None and len(checked) != count:
         raise ConfigError(
             f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"
         )

@@ -1,7 +1,8 @@
 """The part of a call without input or output: plan, check, fuse. Both clients drive it.
 
-A call decodes the images. For each chunk of at most `max_batch` it encodes, sends every share to its server, gets the
-answers (`_exchange.py`) and fuses them. One `Deadline`, set at the start, covers all of it.
+A call decodes the images. For each chunk of at most `max_batch` it makes shares, sends every share to its server, gets
+the answers (`_exchange.py`) and fuses them, or makes the shares of the next round. What shares and answers are, only
+the kind of the release knows: `_masked.py` or `_coded.py`. One `Deadline`, set at the start, covers all of it.
 """
 
 import time
@@ -13,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._bundle import Bundle
-from privdfs._config import Retries, Wait, check_min_answers, check_retries, check_timeout, check_wait
+from privdfs._config import Retries, Wait, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
-from privdfs._errors import AnswerError, ConfigError, DeadlineExceededError, NotEnoughAnswersError, ServerError
-from privdfs._format import PARTITION_BYTES, accuracy_of
+from privdfs._errors import ConfigError, DeadlineExceededError, NotEnoughAnswersError
+from privdfs._format import PARTITION_BYTES
 from privdfs._images import ImageLike, Pixels, load_image, load_images
-from privdfs._keys import UserKey
+from privdfs._kinds import Answered, Kind, Outcome, Sent
 from privdfs._queries import Asked, Queries
-from privdfs._result import Result, Timings
-from privdfs._suspects import Suspects
+from privdfs._result import Result, RoundTimings, Timings
 
 
 class Deadline:
@@ -48,37 +48,20 @@ class Share:
 
     Attributes:
         server: index of that server.
-        values: int8 [batch, K_server].
+        values: int8 [batch, K_server], or in a coded release int8 [batch, primes, values].
         partition: the one used; None in a release without keys.
+        round: which of the server's models it is for, counted from 0.
     """
 
     server: int
     values: npt.NDArray[np.int8] = field(repr=False)
     partition: int | None = None
+    round: int = 0
 
     @property
     def bytes_up(self) -> int:
         """Bytes of tensors that travel for each image: the share, and the int32 index of the partition."""
-        return self.values.shape[1] + (0 if self.partition is None else PARTITION_BYTES)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one share: logits float32 [batch, classes], or an error.
-
-    Attributes:
-        server: index of the server.
-        ms: from the first time that the share was sent to the answer.
-        sends: how often the share was sent, retries and hedges included.
-        ready: the server passed the check but was sent nothing, because others did not pass; no logits, no error.
-    """
-
-    server: int
-    ms: float
-    logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
-    error: ServerError | None = None
-    ready: bool = False
-    sends: int = 0
+        return self.values[0].size + (0 if self.partition is None else PARTITION_BYTES)
 
 
 @dataclass(frozen=True)
@@ -90,13 +73,36 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Round:
+    """A round that is over: what it took, and what became of every share."""
+
+    encode_ms: float
+    outcomes: tuple[Outcome, ...]
+    bytes_up: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """Images that travel together, and their shares by server; none of either where `Queries` knows all of them."""
+    """Images that travel together, and their shares by server; none of either where `Queries` knows all of them.
+
+    Attributes:
+        size: how many images.
+        shares: of the present round.
+        decode_ms: what decoding the whole batch took.
+        encode_ms: what making these shares took.
+        rounds_left: this round and those that follow.
+        sent: what the kind of release keeps of the round.
+        past: the rounds before.
+        asked: what `Queries` says of the images.
+    """
 
     size: int
     shares: tuple[Share, ...]
     decode_ms: float
     encode_ms: float
+    rounds_left: int = 1
+    sent: Sent | None = None
+    past: tuple[Round, ...] = ()
     asked: Asked | None = None
 
 
@@ -112,15 +118,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all calls of a client share. It keeps the partition that the user's key picks, not the key."""
+    """What all calls of a client share."""
 
     bundle: Bundle
+    kind: Kind
     timeout: float
     min_answers: int
     wait: Wait
     retries: Retries
-    partition: int | None
-    suspects: Suspects = field(repr=False)
     queries: Queries | None = None
     telemetry: Observer | None = None
 
@@ -128,12 +133,12 @@ class Settings:
     def check(
         cls,
         bundle: Bundle,
+        kind: Kind,
         *,
         timeout: float,
         min_answers: int | None,
         wait: str,
         retries: Retries | None,
-        key: UserKey | bytes | None,
         queries: Queries | None = None,
         telemetry: Observer | None = None,
     ) -> "Settings":
@@ -144,12 +149,11 @@ class Settings:
         """
         return cls(
             bundle,
+            kind,
             check_timeout(timeout),
-            check_min_answers(min_answers, bundle.n_servers),
+            kind.check_min_answers(min_answers),
             check_wait(wait),
             check_retries(retries),
-            bundle.partition(key),
-            Suspects(bundle.manifest),
             _check_queries(queries),
             _check_telemetry(telemetry),
         )
@@ -165,9 +169,7 @@ class Settings:
         return replace(
             self,
             timeout=self.timeout if timeout is None else check_timeout(timeout),
-            min_answers=self.min_answers
-            if min_answers is None
-            else check_min_answers(min_answers, self.bundle.n_servers),
+            min_answers=self.min_answers if min_answers is None else self.kind.check_min_answers(min_answers),
             wait=self.wait if wait is None else check_wait(wait),
             retries=self.retries if retries is None else check_retries(retries),
         )
@@ -197,18 +199,15 @@ class Call:
         self.min_answers = settings.min_answers
         self.wait = settings.wait
         self.retries = settings.retries
-        self._suspects = settings.suspects
+        self._kind = settings.kind
         self._queries = settings.queries
         self._telemetry = settings.telemetry
-        self._partition = settings.partition
         self._bundle = settings.bundle
 
     def warm_up(self) -> None:
-        """Run both graphs once: ONNX Runtime allocates at the first run."""
-        spec, n_servers = self._bundle.manifest.image, self._bundle.n_servers
-        self.shares(Decoded(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8), 0.0))
-        logits = np.zeros((1, n_servers, len(self._bundle.classes)), np.float32)
-        self._bundle.fuse(logits, np.ones((1, n_servers), np.bool_))
+        """Run every graph once: ONNX Runtime allocates at the first run."""
+        spec = self._bundle.manifest.image
+        self._kind.rehearse(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8))
 
     def is_brief(self, image: ImageLike) -> bool:
         """Whether decoding and encoding an image here is faster than handing it to another thread."""
@@ -235,8 +234,8 @@ class Call:
             yield Decoded(decoded.pixels[start : start + step], decoded.ms)
 
     def shares(self, decoded: Decoded) -> list[npt.NDArray[np.int8]]:
-        """The shares of a batch, by server: int8 [batch, K_i]."""
-        return self._bundle.encode(decoded.pixels, partition=self._partition)
+        """The shares of a batch in the first round, by server: int8 [batch, …]."""
+        return list(self._kind.begin(decoded.pixels).shares)
 
     def encode(self, decoded: Decoded) -> Chunk:
         """Make the shares of the images in a chunk that have to be sent.
@@ -244,99 +243,122 @@ class Call:
         Raises:
             DeadlineExceededError: no time is left to send them.
             QueryBudgetError: `Queries` does not let them be sent.
+            RandomnessError: the system's random generator failed.
         """
         asked = None
         if self._queries is not None:
-            asked = self._queries.ask(self._bundle.release, self._partition, decoded.pixels, self.min_answers)
+            partition = self._kind.partition
+            asked = self._queries.ask(self._bundle.release, partition, decoded.pixels, self.min_answers)
             if not asked.fresh:
-                return Chunk(0, (), decoded.ms, 0.0, asked)
+                return Chunk(0, (), decoded.ms, 0.0, asked=asked)
             decoded = Decoded(decoded.pixels[list(asked.fresh)], decoded.ms)
         started = time.perf_counter()
-        shares = self.shares(decoded)
+        sent = self._kind.begin(decoded.pixels)
         encode_ms = (time.perf_counter() - started) * 1e3
         if self.deadline.remaining == 0:
             raise DeadlineExceededError(
                 f"this call used up its {self.deadline.timeout:g} s before its images were ready to send: "
                 "raise `timeout`, or pass smaller images or fewer at a time"
             )
-        return Chunk(
-            size=len(decoded.pixels),
-            shares=tuple(Share(i, values, self._partition) for i, values in enumerate(shares)),
-            decode_ms=decoded.ms,
-            encode_ms=encode_ms,
-            asked=asked,
-        )
+        return self._chunk(Chunk(len(decoded.pixels), (), decoded.ms, encode_ms, asked=asked), sent)
 
-    def finish(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
-        """Fuse the answers of a chunk: one outcome for each server, none where nothing was sent.
+    def proceed(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Chunk | list[Result]:
+        """Take the answers of a round: the shares of the next one, or the results.
+
+        Args:
+            chunk: what was sent.
+            outcomes: one for each server; none where nothing was sent.
 
         Raises:
             NotEnoughAnswersError: fewer than `min_answers` servers answered.
+            ContradictingAnswersError: of a coded release, a server lies, and it cannot be told which.
+            RandomnessError: the system's random generator failed.
         """
-        error: BaseException | None = None
+        if not chunk.size:
+            return self._with_repeats(chunk, [])
+        past = Round(chunk.encode_ms, tuple(outcomes), tuple(share.bytes_up for share in chunk.shares))
+        rounds = (*chunk.past, past)
+        started = time.perf_counter()
         try:
-            results = self._fuse(chunk, outcomes) if chunk.size else []
-        except Exception as caught:
-            error = caught
+            found = self._take(chunk, outcomes)
+        except Exception as error:
+            self._note(chunk, rounds, error)
             raise
-        finally:
-            if self._telemetry is not None and chunk.size:
-                seconds = self.deadline.elapsed_ms / 1e3
-                self._telemetry.note(self._bundle.release, chunk.size, outcomes, seconds, error)
+        took = (time.perf_counter() - started) * 1e3
+        if isinstance(found, Sent):
+            return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
+        self._note(chunk, rounds, None)
+        return self._with_repeats(chunk, self._results(chunk, rounds, found, took))
+
+    def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
+        """Tell telemetry of a part that has ended."""
+        if self._telemetry is not None:
+            seconds = self.deadline.elapsed_ms / 1e3
+            self._telemetry.note(self._bundle.release, chunk.size, _whole(rounds), seconds, error)
+
+    def _take(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Sent | Answered:
+        if sum(outcome.answer is not None for outcome in outcomes) < self.min_answers:
+            raise self._too_few(chunk, outcomes)
+        if chunk.sent is None:
+            raise RuntimeError("answers came for a chunk that was not sent")
+        return self._kind.take(chunk.sent, outcomes)
+
+    def _chunk(self, about: Chunk, sent: Sent) -> Chunk:
+        """A chunk with the shares of a round."""
+        shares = tuple(
+            Share(server, values, self._kind.partition, sent.round) for server, values in enumerate(sent.shares)
+        )
+        return replace(about, shares=shares, sent=sent, rounds_left=self._kind.rounds - sent.round)
+
+    def _with_repeats(self, chunk: Chunk, results: list[Result]) -> list[Result]:
+        """What `Queries` knows, beside what was asked."""
         if self._queries is None or chunk.asked is None:
             return results
-        found = self._queries.answer(chunk.asked, self._partition, results)
+        found = self._queries.answer(chunk.asked, self._kind.partition, results)
         return [
             found[digest] if position in chunk.asked.fresh else self._repeated(chunk, found[digest])
             for position, digest in enumerate(chunk.asked.digests)
         ]
 
     def _repeated(self, chunk: Chunk, result: Result) -> Result:
-        n_servers = self._bundle.n_servers
-        timings = Timings(chunk.decode_ms, 0.0, (None,) * n_servers, 0.0, self.deadline.elapsed_ms)
-        return replace(result, timings=timings, bytes_up=(0,) * n_servers, repeated=True)
+        nothing = (0,) * self._kind.servers
+        timings = Timings(chunk.decode_ms, 0.0, (None,) * self._kind.servers, 0.0, self.deadline.elapsed_ms)
+        return replace(result, timings=timings, bytes_up=nothing, bytes_down=nothing, repeated=True)
 
-    def _fuse(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> list[Result]:
-        n_servers, classes = self._bundle.n_servers, self._bundle.classes
-        logits = np.zeros((chunk.size, n_servers, len(classes)), dtype=np.float32)
-        servers_ms: list[float | None] = [None] * n_servers
-        for outcome in outcomes:
-            if outcome.logits is not None:
-                logits[:, outcome.server] = outcome.logits
-                servers_ms[outcome.server] = outcome.ms
-        answered = tuple(ms is not None for ms in servers_ms)
-        if sum(answered) < self.min_answers:
-            raise self._too_few(outcomes)
-        present = [i for i in range(n_servers) if answered[i]]
-        garbled = [outcome.server for outcome in outcomes if isinstance(outcome.error, AnswerError)]
-        suspects = self._suspects.note(logits, present, garbled)
-        started = time.perf_counter()
-        probabilities = self._bundle.fuse(logits, np.array([answered] * chunk.size, dtype=np.bool_))
+    def _results(self, chunk: Chunk, rounds: Sequence[Round], found: Answered, fusion_ms: float) -> list[Result]:
+        whole = _whole(rounds)
         timings = Timings(
             decode_ms=chunk.decode_ms,
-            encode_ms=chunk.encode_ms,
-            servers_ms=tuple(servers_ms),
-            fusion_ms=(time.perf_counter() - started) * 1e3,
+            encode_ms=sum(each.encode_ms for each in rounds),
+            servers_ms=tuple(map(_answer_ms, whole)),
+            fusion_ms=fusion_ms,
             total_ms=self.deadline.elapsed_ms,
+            rounds=tuple(RoundTimings(each.encode_ms, tuple(map(_answer_ms, each.outcomes))) for each in rounds),
         )
         shared = {
-            "answered": answered,
+            "answered": tuple(outcome.answer is not None for outcome in whole),
             "timings": timings,
-            "bytes_up": tuple(chunk.shares[outcome.server].bytes_up * outcome.sends for outcome in outcomes),
-            "suspects": suspects,
-            "expected_accuracy": accuracy_of(self._bundle.manifest, present),
+            "bytes_up": _sums(map(_bytes_up, rounds)),
+            "bytes_down": _sums(map(_bytes_down, rounds)),
+            "suspects": found.suspects,
+            "corrected": found.corrected,
+            "expected_accuracy": found.expected_accuracy,
         }
-        return [_result(row, classes, shared) for row in probabilities]
+        return [_result(row, self._bundle.classes, shared) for row in found.probabilities]
 
-    def _too_few(self, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
+    def _too_few(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
         causes = {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}
-        usable = tuple(outcome.server for outcome in outcomes if outcome.logits is not None)
+        usable = tuple(outcome.server for outcome in outcomes if outcome.answer is not None)
         ready = sum(outcome.ready for outcome in outcomes)
         listed = "; ".join(f"server {i}: {causes[i].message}" for i in sorted(causes))
-        hint = "" if self.min_answers == 1 else ", or lower `min_answers` if a less certain answer will do"
-        count, needed = self._bundle.n_servers, self.min_answers
+        count, needed = self._kind.servers, self.min_answers
+        hint = ""
+        if self._kind.may_lower(needed):
+            hint = ", or lower `min_answers` if a less certain answer will do"
         found = f"{len(usable)} of {count} servers gave a usable answer, {needed} are needed"
-        if ready:
+        if chunk.past:
+            found += f" in round {len(chunk.past) + 1}"
+        if ready and not chunk.past:
             found = f"{ready} of {count} servers passed the release check, {needed} must, so no share was sent"
         return NotEnoughAnswersError(
             f"{found} ({listed}): fix these servers{hint}",
@@ -344,6 +366,38 @@ class Call:
             usable,
             self.min_answers,
         )
+
+
+def _whole(rounds: Sequence[Round]) -> list[Outcome]:
+    """What became of every server over all rounds so far: its times added up, its first error."""
+    whole = list(rounds[0].outcomes)
+    for each in rounds[1:]:
+        for server, (before, now) in enumerate(zip(whole, each.outcomes, strict=True)):
+            answer = None if before.answer is None else now.answer
+            error = before.error or now.error
+            whole[server] = replace(
+                now, ms=before.ms + now.ms, answer=answer, error=error, sends=before.sends + now.sends
+            )
+    return whole
+
+
+def _answer_ms(outcome: Outcome) -> float | None:
+    return None if outcome.answer is None else outcome.ms
+
+
+def _bytes_up(each: Round) -> list[int]:
+    """Bytes that each server was sent in a round, for each image."""
+    return [outcome.sends * length for outcome, length in zip(each.outcomes, each.bytes_up, strict=True)]
+
+
+def _bytes_down(each: Round) -> list[int]:
+    """Bytes of the answers of a round, for each image."""
+    return [0 if outcome.answer is None else outcome.answer[0].nbytes for outcome in each.outcomes]
+
+
+def _sums(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Column by column."""
+    return tuple(map(sum, zip(*rows, strict=True)))
 
 
 def _result(probabilities: npt.NDArray[np.float32], classes: tuple[str, ...], shared: Mapping[str, Any]) -> Result:

@@ -18,7 +18,9 @@
     │   ├── ServerUnavailableError   it could not be reached, or refused the request
     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
     │   └── AnswerError              its answer is not a valid one
-    └── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
+    ├── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
+    ├── ContradictingAnswersError    coded shares: a server lies, and it cannot be told which (`.answered` has them all)
+    └── RandomnessError              coded shares: the system's random generator failed (nothing was sent)
 
 Catch `NotEnoughAnswersError` to retry or to fall back; catch `ImageError` to skip one picture; the others are for the
 person who deploys the application. `ServerError` and its children are found inside `NotEnoughAnswersError.causes`.
@@ -179,3 +181,21 @@ class NotEnoughAnswersError(Error):
         self.causes: dict[int, ServerError] = dict(causes)
         self.answered = answered
         self.needed = needed
+
+
+class ContradictingAnswersError(Error):
+    """Answers of a coded release contradict each other, and too few servers answered to tell which of them lie.
+
+    Attributes:
+        answered: indices of the servers that answered; at least one of them lies or is faulty.
+        round: counted from 1. Nothing of a later round was sent.
+    """
+
+    def __init__(self, message: str, answered: tuple[int, ...], round: int) -> None:  # noqa: A002 - the field's word
+        super().__init__(message, answered, round)
+        self.answered = answered
+        self.round = round
+
+
+class RandomnessError(Error):
+    """The system's random generator failed while shares were made; they were not sent."""

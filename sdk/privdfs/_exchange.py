@@ -10,6 +10,8 @@ Guarantees:
 - A share is sent to replicas of its own server only, on connections that have passed the check; so are its retries and
   its hedges.
 - A trip ends at its deadline, whether all have answered or not.
+- In a round that others follow, those who are late are waited for only until its part of the time is over, so that one
+  silent server does not use up the time of the rest. It gets its share of the next round all the same.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
   that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
 """
@@ -19,18 +21,18 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from privdfs._channel import Failure, ServerChannel
 from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
-from privdfs._core import Call, Chunk, Outcome, Share
+from privdfs._core import Call, Chunk, Share
 from privdfs._drive import Ask
 from privdfs._errors import ServerError, ServerTimeoutError
 from privdfs._grpc import Connection, Reply
+from privdfs._kinds import Outcome
 from privdfs._result import Health
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 
@@ -75,8 +77,10 @@ class Trip:
     def __init__(self, channels: Sequence[ServerChannel], call: Call, chunk: Chunk) -> None:
         self.done = False
         self._call = call
-        self._size = chunk.size
         self._end = time.monotonic() + call.deadline.remaining
+        # Until when those are waited for who are not needed: in the last round until the deadline.
+        left = call.deadline.remaining / chunk.rounds_left
+        self._patient_until = time.monotonic() + left if chunk.rounds_left > 1 else math.inf
         self._deliveries = [_Delivery(channel, chunk.shares[channel.server]) for channel in channels]
         self._open = False  # shares may be sent
         self._doomed_until: float | None = None
@@ -85,8 +89,12 @@ class Trip:
     @property
     def wake(self) -> float:
         """When something is due: a retry, a hedge, the end of the grace, or the deadline."""
+        if self._doomed_until is not None:
+            return min(self._end, self._doomed_until)
         due = [delivery.wake for delivery in self._deliveries if delivery.outcome is None]
-        return min([self._end, *due] if self._doomed_until is None else [self._end, self._doomed_until])
+        # What is past is not waited for again.
+        patience = self._patient_until if self._patient_until > time.monotonic() else self._end
+        return min([self._end, patience, *due])
 
     def begin(self) -> list[Ask]:
         """The first attempt at every server."""
@@ -181,7 +189,10 @@ class Trip:
 
     def _take_check(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
         failure = delivery.channel.read_config(attempt.connection, reply)
-        if failure is None:
+        if failure is None and not attempt.connection.checked:  # it has more models
+            attempt.ask = delivery.channel.ask_config(attempt.connection, self._call.deadline.remaining)
+            self._asks.append(attempt.ask)
+        elif failure is None:
             attempt.ask = None
             if not self._open:  # what it waits for now is not this server
                 delivery.wake = math.inf
@@ -189,7 +200,7 @@ class Trip:
             self._failed(delivery, attempt, failure)
 
     def _take_answer(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
-        read = delivery.channel.read_answer(attempt.connection, self._size, reply)
+        read = delivery.channel.read_answer(attempt.connection, delivery.share, reply)
         if isinstance(read, Failure):
             self._failed(delivery, attempt, read)
             return
@@ -229,7 +240,7 @@ class Trip:
             delivery, error or ServerTimeoutError("the time was over before it was asked", delivery.channel.server)
         )
 
-    def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[np.float32]", ms: float = 0.0) -> None:
+    def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[Any]", ms: float = 0.0) -> None:
         server = delivery.channel.server
         delivery.outcome = Outcome(server, ms, error=end) if isinstance(end, ServerError) else Outcome(server, ms, end)
         self._drop(delivery)
@@ -259,8 +270,9 @@ class Trip:
     def _judge(self) -> None:
         needed = self._call.min_answers
         ended = [delivery.outcome for delivery in self._deliveries if delivery.outcome is not None]
-        answers = sum(outcome.logits is not None for outcome in ended)
-        if len(ended) == len(self._deliveries) or (self._call.wait == "quorum" and answers >= needed):
+        answers = sum(outcome.answer is not None for outcome in ended)
+        patient = self._call.wait == "all" and time.monotonic() < self._patient_until
+        if len(ended) == len(self._deliveries) or (answers >= needed and not patient):
             self.done = True
         elif len(self._deliveries) - (len(ended) - answers) < needed:
             if self._doomed_until is None:
@@ -303,6 +315,10 @@ class Checkup:
         """Judge an answer; a replica that is well is tried again at once, whatever its breaker said."""
         channel, connection = self._running.pop(ask)
         failure = channel.read_config(connection, reply)
+        if failure is None and not connection.checked:  # it has more models
+            following = channel.ask_config(connection, self._call.deadline.remaining)
+            self._running[following] = channel, connection
+            return [following]
         channel.replicas.give_back(connection, failed=False if failure is None else None)
         self._note(connection, reply.ms, None if failure is None else failure.error)
         return []

@@ -83,6 +83,7 @@ class Connection:
         self.endpoint = endpoint
         self.security = security
         self.checked = False
+        self.passed = 0  # models of the branch that were judged so far
         self._stream = Stream(*split_endpoint(endpoint), security)
         self._http: Any = None  # h2's connection
         self._running = 0  # the id of HTTP/2's stream of the present call
@@ -153,7 +154,7 @@ class Connection:
 
     def close(self) -> None:
         """Close it for good."""
-        self.checked = False
+        self.checked, self.passed = False, 0
         self._stream.close()
 
     def interrupt(self) -> None:

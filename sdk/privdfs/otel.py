@@ -70,7 +70,7 @@ class Telemetry:
         """
         now = time.time_ns()
         attributes = {"privdfs.release": release, **_type_of(error)}
-        answered = sum(outcome.logits is not None for outcome in outcomes)
+        answered = sum(outcome.answer is not None for outcome in outcomes)
         span = self._tracer.start_span(
             "privdfs.call",
             start_time=now - round(seconds * 1e9),

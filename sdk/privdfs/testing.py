@@ -28,17 +28,19 @@ import numpy.typing as npt
 from privdfs import _messages as messages
 from privdfs._bundle import Bundle
 from privdfs._channel import branches
-from privdfs._format import LOGITS, PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE
-from privdfs._local import open_branch, open_client
+from privdfs._format import PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, ClientManifest
+from privdfs._local import open_branches, open_client
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Answer", "FakeServer", "Fault"]
 
-#: shares int8 [batch, K], and in a keyed release partitions int32 [batch, 1] -> logits float32 [batch, classes]
+#: shares int8 [batch, K], and in a keyed release partitions int32 [batch, 1] -> logits float32 [batch, classes]; in a
+#: coded release shares int8 [batch, primes, values] and the number of the round, from 1 -> residues int8
 Answer = Callable[..., npt.NDArray[Any]]
 
+_TYPES = {"int8": messages.TYPE_INT8, "int32": messages.TYPE_INT32, "float32": messages.TYPE_FP32}
 _DATATYPES = {
     "float16": "FP16",
     "float32": "FP32",
@@ -56,7 +58,8 @@ class Fault:
     Attributes:
         delay: seconds to wait before anything else.
         status: name of the gRPC status code to fail with, for example "UNAVAILABLE".
-        logits: replaces the answer's logits: float32 [batch, classes] -> an array of any shape and type.
+        logits: replaces the answer's logits, or residues: an array -> one of any shape and type.
+        round: of a coded release, the only round that it goes wrong in, from 1; None: in all.
         response: last word on the protobuf message that is sent.
     """
 
@@ -64,6 +67,7 @@ class Fault:
     status: str | None = None
     logits: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     response: Callable[[Any], None] | None = None
+    round: int | None = None
 
 
 class FakeServer:
@@ -77,7 +81,8 @@ class FakeServer:
 
     Attributes:
         endpoint: "127.0.0.1:port".
-        received: the shares received, int8 [batch, K], oldest first.
+        received: the shares received, int8 [batch, K] or [batch, primes, values], oldest first.
+        rounds: the round of each, from 1.
         partitions: in a keyed release, the partitions that came with them, int32 [batch, 1].
         checks: how often it was asked what it serves.
         fault: what goes wrong with the next answers; None for nothing.
@@ -88,10 +93,13 @@ class FakeServer:
         import grpc  # pyright: ignore[reportMissingTypeStubs]
 
         self._grpc: Any = grpc
-        self._branch = branches(bundle.manifest)[server]
+        masked = isinstance(bundle.manifest, ClientManifest)
+        self._branch = branches(bundle.manifest, bundle.n_servers if masked else server + 1)[server]
+        self._masked = masked
         self._answer = answer
         self._closing = threading.Event()
         self.received: list[npt.NDArray[np.int8]] = []
+        self.rounds: list[int] = []
         self.partitions: list[npt.NDArray[np.int32]] = []
         self.checks = 0
         self.fault: Fault | None = None
@@ -118,12 +126,18 @@ class FakeServer:
     def for_release(cls, release_dir: str | PathLike[str], server: int, *, credentials: Any = None) -> "Self":  # noqa: ANN401 - grpcio has no types
         """A fake that answers with the real branch of a release folder, run in this process."""
         bundle = open_client(release_dir)
-        branch = open_branch(release_dir, bundle.manifest, server)
+        models = open_branches(release_dir, bundle.manifest, server)
+        if isinstance(bundle.manifest, ClientManifest):
 
-        def answer(*tensors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return branch.run(dict(zip((SHARE, PARTITION), tensors, strict=False)))[0]
+            def answer(*tensors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+                return models[0].run(dict(zip((SHARE, PARTITION), tensors, strict=False)))[0]
 
-        return cls(bundle, server, answer, credentials=credentials)
+            return cls(bundle, server, answer, credentials=credentials)
+
+        def answer_round(share: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
+            return models[number - 1].run({SHARE: share})[0]
+
+        return cls(bundle, server, answer_round, credentials=credentials)
 
     def __enter__(self) -> "Self":
         return self
@@ -149,11 +163,14 @@ class FakeServer:
         self.checks += 1
         self._fail(self.check_fault, context)
         branch = self._branch
+        model = next((each for each in branch.models if each.name == request.name), None)
+        if model is None:
+            context.abort(self._grpc.StatusCode.NOT_FOUND, "no such model")
+            raise AssertionError  # `abort` does not return
         config: Any = messages.new("ModelConfig", name=request.name, max_batch_size=branch.max_batch)
-        config.input.add(name=SHARE, data_type=messages.TYPE_INT8, dims=[branch.share_length])
-        if branch.keyed:
-            config.input.add(name=PARTITION, data_type=messages.TYPE_INT32, dims=[1])
-        config.output.add(name=LOGITS, data_type=messages.TYPE_FP32, dims=[branch.classes])
+        for each in model.inputs:
+            config.input.add(name=each.name, data_type=_TYPES[each.dtype], dims=each.sizes)
+        config.output.add(name=model.output.name, data_type=_TYPES[model.output.dtype], dims=model.output.sizes)
         config.parameters[RELEASE_PARAMETER].string_value = branch.release
         config.parameters[SERVER_PARAMETER].string_value = str(branch.server)
         return _edited(self.check_fault, messages.new("ModelConfigResponse", config=config))
@@ -163,16 +180,23 @@ class FakeServer:
             np.reshape(np.frombuffer(raw, dtype), tuple(tensor.shape))
             for raw, tensor, dtype in zip(request.raw_input_contents, request.inputs, (np.int8, "<i4"), strict=False)
         ]
+        names = [model.name for model in self._branch.models]
+        number = names.index(request.model_name) + 1
         self.received.append(tensors[0])
+        self.rounds.append(number)
         self.partitions += tensors[1:]
-        self._fail(self.fault, context)
-        logits = self._answer(*tensors)
-        if self.fault is not None and self.fault.logits is not None:
-            logits = self.fault.logits(logits)
+        fault = self.fault
+        if fault is not None and fault.round not in {None, number}:
+            fault = None
+        self._fail(fault, context)
+        logits = self._answer(*tensors) if self._masked else self._answer(tensors[0], number)
+        if fault is not None and fault.logits is not None:
+            logits = fault.logits(logits)
+        output = self._branch.models[number - 1].output
         response = messages.new("ModelInferResponse", model_name=request.model_name, model_version="1")
-        response.outputs.add(name=LOGITS, datatype=_DATATYPES[str(logits.dtype)], shape=logits.shape)
+        response.outputs.add(name=output.name, datatype=_DATATYPES[str(logits.dtype)], shape=logits.shape)
         response.raw_output_contents.append(logits.tobytes())
-        return _edited(self.fault, response)
+        return _edited(fault, response)
 
     def _fail(self, fault: Fault | None, context: Any) -> None:  # noqa: ANN401 - grpcio has no types
         if fault is None:

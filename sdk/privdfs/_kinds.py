@@ -1,0 +1,101 @@
+"""What the two kinds of release have in common in a call: shares go out, outcomes come back, round after round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from privdfs._errors import ServerError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one share: an answer, or an error.
+
+    Attributes:
+        server: index of the server.
+        ms: from the first time that the share was sent to the answer.
+        answer: logits float32 [batch, classes], or in a coded release residues int8 [batch, primes, outputs].
+        sends: how often the share was sent, retries and hedges included.
+        ready: the server passed the check but was sent nothing, because others did not pass; no answer, no error.
+    """
+
+    server: int
+    ms: float
+    answer: npt.NDArray[Any] | None = field(default=None, repr=False)
+    error: ServerError | None = None
+    ready: bool = False
+    sends: int = 0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The shares of one round.
+
+    Attributes:
+        shares: one for each server: int8 [batch, K_i], or in a coded release int8 [batch, primes, values].
+        round: counted from 0.
+        state: what the device keeps for the rounds that follow; only its kind looks into it.
+    """
+
+    shares: tuple[npt.NDArray[np.int8], ...] = field(repr=False)
+    round: int = 0
+    state: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of all rounds.
+
+    Attributes:
+        probabilities: float32 [batch, classes].
+        suspects: servers that lie, or are faulty, as far as is known.
+        corrected: servers whose answers were found wrong in this call, and left out.
+        expected_accuracy: of such an answer; None where the manifest does not state it.
+    """
+
+    probabilities: npt.NDArray[np.float32] = field(repr=False)
+    suspects: tuple[int, ...]
+    corrected: tuple[int, ...]
+    expected_accuracy: float | None
+
+
+class Kind(Protocol):
+    """How a release's images become shares, and answers a result: `_masked.Masked` or `_coded.Coded`."""
+
+    @property
+    def servers(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How many exchanges a call has."""
+        ...
+
+    @property
+    def partition(self) -> int | None:
+        """Of a keyed release."""
+        ...
+
+    def check_min_answers(self, min_answers: int | None) -> int:
+        """How many servers must answer in every round."""
+        ...
+
+    def may_lower(self, min_answers: int) -> bool:
+        """Whether fewer answers would do, at the price of a less certain result."""
+        ...
+
+    def begin(self, pixels: npt.NDArray[np.uint8]) -> Sent:
+        """The shares of the first round: uint8 [batch, height, width, channels] of the bundle's image size."""
+        ...
+
+    def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Sent | Answered:
+        """The shares of the next round, or what came of the last one; enough servers have answered."""
+        ...
+
+    def rehearse(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Run every graph once, for one image: ONNX Runtime allocates at the first run."""
+        ...
