@@ -12,6 +12,7 @@ from privdfs._coded import CodedGraphs
 from privdfs._coded_format import CodedManifest
 from privdfs._coded_selftest import replay_coded
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
+from privdfs._describe import describe
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
 from privdfs._files import read_manifest_bytes, read_verified
 from privdfs._format import (
@@ -27,7 +28,6 @@ from privdfs._format import (
     PARTITION,
     PROBABILITIES,
     ClientManifest,
-    bytes_up,
     encoder_signature,
     fusion_signature,
     key_spec,
@@ -274,9 +274,17 @@ class Bundle:
             )
         return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
 
-    def describe(self) -> str:
-        """A page of plain text on the release: what it classifies, its accuracy, cost and measured leakage."""
-        return _describe(self._manifest)
+    def describe(self, *, servers: int | None = None, colluding: int | None = None) -> str:
+        """A page of plain text on the release: what it classifies, its accuracy, cost and leakage.
+
+        Args:
+            servers: N, for a coded release: how many silent and lying servers a call can stand; None shows the usual N.
+            colluding: T, how many servers together must learn nothing, for a coded release; None: every minority.
+
+        Raises:
+            ConfigError: a number out of range, or one for a masked release, which has fixed ones.
+        """
+        return describe(self._manifest, servers=servers, colluding=colluding)
 
     def _check_golden(self, golden: Mapping[str, Array]) -> None:
         n_images = len(golden.get(IMAGES, ()))
@@ -302,41 +310,3 @@ def _require_output(name: str, array: Array, dtype: "np.dtype[Any]", shape: tupl
             f"{name} gives {array.dtype} {list(array.shape)} where the manifest promises {dtype} {list(shape)}: "
             "get the release again"
         )
-
-
-def _describe(manifest: ClientManifest) -> str:
-    image, accuracy, macs = manifest.image, manifest.accuracy, manifest.macs
-    lengths = bytes_up(manifest)
-    ratio = (macs.head + macs.fusion) / macs.baseline if macs.baseline else float("nan")
-    names = ", ".join(manifest.classes[:10]) + (", …" if len(manifest.classes) > 10 else "")
-    branches = ", ".join(f"{value:.2%}" for value in accuracy.branches)
-    measured_on = f"{accuracy.data}, {accuracy.images} images"
-    device_macs = macs.head + macs.fusion
-    lines = [
-        f"release      {manifest.release} (format {manifest.format_version})",
-        f"made by      {manifest.made_by.command} at {manifest.made_by.commit}, {manifest.made_by.date}",
-        f"image        {image.height} x {image.width} x {image.channels}, up to {manifest.max_batch} at a time",
-        f"classes      {len(manifest.classes)}: {names}",
-        f"servers      {len(lengths)}, bytes up per image: {' + '.join(map(str, lengths))} = {sum(lengths)}",
-        f"accuracy     fused {accuracy.fused:.2%}, baseline {accuracy.baseline:.2%} ({measured_on})",
-        f"branches     {branches}",
-        f"on device    {device_macs:,} multiply-accumulates per image, {ratio:.1%} of the baseline's",
-    ]
-    keys = key_spec(manifest)
-    if keys is not None:
-        lines.append(f"keys         {keys.partitions} partitions, a user's key picks one (family {keys.family})")
-    for row in accuracy.malicious:
-        cheap = min(row.random, row.constant, row.flipped, row.runner_up)
-        lines.append(
-            f"liars        {row.liars} of {len(lengths)}: {cheap:.2%} under simple lies, {row.adversarial:.2%} under "
-            "liars who know everything"
-        )
-    if not manifest.leakage:
-        lines.append("leakage      not measured")
-    for row in manifest.leakage:
-        members = ", ".join(map(str, row.coalition))
-        lines.append(
-            f"leakage      servers {members} by {row.attack}: PSNR {row.psnr:.1f} dB (floor {row.floor:.1f} dB), "
-            f"SSIM {row.ssim:.2f}, {row.images} images" + (f", effort {row.effort}" if row.effort else "")
-        )
-    return "\n".join(lines)

@@ -85,3 +85,5 @@ BRIEF_MACS = 2_000_000
 SELFTEST_SHARE_TOLERANCE = 0.01
 #: Largest difference of a fused probability from the recorded one.
 SELFTEST_PROBABILITY_TOLERANCE = 1e-3
+#: Largest difference of a canary's probability from the recorded one: float32 rounding, far below what a lie does.
+CANARY_TOLERANCE = 1e-5

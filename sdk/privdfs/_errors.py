@@ -18,6 +18,7 @@
     │   ├── ServerUnavailableError   it could not be reached, or refused the request
     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
     │   └── AnswerError              its answer is not a valid one
+    ├── CanaryError                  an image whose answer is known came back with another one: a server lies
     ├── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
     ├── ContradictingAnswersError    coded shares: a server lies, and it cannot be told which (`.answered` has them all)
     └── RandomnessError              coded shares: the system's random generator failed (nothing was sent)
@@ -165,6 +166,18 @@ class ServerMismatchError(ServerError):
 
 class AnswerError(ServerError):
     """The server answered with a wrong tensor: its name, type, shape or values cannot be an answer."""
+
+
+class CanaryError(Error):
+    """An image whose answer is known came back with another one: a server lies or is faulty, and it is unknown which.
+
+    Attributes:
+        answered: indices of the servers, one or more of which gave the wrong answer.
+    """
+
+    def __init__(self, message: str, answered: tuple[int, ...] = ()) -> None:
+        super().__init__(message, answered)
+        self.answered = answered
 
 
 class NotEnoughAnswersError(Error):

@@ -1,20 +1,29 @@
-"""How much a release leaks by its manifest, and the check against what the application allows."""
+"""How much a release leaks by its manifest, and the check against what the application allows.
+
+Of masked shares it is measured. Of coded ones it is proven: as many servers as may collude learn nothing.
+"""
 
 import math
 
+from privdfs._coded_format import CodedManifest
 from privdfs._errors import ConfigError, LeakageError
-from privdfs._format import ClientManifest, Leakage, largest_coalition
+from privdfs._format import Leakage, largest_coalition
 from privdfs._given import shown
+from privdfs._manifest import AnyClientManifest
 
 
-def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
-    """The strongest measured attack above its class-mean floor, for every size of a minority coalition.
+def worst_leakage(manifest: AnyClientManifest) -> dict[int, Leakage | None]:
+    """The strongest measured attack above its class-mean floor, for every size of a coalition that learns something.
 
-    With one or two servers no minority has a member, and one server alone is taken.
+    These are the minority coalitions; with one or two servers no minority has a member, and one server alone is taken.
+    In a coded release there are none: whatever number of servers its user lets collude, they learn nothing. What more
+    of them learn is in the manifest too, and nothing is promised of it.
 
     Returns:
-        Size -> the strongest attack in the manifest; None where none was measured.
+        Size -> the strongest attack in the manifest; None where none was measured. Empty for a coded release.
     """
+    if isinstance(manifest, CodedManifest):
+        return {}
     return {
         size: max(
             (row for row in manifest.leakage if len(row.coalition) == size),
@@ -25,11 +34,11 @@ def worst_leakage(manifest: ClientManifest) -> dict[int, Leakage | None]:
     }
 
 
-def refuse_leakage(manifest: ClientManifest, max_leakage_db: float | None) -> None:
+def refuse_leakage(manifest: AnyClientManifest, max_leakage_db: float | None) -> None:
     """Check a release against what its user allows.
 
     Args:
-        manifest: of the release.
+        manifest: of the release; a coded one fits every limit, since up to `colluding` servers learn nothing.
         max_leakage_db: PSNR above the class mean's that a minority coalition may reach, in dB; None allows anything.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from privdfs._coded_format import CodedManifest, CodedServerManifest, server_round
+from privdfs._coded_format import CodedManifest, CodedServerManifest, branch_file, server_round
 from privdfs._errors import BundleFormatError, BundleIntegrityError
 from privdfs._files import read_manifest_bytes, refuse_unlisted, verify_files
 from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, MANIFEST_NAME, ClientManifest, ServerManifest, server_folder
@@ -43,8 +43,10 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
     client = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
     found = [_verify_folder(path / CLIENT_FOLDER, trust)]
     folders = server_folders(path, client)
-    for i, folder in enumerate(folders):
-        check_server(client, server_manifest(folder), i)
+    manifests = [server_manifest(folder) for folder in folders]
+    for i, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+        check_server(client, manifest, i)
+        _check_networks(manifest, manifests[0], i)
         found.append(_verify_folder(folder, trust))
     for folder in sorted(path.glob("server-*")):
         if folder.name not in {row.name for row in found}:
@@ -108,6 +110,19 @@ def check_server(client: AnyClientManifest, server: AnyServerManifest, index: in
         fits, what = False, "whether shares are masked or coded"
     if not fits:
         raise BundleFormatError(f"{name} and the client disagree on {what}: get the release again")
+
+
+def _check_networks(server: AnyServerManifest, first: AnyServerManifest, index: int) -> None:
+    """Servers of a coded release run the same networks; answers of different ones would contradict each other."""
+    if not isinstance(server, CodedServerManifest):
+        return
+    for number in range(1, len(server.rounds) + 1):
+        name = branch_file(number)
+        if server.files[name] != first.files[name]:
+            raise BundleFormatError(
+                f"{name} of {server_folder(index)} and of {server_folder(0)} differ, and all servers of a coded "
+                "release run the same networks: get the release again"
+            )
 
 
 def _verify_folder(folder: Path, trust: Trust | None) -> Verified:

@@ -11,8 +11,9 @@ import pytest
 from privdfs import Bundle, Client, ConfigError, LeakageError
 from privdfs._cli import main
 from privdfs._format import ClientManifest, Leakage
-from privdfs._leakage import worst_leakage
+from privdfs._leakage import refuse_leakage, worst_leakage
 from privdfs.testing import FakeServer
+from tests.sdk.coded_folders import a_leakage, coded_manifest
 from tests.sdk.drivers import Driver
 from tests.sdk.tiny_release import build_release
 
@@ -74,3 +75,17 @@ def test_a_limit_that_is_none(release: Path, limit: Any) -> None:
 def test_on_the_command_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--local", str(release), "--max-leakage-db", "0.1", str(tmp_path / "any.png")]) == 2
     assert "max_leakage_db allows 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [0, 0.0, 0.5, None])
+def test_coded_shares_fit_every_limit_whatever_more_servers_were_measured_to_learn(limit: float | None) -> None:
+    cliff = coded_manifest(leakage=(a_leakage((0,)), a_leakage((0, 1))))
+    assert worst_leakage(cliff) == {}
+    refuse_leakage(cliff, limit)
+    refuse_leakage(coded_manifest(), limit)
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan"), True, "1"])
+def test_a_limit_must_make_sense_for_coded_shares_too(limit: Any) -> None:
+    with pytest.raises(ConfigError, match="max_leakage_db"):
+        refuse_leakage(coded_manifest(), limit)

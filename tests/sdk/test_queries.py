@@ -174,7 +174,7 @@ def test_many_threads_share_one_budget(
 def test_nothing_of_an_image_is_kept_or_shown(release: Path, images: np.ndarray) -> None:
     queries = Queries(budget=7)
     asked = queries.ask("tiny-1", 5, images[:1], 1)
-    assert repr(queries) == "Queries(budget=7, repeats=256)"
+    assert repr(queries) == "Queries(budget=7, repeats=256, canary_rate=0)"
     shown = repr(asked) + repr(queries._seen)
     pixels = images[0].tobytes()
     assert pixels.hex() not in shown

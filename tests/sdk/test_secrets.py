@@ -66,6 +66,7 @@ PLACES: dict[str, Callable[[Any, Path], object]] = {
     "hedge_budget": lambda text, _: Retries(hedge_budget=text),
     "budget": lambda text, _: Queries(budget=text),
     "repeats": lambda text, _: Queries(repeats=text),
+    "canary_rate": lambda text, _: Queries(canary_rate=text),
     "spent": lambda text, _: Queries(spent=text),
     "a key of spent": lambda text, _: Queries(spent={text: 1}),
     "the file of counts": lambda text, _: Queries.load(Path("none") / text),
