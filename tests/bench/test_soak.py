@@ -92,7 +92,6 @@ def test_a_late_server_is_compared(release: Path, monkeypatch: pytest.MonkeyPatc
     found = soak.straggler(release, 3)
     assert list(found["systems"]) == ["healthy", "unprotected", "quorum", "hedged"]
     assert found["systems"]["unprotected"]["p50_ms"] >= 300
-    assert min(row["p99_ms"] - row["p50_ms"] for row in found["systems"].values()) >= 0
 
 
 def test_latencies_are_divided_by_the_healthy_clients(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
