@@ -28,8 +28,9 @@ help:  ## list these commands
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
+# Two processes, each with one thread: they take turns at two cores with the servers that they start.
 test: env triton tensorrt pillow lint docs  ## environments, lint, types, import contract, documentation, every test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
 	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py tests/sdk/test_pillow.py

@@ -13,6 +13,17 @@ from tests.trained import train_and_export, write_data
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes run the suite, one of them takes a whole module, so that its fixtures are made once.
+
+    All that starts tritonservers goes to one process: two that ask the system for free ports could get the same ones.
+    """
+    for item in items:
+        group = "servers" if item.get_closest_marker("e2e") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_again() -> Iterator[None]:
     """A command that a test runs in this process may set the number of threads; the next test starts with one."""

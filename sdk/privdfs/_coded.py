@@ -247,7 +247,7 @@ class _Randomness:
 
 
 def _sent(shares: Array, index: int, carried: _Carried) -> Sent:
-    own = tuple(np.ascontiguousarray(shares[:, server]) for server in range(shares.shape[1]))
+    own = tuple(shares[:, server].copy() for server in range(shares.shape[1]))
     shares.fill(0)
     return Sent(own, index, carried)
 

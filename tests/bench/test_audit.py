@@ -29,7 +29,7 @@ from privdfs_training.attacks.selfchecks import check_each
 from privdfs_training.errors import AttackError
 from tests.elsewhere import ELSEWHERE, SecondDevice
 from tests.trained import QUIET
-from tests.training.test_perceptual import weights
+from tests.training.lpips_weights import weights
 
 SMALL = replace(
     EFFORTS["quick"], pairs=200, targets=40, undefended=200, dense=DecoderBudget(epochs=4, batch=50, width=4)

@@ -1,14 +1,28 @@
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from bench.branches import main
+from privdfs_bench.speed import steps as step_times
 from privdfs_bench.speed.steps import interleaved
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 
-def test_every_config_is_timed(tmp_path: Path) -> None:
+def test_every_config_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([{"baseline": 10.04, "masks": 25.1}, {"baseline": 8.0, "finetune": 20.0}])
+
+    def taken(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        """The steps are made, and take the times of a machine that does not vary."""
+        found = next(told)
+        assert set(ways) == set(found)
+        for way in ways.values():
+            way()
+        assert rounds == 1
+        return found
+
+    monkeypatch.setattr(step_times, "interleaved", taken)
     values = tiny_values()  # with all that a reference config can have
     values["head"]["checkpoint"] = "not-needed-for-times.safetensors"
     values["train"] |= {"branches": BRANCHES_STAGE, "fusion": FUSION_STAGE}
@@ -17,9 +31,16 @@ def test_every_config_is_timed(tmp_path: Path) -> None:
     config, out = write_toml(tmp_path / "tiny-3.toml", values), tmp_path / "branches.json"
     assert main([str(config), "--rounds", "1", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
-    (row,) = results["steps"]
-    assert row["config"] == "tiny-3"
-    assert row["masks_ratio"] == pytest.approx(row["masks_ms"] / row["baseline_ms"], rel=0.1)
+    assert results["steps"] == [
+        {
+            "config": "tiny-3",
+            "batch": 64,
+            "baseline_ms": 10.0,
+            "masks_ms": 25.1,
+            "masks_ratio": 2.5,  # of the times before rounding
+            "finetune_ratio": 2.5,
+        }
+    ]
     assert results["made_by"]["config"]["rounds"] == 1
 
 

@@ -158,11 +158,11 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert systems["privdfs"]["bytes_down_by_server"] == [40, 40, 40]
     for name, values in systems.items():
         assert values["samples"] == len(values["samples_ms"]) == 40
-        assert min(values["samples_ms"]) <= values["p50_ms"] <= values["p90_ms"] <= values["p99_ms"]
+        ordered = sorted(values["samples_ms"])
+        assert [values[f"p{part}_ms"] for part in (50, 90, 99)] == [ordered[19], ordered[35], ordered[39]]
         assert values["cpu_ms"] > 0
         low, high = values["p50_interval_ms"]
         assert low <= values["p50_ms"] <= high
-        assert values["p99_ms"] in values["samples_ms"]
         assert values["p99_interval_ms"][1] is None  # 40 samples do not bound it
         assert name in done.stdout
         assert f"{values['p50_ms']:.2f}" in done.stdout
@@ -187,8 +187,9 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
         )
         assert 5 < cold["peak_over_bare_mb"] < 1000
     for other in ("floor", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device"):
-        ratio = systems["privdfs"]["p50_ms"] / systems[other]["p50_ms"]
-        assert results["ratios"][f"privdfs_p50_to_{other}_p50"] == pytest.approx(ratio, abs=1e-3)
+        # From the samples, by the definition of a median of 40 at the nearest rank.
+        ours, theirs = (sorted(systems[name]["samples_ms"])[19] for name in ("privdfs", other))
+        assert results["ratios"][f"privdfs_p50_to_{other}_p50"] == pytest.approx(ours / theirs, abs=1e-3)
     through = results["networks"]["2,50"]
     assert through["measured"]["rtt_ms"] >= 2
     assert all(min(one["samples_ms"]) >= 2 for one in through["systems"].values())

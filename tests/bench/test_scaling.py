@@ -54,6 +54,25 @@ def test_a_line_is_fitted_through_the_medians() -> None:
     assert scaling.fit([1, 2], [2.0, 2.0])["slope_ms"] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_the_curves_come_to() -> None:
+    def point(size: int, p50: float, p99: float, **more: float) -> dict[str, object]:
+        return {"size": size, "privdfs": {"p50_ms": p50, "p99_ms": p99}, **more}
+
+    found = scaling.summarise(
+        {
+            "batch": [point(1, 3.0, 4.0, compute_ms=1.5), point(5, 5.0, 6.0, compute_ms=3.5)],
+            "concurrency": [
+                point(1, 10.0, 20.0, per_second=90.0),
+                point(2, 12.0, 50.0, per_second=150.0),  # just within the bound
+                point(4, 20.0, 50.1, per_second=200.0),
+            ],
+        }
+    )
+    assert found["growth"]["batch"] == {"base_ms": 2.5, "slope_ms": 0.5, "explained": 1.0}
+    assert found["throughput"] == {"bound_ms": 50.0, "per_second": 150.0}
+    assert found["service"] == {"one_ms": 1.5, "base_ms": 1.0, "image_ms": 0.5}
+
+
 @pytest.mark.e2e
 def test_points_are_measured_on_real_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in proxies().items():  # loopback is never asked for through one

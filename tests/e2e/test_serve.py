@@ -33,12 +33,12 @@ pytestmark = pytest.mark.e2e
 ENDED_S = 12.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("tiny3"), 3)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def endpoints(release: Path) -> Iterator[list[str]]:
     with serve_release(release) as found:
         yield found

@@ -21,7 +21,7 @@ from privdfs_export.sessions import session
 from privdfs_training.coded.bounds import proven_bound
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, run
 from privdfs_training.coded.system import CodedSystem
-from tests.training.test_coded import IMAGE, KINDS, drawn_system
+from tests.training.coded_systems import IMAGE, KINDS, drawn_system
 
 Values = NDArray[np.generic]
 

@@ -4,7 +4,6 @@ They show that the commands do what they say around an engine, bad input include
 is well. That a real engine computes the right thing is shown by nothing here: test_gpu.py is for that.
 """
 
-import ctypes
 import dataclasses
 import json
 import re
@@ -46,17 +45,9 @@ from privdfs_export.triton import ModelSpec, TensorSpec
 from privdfs_export.verify import check_repository, loads
 from tests.e2e.tiny_release import SHARE_LENGTH, linear_graph, write_release
 from tests.export import fake_tensorrt
+from tests.export.folders import contents
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stub driver")
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    source = Path(__file__).parent / "stubs" / "cuda.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    ctypes.CDLL(str(library))
-    return library
 
 
 @pytest.fixture
@@ -99,10 +90,6 @@ def release(tmp_path: Path) -> Path:
 def _golden(graph: onnx.ModelProto) -> dict[str, Any]:
     share = np.random.default_rng(0).integers(-3, 4, (6, SHARE_LENGTH), dtype=np.int8)
     return {"share": share, "logits": session(graph.SerializeToString()).run(None, {"share": share})[0]}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def planned_manifest(server: Path) -> ServerManifest:

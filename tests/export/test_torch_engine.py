@@ -35,9 +35,9 @@ from privdfs_export.torch_engine import (
 from privdfs_export.triton import TensorSpec
 from privdfs_training.models.system import System
 from tests.export import fake_tensorrt, fake_torch_tensorrt
+from tests.export.folders import contents
 from tests.export.small_branches import branch_inputs as some_inputs
 from tests.export.small_branches import untrained
-from tests.export.test_plan import contents, driver  # noqa: F401  a fixture
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stub driver")
 
@@ -54,7 +54,7 @@ def torch_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def host(driver: Path, torch_tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: F811
+def host(driver: Path, torch_tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A host with one GPU, TensorRT 11 and torch-tensorrt."""
     monkeypatch.setattr(gpu_module, "LIBRARY", str(driver))
     return torch_tensorrt

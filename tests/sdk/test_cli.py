@@ -1,13 +1,16 @@
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -595,3 +598,41 @@ def test_the_command_as_a_process() -> None:
     assert ran.stdout == f"privdfs {__version__}\n"
     ran = subprocess.run([sys.executable, "-m", "privdfs._cli", "fly"], capture_output=True, check=False, timeout=60)
     assert ran.returncode == 2
+
+
+def test_an_image_comes_through_standard_input_or_a_pipe(
+    release: Path,
+    endpoints: list[str],
+    pictures: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, pipe = Path(pictures[0]).read_bytes(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    line = ["predict", str(release / "client"), *options(endpoints), "--json", pictures[0], "-", str(pipe)]
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True).start()
+    assert main(line) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["image"] for row in rows] == line[-3:]
+    one, *others = [{key: row[key] for key in row.keys() - {"image", "timings"}} for row in rows]
+    assert one["label"]
+    assert others == [one, one]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "told"),
+    [(None, "standard input is closed"), (SimpleNamespace(buffer=io.BytesIO()), "nothing came from the pipe")],
+    ids=["closed", "empty"],
+)
+def test_nothing_on_standard_input(
+    release: Path,
+    endpoints: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdin: object,
+    told: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert told in failed(capsys, "predict", str(release / "client"), *options(endpoints), "-")

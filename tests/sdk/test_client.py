@@ -37,7 +37,7 @@ from privdfs import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
-from privdfs._core import Call, Decoded, Share
+from privdfs._core import Call, Chunk, Decoded, Share
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
 
@@ -662,14 +662,14 @@ async def test_the_event_loop_waits_for_no_long_encoding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threads: list[object] = []
-    shares, loop_thread = Call.shares, threading.get_ident()
+    encode, loop_thread = Call.encode, threading.get_ident()
 
-    def noting(call: Call, decoded: Decoded) -> list[np.ndarray]:
+    def noting(call: Call, decoded: Decoded) -> Chunk:
         threads.append(threading.get_ident())
-        return shares(call, decoded)
+        return encode(call, decoded)
 
     monkeypatch.setattr("privdfs._core.BRIEF_MACS", brief_macs)
-    monkeypatch.setattr(Call, "shares", noting)
+    monkeypatch.setattr(Call, "encode", noting)
     async with AsyncClient(release / "client", endpoints, allow_unsigned=True) as client:
         await client.predict((images[0], Image.fromarray(images[0]))[form])
     assert [thread != loop_thread for thread in threads] == [in_thread]

@@ -6,7 +6,6 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import PIL
 import pytest
 from PIL import GifImagePlugin, Image, ImageFile, TiffImagePlugin
 
-from privdfs import ImageError
+from privdfs import ImageError, _pillow
 from privdfs._format import ImageSpec
 from privdfs._images import load_image
 from privdfs._pillow import FORMATS, lock_of
@@ -442,7 +441,11 @@ def test_an_image_that_was_loaded_before_its_file_was_closed_is_fine(tmp_path: P
     np.testing.assert_array_equal(load_image(image, RGB), load_image(path, RGB))
 
 
-def test_a_lock_is_an_objects_own_for_as_long_as_it_lives() -> None:
-    image = picture()
-    assert lock_of(image) is lock_of(image)
-    assert isinstance(lock_of(image), type(threading.Lock()))
+def test_an_object_always_has_the_same_lock_and_many_objects_share_few_of_them() -> None:
+    things = [object() for _ in range(1000)]
+    locks = [lock_of(thing) for thing in things]
+    assert all(lock_of(thing) is lock for thing, lock in zip(things, locks, strict=True))
+    used = {id(lock) for lock in locks}
+    assert len(_pillow._locks) / 2 < len(used) <= len(_pillow._locks)
+    with locks[0]:
+        assert lock_of(things[0]).locked()

@@ -5,22 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from privdfs import Bundle, BundleIntegrityError, BundleSignatureError, Client, ConfigError
 from privdfs._cli import main
-from privdfs._signature import check_signature, signature_line
+from privdfs._signature import check_signature
 from privdfs._verify import verify
+from tests.sdk.signing import KEY, OTHER, TRUST, pem, sign
 from tests.thorough import count
-
-KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([i] * 32)) for i in (1, 2))
-TRUST = KEY.public_key().public_bytes_raw()
-
-
-def sign(folder: Path, key: Ed25519PrivateKey = KEY) -> None:
-    (folder / "manifest.sig").write_bytes(signature_line((folder / "manifest.json").read_bytes(), key))
 
 
 @pytest.fixture
@@ -28,10 +20,6 @@ def signed(release_copy: Path) -> Path:
     for folder in release_copy.iterdir():
         sign(folder)
     return release_copy
-
-
-def pem(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def test_a_signed_bundle_opens_with_its_signers_key_in_any_form(signed: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from privdfs import (
 )
 from privdfs._cli import main
 from privdfs._store import is_store
-from tests.sdk.test_signature import KEY, OTHER, TRUST, pem, sign
+from tests.sdk.signing import KEY, OTHER, TRUST, pem, sign
 from tests.sdk.tiny_release import build_release
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from privdfs import BundleStore
 from privdfs.testing import FakeServer, Fault
-from tests.sdk.test_signature import KEY, TRUST, pem, sign
+from tests.sdk.signing import KEY, TRUST, pem, sign
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "watch_folder.py"
 

@@ -1,10 +1,8 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from privdfs_training.attacks.decoder import (
     FORMS,
@@ -22,6 +20,7 @@ from privdfs_training.attacks.metrics import compare, mean_interval, psnr, score
 from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import AttackError
+from tests.training.shipped import shifted_and_pale, shipped_images
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +113,6 @@ def test_the_linear_attacker_knows_what_each_level_means() -> None:
     members = by_linear_score([straight[:500], bent[:500]], images[:500], [straight[500:], bent[500:]], images[500:], 1)
 
     assert members == (1,)
-
-
-def shipped_images() -> torch.Tensor:
-    """The 20 shipped images by name, uint8 [20, 1, 28, 28]."""
-    paths = sorted((Path(__file__).parents[2] / "examples" / "images").glob("*.png"))
-    return torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths])[:, None]
-
-
-def shifted_and_pale(images: torch.Tensor) -> torch.Tensor:
-    """A bad reconstruction that other programs can make too."""
-    return 0.6 * torch.roll(images.float() / 255, (1, 2), (2, 3)) + 0.1
 
 
 def test_scores_are_those_of_scikit_image_and_torchmetrics_on_real_images() -> None:

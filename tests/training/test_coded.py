@@ -19,82 +19,23 @@ from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
-from privdfs_training.coded.config import CodedConfig, MapConfig, RoundConfig, coded_config
+from privdfs_training.coded.config import MapConfig, RoundConfig, coded_config
 from privdfs_training.coded.network import PolynomialRound, exact
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
 from privdfs_training.coded.system import CodedSystem, describe, load_coded
 from privdfs_training.coded.train import train_coded
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
-from tests.trained import QUIET, tiny_values, write_toml
-
-IMAGE, CLASSES = (1, 28, 28), 10
-ALL = {"over": "all"}
-ROUNDS = [
-    {"levels": 15, "hidden": [{"outputs": 12, "kernel": 3}], "output": {"outputs": 4, "kernel": 3}, "skip": 1},
-    {"levels": 9, "hidden": [{"outputs": 16, "kernel": 7, "stride": 7}], "output": {"outputs": 6}},
-    {"levels": 15, "hidden": [{"outputs": 32, **ALL}], "output": ALL},
-]
-#: Rounds that a ViT's layers become: patches, tokens mixed by a linear map over positions, an MLP; then a linear one.
-MIXER = [
-    {"levels": 5, "hidden": [{"outputs": 8, "kernel": 7, "stride": 7}], "output": {"outputs": 8}},
-    {
-        "levels": 15,
-        "hidden": [{"outputs": 1, "over": "positions"}],
-        "output": {"outputs": 5},
-    },
-    {"levels": 15, "output": ALL},
-]
-QUARTIC = [
-    {
-        "levels": 3,
-        "hidden": [{"outputs": 4, "kernel": 7, "stride": 7}, {"outputs": 3}],
-        "output": ALL,
-    }
-]
-POOLED = [{"levels": 7, "hidden": [{"outputs": 12, "kernel": 3}], "pool": 7, "output": ALL}]
-KINDS = {"rounds": ROUNDS, "mixer": MIXER, "quartic": QUARTIC, "pooled": POOLED}
-
-
-def coded_values(kind: str = "rounds") -> dict[str, Any]:
-    """A config that trains in seconds."""
-    values = tiny_values()
-    stage = values["train"]["masks"]
-    coded = {key: values[key] for key in ("name", "seed", "data", "backbone", "head")}
-    coded["sharing"] = {"kind": "coded", "bits": 3 if kind == "quartic" else 5, "degree": 4 if kind == "quartic" else 2}
-    coded["rounds"] = json.loads(json.dumps(KINDS[kind]))
-    coded["loss"] = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
-    coded["train"] = {name: dict(stage) for name in ("baseline", "rounds", "finetune")}
-    coded["train"]["baseline"] |= {"epochs": 1}
-    coded["train"]["rounds"] |= {"epochs": 12, "learning_rate": 0.01}
-    coded["train"]["finetune"] |= {"epochs": 1}
-    return coded
-
-
-def coded_of(kind: str = "rounds") -> CodedConfig:
-    return coded_config(coded_values(kind), "tests")
-
-
-def drawn_system(kind: str) -> CodedSystem:
-    """Random weights with running statistics of some random images, in evaluation mode."""
-    torch.manual_seed(0)
-    system = CodedSystem(coded_of(kind), image_shape=IMAGE, classes=CLASSES)
-    images = torch.randint(0, 256, (64, *IMAGE), dtype=torch.uint8)
-    system.head.normalise.fit(images)
-    for _ in range(20):
-        system.train()(images)
-    with torch.no_grad():  # terms and gains of their own for each channel
-        for current in system.polynomials:
-            for linear in current.linear:
-                linear.add_(torch.randn_like(linear))
-            current.norm.weight.mul_(torch.rand_like(current.norm.weight) + 0.5)
-            current.norm.bias.add_(torch.randn_like(current.norm.bias))
-    return system.eval()
-
-
-def drawn_values(system: CodedSystem, images: int = 20) -> np.ndarray:
-    largest = system.polynomials[0].largest
-    return np.random.default_rng(1).integers(-largest, largest + 1, (images, *system.polynomials[0].inputs))
+from tests.trained import QUIET, write_toml
+from tests.training.coded_systems import (
+    CLASSES,
+    IMAGE,
+    KINDS,
+    coded_of,
+    coded_values,
+    drawn_system,
+    drawn_values,
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from privdfs_training.attacks.optimise import OptimiseBudget, interval_distance,
 from privdfs_training.attacks.selfchecks import Measured, check_each
 from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.errors import AttackError
-from tests.training.test_attacks import shipped_images
+from tests.training.shipped import shipped_images
 
 
 def quiet(_done: float, _loss: float) -> None:
