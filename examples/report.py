@@ -76,7 +76,7 @@ def share_bits(length: int, levels: int) -> float:
 
 def explanation(bundle: Bundle, image_bytes: int) -> tuple[str, str]:
     """What the pictures of shares show, and what they do not."""
-    specs = {(server.share_length, server.levels) for server in bundle.manifest.servers}
+    specs = {(server.share_length, server.levels) for server in bundle.masked.servers}
     sizes = " or ".join(
         f"{length} int8 values of {levels} levels ({length} bytes on the wire, at most "
         f"{share_bits(length, levels):.1f} bits of information)"
@@ -131,7 +131,7 @@ def _draw_card(figure: Figure, place: SubplotSpec, bundle: Bundle, row: Classifi
     _bare(title)
     _bare(picture)
     lines = card[1, 1].subgridspec(len(row.shares), 1, hspace=0.1)
-    for server, (share, spec) in enumerate(zip(row.shares, bundle.manifest.servers, strict=True)):
+    for server, (share, spec) in enumerate(zip(row.shares, bundle.masked.servers, strict=True)):
         strip, cells = figure.add_subplot(lines[server]), share_cells(share, spec.levels)
         strip.imshow(cells, interpolation="nearest", aspect="equal")
         strip.set_anchor("W")
@@ -186,7 +186,7 @@ def _card(bundle: Bundle, row: Classified) -> str:
         picture = _data_uri(image)
     strips = "\n".join(
         f"<dt>server {server}<dd>{_strip(share, spec.levels)}"
-        for server, (share, spec) in enumerate(zip(row.shares, bundle.manifest.servers, strict=True))
+        for server, (share, spec) in enumerate(zip(row.shares, bundle.masked.servers, strict=True))
     )
     return (
         f'<figure><img class="image" src="{picture}" alt="{html.escape(row.label)}">'

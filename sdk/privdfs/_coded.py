@@ -247,7 +247,7 @@ class _Randomness:
 
 
 def _sent(shares: Array, index: int, carried: _Carried) -> Sent:
-    own = tuple(shares[:, server].copy() for server in range(shares.shape[1]))
+    own = tuple(np.array(shares[:, server], np.int8) for server in range(shares.shape[1]))  # copies
     shares.fill(0)
     return Sent(own, index, carried)
 

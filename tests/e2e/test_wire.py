@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from privdfs import AsyncClient, Bundle, Client, NotEnoughAnswersError, Result, Retries, Server, ServerError
-from privdfs._local import open_branch
+from privdfs._local import open_branches
 from privdfs_export.serve import RunningServer, serve_measured
 from tests.e2e.processes import descendants
 from tests.e2e.wire_release import write_wire_release
@@ -46,7 +46,7 @@ class World:
         self._release, self._stack = release, stack
         self.running = [self._serve(i) for i in range(3)]
         self.bundle = Bundle.open(release / "client", allow_unsigned=True)
-        self.branches = [open_branch(release, self.bundle.manifest, i) for i in range(3)]
+        self.branches = [open_branches(release, self.bundle.manifest, i)[0] for i in range(3)]
         self.servers = [Server([door.endpoint for door in proxies.doors[2 * i : 2 * i + 2]]) for i in range(3)]
 
     def heal(self) -> None:

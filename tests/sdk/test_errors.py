@@ -13,6 +13,7 @@ from privdfs._errors import (
     BundleIntegrityError,
     BundleVersionError,
     ConfigError,
+    ContradictingAnswersError,
     Error,
     NotEnoughAnswersError,
     ServerError,
@@ -32,6 +33,8 @@ def example(kind: type[Error]) -> Error:
     if kind is NotEnoughAnswersError:
         causes = {0: AnswerError("wrong shape", 0), 2: ServerTimeoutError("too late", 2)}
         return NotEnoughAnswersError("do this", causes, (1,), 3)
+    if kind is ContradictingAnswersError:
+        return ContradictingAnswersError("do this", (0, 1, 3), 2)
     return kind("do this")
 
 

@@ -24,7 +24,7 @@ def row(coalition: tuple[int, ...], above: float, attack: str = "dense") -> Leak
 
 
 def manifest_with(release: Path, *rows: Leakage) -> ClientManifest:
-    manifest = Bundle.open(release / "client", allow_unsigned=True).manifest
+    manifest = Bundle.open(release / "client", allow_unsigned=True).masked
     return msgspec.structs.replace(manifest, leakage=rows)
 
 

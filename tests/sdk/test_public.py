@@ -12,8 +12,9 @@ SDK = Path(privdfs.__file__).parent
 PUBLIC = {
     "TLS", "AnswerError", "AsyncClient", "Bundle", "BundleError", "BundleFormatError", "BundleIntegrityError",
     "BundleSignatureError", "BundleStore", "BundleStoreError", "BundleVersionError", "CanaryError", "Client",
-    "ConfigError", "DeadlineExceededError", "Error", "Health", "ImageError", "LeakageError", "NotEnoughAnswersError",
-    "Queries", "QueryBudgetError", "Result", "Retries", "SelfTest", "SelfTestError", "Server", "ServerError",
+    "ConfigError", "ContradictingAnswersError", "DeadlineExceededError", "Error", "Health", "ImageError",
+    "LeakageError", "NotEnoughAnswersError", "Queries", "QueryBudgetError", "RandomnessError", "Result", "Retries",
+    "RoundTimings", "SelfTest", "SelfTestError", "Server", "ServerError",
     "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 def manifest_of(release: Path, branches: tuple[float, ...], fused: float) -> ClientManifest:
-    manifest = Bundle.open(release / "client", allow_unsigned=True).manifest
+    manifest = Bundle.open(release / "client", allow_unsigned=True).masked
     accuracy = msgspec.structs.replace(manifest.accuracy, branches=branches, fused=fused)
     return msgspec.structs.replace(manifest, accuracy=accuracy)
 

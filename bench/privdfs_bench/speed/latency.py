@@ -45,7 +45,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         Error: the release cannot be used or served, or a server did not answer.
     """
     bundle = Bundle.open(release / "client", allow_unsigned=True)
-    manifest, n_servers = bundle.manifest, bundle.n_servers
+    manifest, n_servers = bundle.masked, bundle.n_servers
     files = sorted(IMAGES.glob("*.png"))
     images = [load_image(path, manifest.image) for path in files]
     graph = verified_graph(release / "baseline", "baseline")

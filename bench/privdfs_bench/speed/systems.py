@@ -135,7 +135,7 @@ class Floor:
         self._threads = ThreadPoolExecutor(max(1, bundle.n_servers - 1))
         self._requests = [
             request_for("branch", {"share": ("INT8", (1, server.share_length))} | self._partition_input)
-            for server in bundle.manifest.servers
+            for server in bundle.masked.servers
         ]
         self._calls = [stub.ModelInfer for stub in stubs]
 
