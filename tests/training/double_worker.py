@@ -13,9 +13,9 @@ from privdfs_training import loop, parallel, quantise
 from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.system import CodedSystem
 from privdfs_training.coded.train import coded_stages
-from privdfs_training.config import load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.models.system import System
+from privdfs_training.reading import load_config, read_toml
 from privdfs_training.stages import stages
 from tests.trained import QUIET
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from privdfs_training import known, loop, parallel, stages
 from privdfs_training.checkpoint import read_checkpoint
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import DataSet, ImageData
 from privdfs_training.known import Known
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from tests.trained import FUSION_STAGE, QUIET, tiny_values
 
 IMAGES = torch.randint(0, 256, (600, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
