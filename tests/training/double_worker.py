@@ -37,7 +37,6 @@ with parallel.process_group():
         system = System(config, image_shape=data.image_shape, classes=len(data.classes))
         todo = stages(config, system, data)
     parallel.synchronise(system)
+    run = loop.Run(config, system, data, Path(sys.argv[3]), QUIET, loop.Compute(precision="float32"))
     for stage in todo:
-        loop.run_stage(
-            stage, config, system, data, Path(sys.argv[3]), QUIET, loop.StopRequest(), loop.Compute(precision="float32")
-        )
+        loop.run_stage(stage, run, loop.StopRequest())

@@ -187,7 +187,7 @@ def test_ctrl_c_ends_it_before_all_is_asked(tmp_path: Path) -> None:
     system = System(config, image_shape=(1, 28, 28), classes=10)
     stage = stages.stages(config, system, data)[1]
     with pytest.raises(loop.InterruptedTrainingError):
-        loop.run_stage(stage, config, system, data, tmp_path, QUIET, loop.StopRequest(wanted=True), loop.Compute())
+        loop.run_stage(stage, loop.Run(config, system, data, tmp_path, QUIET), loop.StopRequest(wanted=True))
     assert not (tmp_path / "masks.safetensors").exists()
 
 

@@ -353,13 +353,8 @@ def baseline_losses(folder: Path, values: dict[str, Any]) -> list[float]:
     baseline = stages(config, system, data)[0]
     loop.run_stage(
         baseline,
-        config,
-        system,
-        data,
-        folder,
-        QUIET,
+        loop.Run(config, system, data, folder, QUIET, loop.Compute(precision=config.train.precision)),
         loop.StopRequest(),
-        loop.Compute(precision=config.train.precision),
     )
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
