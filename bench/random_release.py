@@ -10,7 +10,7 @@ from pathlib import Path
 
 from privdfs_bench.script import run, start
 from privdfs_bench.speed.random_release import write_random_release
-from privdfs_training.config import load_config
+from privdfs_training.reading import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

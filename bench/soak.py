@@ -23,7 +23,7 @@ from privdfs_bench.results import RESULTS, made_by, write_results
 from privdfs_bench.script import run, start, whole_number
 from privdfs_bench.speed.random_release import write_random_release
 from privdfs_bench.speed.soak import CLASSES, CONFIG, SHAPE, soak, straggler
-from privdfs_training.config import load_config
+from privdfs_training.reading import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from privdfs_export.release import export_release
 from privdfs_training.checkpoint import load_system
-from privdfs_training.config import Config, config_from_dict
+from privdfs_training.config import Config
 from privdfs_training.data import load_data
 from privdfs_training.data.fashion import CLASSES
 from privdfs_training.loop import train
+from privdfs_training.reading import config_from_dict
 
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
 QUIET = Console(quiet=True)

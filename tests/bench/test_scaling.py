@@ -13,7 +13,8 @@ from privdfs_bench.speed import random_release, scaling
 from privdfs_bench.speed.scaling_picture import draw
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import check_repository
-from privdfs_training.config import Config, load_config
+from privdfs_training.config import Config
+from privdfs_training.reading import load_config
 from tests.e2e.processes import proxies
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from privdfs_export import graphs
-from privdfs_training.config import config_from_dict
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from tests.trained import tiny_values
 
 SPLIT = {"resnet8": "layer2.0", "vit-tiny": "blocks.0"}

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from privdfs_export import graphs, parity
-from privdfs_training.config import config_from_dict
 from privdfs_training.models.system import System
 from privdfs_training.precision import autocast
+from privdfs_training.reading import config_from_dict
 from tests.trained import tiny_values
 
 BACKBONES: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from privdfs_training import loop
 from privdfs_training.adversary import Adversary, choose_coalitions, leak, minority_coalitions
 from privdfs_training.checkpoint import read_checkpoint
-from privdfs_training.config import AdversaryConfig, config_from_dict, load_config
+from privdfs_training.config import AdversaryConfig
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.losses import decorrelation
+from privdfs_training.reading import config_from_dict, load_config
 from tests.trained import QUIET, tiny_values
 
 SIDE, SERVERS, CLASSES = 8, 3, 2

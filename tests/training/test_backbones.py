@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from privdfs_training.config import BackboneConfig, config_from_dict
+from privdfs_training.config import BackboneConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.models.backbone import Backbone, build_backbone, split_points
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.resnet import ResNet
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from tests.trained import tiny_values
 
 # As listed by torchvision 0.2x for resnet18 and resnet50, and by timm 1.0 for vit_tiny_patch16_224.

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from privdfs_export.errors import ExportError
 from privdfs_export.release import export_release
 from privdfs_training.checkpoint import load_system
-from privdfs_training.config import DataConfig, config_from_dict
+from privdfs_training.config import DataConfig
 from privdfs_training.data import DataSet, load_data, streamed
 from privdfs_training.errors import DataError, TrainingConfigError
 from privdfs_training.loop import train
 from privdfs_training.losses import choices
 from privdfs_training.models.fusion import AttributeFusion
+from privdfs_training.reading import config_from_dict
 from tests.official import jpeg, write_celeba
 from tests.trained import QUIET, tiny_values
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from privdfs_training.cli import main
-from privdfs_training.config import config_from_dict, load_config
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.reading import config_from_dict, load_config
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 COMMITTED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))

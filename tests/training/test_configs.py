@@ -10,9 +10,9 @@ from privdfs_training.checkpoint import load_system
 from privdfs_training.coded.config import coded_config
 from privdfs_training.coded.system import load_coded
 from privdfs_training.coded.train import check_coded, train_coded
-from privdfs_training.config import config_from_dict, load_config, read_toml
 from privdfs_training.data import load_data
 from privdfs_training.loop import train
+from privdfs_training.reading import config_from_dict, load_config, read_toml
 from tests.official import write_official
 from tests.trained import QUIET
 

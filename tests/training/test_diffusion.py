@@ -15,10 +15,10 @@ from privdfs_training.attacks.prior import Prior, load_prior, prior_loss
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
 from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.checkpoint import read_checkpoint, write_checkpoint
-from privdfs_training.config import read_toml
 from privdfs_training.data import DataSet
 from privdfs_training.errors import AttackError, CheckpointError, TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError
+from privdfs_training.reading import read_toml
 from tests.trained import QUIET
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "priors"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from privdfs_training import known, loop, parallel, stages
 from privdfs_training.checkpoint import read_checkpoint
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import DataSet, ImageData
 from privdfs_training.known import Known
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from tests.trained import FUSION_STAGE, QUIET, tiny_values
 
 IMAGES = torch.randint(0, 256, (600, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -187,7 +187,7 @@ def test_ctrl_c_ends_it_before_all_is_asked(tmp_path: Path) -> None:
     system = System(config, image_shape=(1, 28, 28), classes=10)
     stage = stages.stages(config, system, data)[1]
     with pytest.raises(loop.InterruptedTrainingError):
-        loop.run_stage(stage, config, system, data, tmp_path, QUIET, loop.StopRequest(wanted=True), loop.Compute())
+        loop.run_stage(stage, loop.Run(config, system, data, tmp_path, QUIET), loop.StopRequest(wanted=True))
     assert not (tmp_path / "masks.safetensors").exists()
 
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from privdfs_export import graphs
 from privdfs_training import liars
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import DataSet
 from privdfs_training.models.fusion import Fusion
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from privdfs_training.readouts import linear_readouts
 from privdfs_training.stages import stages
 from tests.trained import FUSION_STAGE, tiny_values

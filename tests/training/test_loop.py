@@ -29,11 +29,12 @@ from privdfs_training.checkpoint import (
     write_checkpoint,
 )
 from privdfs_training.cli import main
-from privdfs_training.config import StageConfig, config_from_dict
+from privdfs_training.config import StageConfig
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.models.system import System
 from privdfs_training.precision import has_bfloat16
+from privdfs_training.reading import config_from_dict
 from privdfs_training.stages import accuracy, stages
 from tests.trained import QUIET, tiny_config, tiny_values, write_data, write_toml
 
@@ -352,13 +353,8 @@ def baseline_losses(folder: Path, values: dict[str, Any]) -> list[float]:
     baseline = stages(config, system, data)[0]
     loop.run_stage(
         baseline,
-        config,
-        system,
-        data,
-        folder,
-        QUIET,
+        loop.Run(config, system, data, folder, QUIET, loop.Compute(precision=config.train.precision)),
         loop.StopRequest(),
-        loop.Compute(precision=config.train.precision),
     )
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

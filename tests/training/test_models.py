@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.losses import distillation, random_answered, split_loss
 from privdfs_training.models.fusion import Fusion
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.models.resnet import cifar_resnet
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from privdfs_training.stages import stages
 from tests.trained import tiny_config, tiny_values
 

@@ -13,9 +13,9 @@ import torch
 
 from privdfs_training import loop, parallel
 from privdfs_training.checkpoint import read_checkpoint
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
+from privdfs_training.reading import config_from_dict
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, QUIET, tiny_values, write_data, write_toml
 
 ROOT = Path(__file__).parents[2]

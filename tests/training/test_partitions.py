@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from privdfs_training.config import config_from_dict
 from privdfs_training.data import load_data
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.system import System
 from privdfs_training.parallel import mean
 from privdfs_training.partitions import PartitionFamily, deal_orders, family_id
+from privdfs_training.reading import config_from_dict
 from privdfs_training.stages import stages
 from tests.trained import tiny_config, tiny_values
 

@@ -7,12 +7,13 @@ from safetensors.torch import save_file
 
 from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
-from privdfs_training.config import Config, config_from_dict
+from privdfs_training.config import Config
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.models.resnet import ResNet, cifar_resnet
 from privdfs_training.models.system import System
 from privdfs_training.pretrained import load_cut, load_pretrained
+from privdfs_training.reading import config_from_dict
 from privdfs_training.stages import stages
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, QUIET, tiny_values
 

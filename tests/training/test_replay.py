@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from privdfs_training.config import Config, config_from_dict
+from privdfs_training.config import Config
 from privdfs_training.data import DataSet
-from privdfs_training.loop import Compute, run_stages
+from privdfs_training.loop import Compute, Run, run_stages
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 from privdfs_training.replay import replayed, replayed_networks
 from privdfs_training.stages import stages
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_config, tiny_values
@@ -85,5 +86,5 @@ def test_every_stage_can_be_recorded(tmp_path: Path) -> None:
     data = DataSet("fashion-mnist", tuple("abcdefghij"), images, labels, images, labels)
     system = system_of(config).to("cuda")
     todo, compute = stages(config, system, data), Compute(torch.device("cuda"), replay=True)
-    result = run_stages(todo, config, system, data, tmp_path, Console(quiet=True), compute)
+    result = run_stages(todo, Run(config, system, data, tmp_path, Console(quiet=True), compute))
     assert list(result) == ["baseline", "masks", "finetune", "branches", "fusion"]

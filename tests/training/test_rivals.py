@@ -11,9 +11,9 @@ from privdfs_training.attacks.floors import mean_image
 from privdfs_training.attacks.metrics import score
 from privdfs_training.checkpoint import load_system, read_checkpoint, write_checkpoint
 from privdfs_training.cli import main
-from privdfs_training.config import read_toml
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
+from privdfs_training.reading import read_toml
 from privdfs_training.rivals.config import (
     KINDS,
     CemConfig,

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from privdfs_training.config import Config, config_from_dict
+from privdfs_training.config import Config
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError
 from privdfs_training.models.system import System
+from privdfs_training.reading import config_from_dict
 
 FORMAT = "privdfs-training-1"
 

@@ -14,10 +14,11 @@ from privdfs_training import parallel
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
 from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.train import check_coded, train_coded
-from privdfs_training.config import Config, load_config, read_toml
+from privdfs_training.config import Config
 from privdfs_training.data import ImageData, load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
 from privdfs_training.loop import InterruptedTrainingError, check, train
+from privdfs_training.reading import load_config, read_toml
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival
 

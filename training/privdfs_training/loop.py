@@ -64,6 +64,27 @@ class Compute:
     replay: bool = False
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the stages of one training have in common.
+
+    Attributes:
+        config: Its settings.
+        system: Has the parts that the stages name.
+        data: Images.
+        folder: For checkpoints and metrics.jsonl.
+        console: Where progress is shown.
+        compute: Where and how.
+    """
+
+    config: RunConfig
+    system: nn.Module
+    data: ImageData
+    folder: Path
+    console: Console
+    compute: Compute = Compute()
+
+
 @dataclass
 class StopRequest:
     """Set by a signal to stop. The loop looks at it between steps, so that a checkpoint is never of half a step."""
@@ -122,32 +143,19 @@ def train(config: Config, data: ImageData, folder: Path, console: Console, *, de
     replay = device.type == "cuda" and parallel.world() == 1 and not config.train.compile
     compute = Compute(device, config.train.precision, replay)
     todo = stages(config, system, data)
-    result = run_stages(todo, config, system, data, folder, console, compute)
+    result = run_stages(todo, Run(config, system, data, folder, console, compute))
     path = folder / "system.safetensors"
     measured = {"baseline": result["baseline"], "fused": result[todo[-1].name]}
     parallel.first_only(lambda: save_system(path, system, config, data, measured))
     return path
 
 
-def run_stages(
-    todo: tuple[Stage, ...],
-    config: RunConfig,
-    system: nn.Module,
-    data: ImageData,
-    folder: Path,
-    console: Console,
-    compute: Compute = Compute(),
-) -> dict[str, float]:
+def run_stages(todo: tuple[Stage, ...], run: Run) -> dict[str, float]:
     """Run stages one after the other; those that are done already are loaded.
 
     Args:
         todo: The stages, in order.
-        config: The run.
-        system: Has the parts that the stages name.
-        data: Images.
-        folder: For checkpoints and metrics.jsonl.
-        console: Where progress is shown.
-        compute: Where and how.
+        run: What they have in common.
 
     Returns:
         Accuracy on the test images after each stage, by its name.
@@ -159,44 +167,32 @@ def run_stages(
         InterruptedTrainingError: The user stopped the run; the same call continues it.
         TrainingConfigError: A batch is larger than the set or cannot be divided among the processes.
     """
-    _check_batches(todo, data)
-    _make_folder(folder)
-    _check_checkpoints(todo, config, folder, compute)
+    _check_batches(todo, run.data)
+    _make_folder(run.folder)
+    _check_checkpoints(todo, run)
     result = {}
     with stop_on_signal() as stop:
         for stage in todo:
-            run_stage(stage, config, system, data, folder, console, stop, compute)
+            run_stage(stage, run, stop)
             if stage.known is not None:
                 stage.known.forget()
-            system.eval()
+            run.system.eval()
             result[stage.name] = accuracy(
-                on_device(compute.device, stage.classify), data.test_batches(EVALUATION_BATCH)
+                on_device(run.compute.device, stage.classify), run.data.test_batches(EVALUATION_BATCH)
             )
-            console.print(f"{stage.name}: {result[stage.name]:.2%} of {data.test_size} test images")
+            run.console.print(f"{stage.name}: {result[stage.name]:.2%} of {run.data.test_size} test images")
     return result
 
 
 def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
-    stage: Stage,
-    config: RunConfig,
-    system: nn.Module,
-    data: ImageData,
-    folder: Path,
-    console: Console,
-    stop: StopRequest,
-    compute: Compute,
+    stage: Stage, run: Run, stop: StopRequest
 ) -> None:
     """Train one stage to its end, or load it where it is done.
 
     Args:
         stage: What to train.
-        config: The run.
-        system: Receives the weights.
-        data: Images.
-        folder: For the checkpoint and metrics.jsonl.
-        console: Where progress is shown.
+        run: What its stages have in common; its system receives the weights.
         stop: Looked at after every step.
-        compute: Where and how.
 
     Raises:
         CheckpointError: The stage's checkpoint is damaged, does not fit, or cannot be written.
@@ -204,9 +200,10 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         DivergenceError: The loss or a weight stopped being finite.
         InterruptedTrainingError: `stop` was set; the checkpoint is saved, except before the first step.
     """
-    path = folder / f"{stage.name}.safetensors"
-    modules = trained_modules(system, stage)
-    torch.manual_seed(_seed(config.seed, stage.name, "start"))
+    data, console, compute = run.data, run.console, run.compute
+    path = run.folder / f"{stage.name}.safetensors"
+    modules = trained_modules(run.system, stage)
+    torch.manual_seed(_seed(run.config.seed, stage.name, "start"))
     optimizer = build_optimizer(modules, stage.config)
     about = _restore(path, stage, modules, optimizer)
     if about["finished"]:
@@ -227,7 +224,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
         tensors = {} if finished else _running_state(stage, optimizer)
-        about = {"made_by": _made_by(stage, config, compute), "step": step, "finished": finished}
+        about = {"made_by": _made_by(stage, run), "step": step, "finished": finished}
         parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
 
     if step == steps:  # the weights are used as they came
@@ -240,15 +237,15 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             _ask_ahead(stage, compute, stop, console, lambda note: progress.update(bar, note=note))
         while step < steps:
             epoch, first, started, history = step // per_epoch, step, time.monotonic(), list[dict[str, float]]()
-            order = _seed(config.seed, stage.name, epoch)
+            order = _seed(run.config.seed, stage.name, epoch)
             modules.train()
             mine = data.train_batches(
                 order, batch, start=step % per_epoch, rank=parallel.rank(), world=parallel.world()
             )
             for images, labels in mine:
-                torch.manual_seed(_seed(config.seed, f"{stage.name}-step", step))
+                torch.manual_seed(_seed(run.config.seed, f"{stage.name}-step", step))
                 pixels = images.to(compute.device)
-                pixels = crop_and_flip(pixels, padding=stage.config.crop_padding, flip=config.data.flip)
+                pixels = crop_and_flip(pixels, padding=stage.config.crop_padding, flip=run.config.data.flip)
                 with computing:
                     loss, terms = loss_of(pixels, labels.to(compute.device), step / steps)
                 for group in optimizer.param_groups:
@@ -282,7 +279,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             seconds = time.monotonic() - started
             record = {"stage": stage.name, "epoch": epoch + 1, "from_step": first, "step": step, **means}
             record |= measured | {"seconds": seconds}
-            parallel.first_only(partial(_append, folder / "metrics.jsonl", record))
+            parallel.first_only(partial(_append, run.folder / "metrics.jsonl", record))
             save()  # before anything is said: there may be nobody left to say it to
             shown = [f"loss {means['loss']:.3f}"]
             shown += [f"{name} {means[name]:.1%}" for name in ("sparsity", "overlap") if name in means]
@@ -343,17 +340,17 @@ def _restore(path: Path, stage: Stage, modules: nn.Module, optimizer: torch.opti
     return checkpoint.about
 
 
-def _check_checkpoints(todo: tuple[Stage, ...], config: RunConfig, folder: Path, compute: Compute) -> None:
+def _check_checkpoints(todo: tuple[Stage, ...], run: Run) -> None:
     """Refuse checkpoints of another config, also those of later stages, before time is spent."""
     others = []
     for stage in todo:
-        path = folder / f"{stage.name}.safetensors"
+        path = run.folder / f"{stage.name}.safetensors"
         if not parallel.same(path.exists()):
             message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
             raise CheckpointError(message)
         if path.exists():
             theirs = read_checkpoint(path).about.get("made_by", {})
-            ours = json.loads(json.dumps(_made_by(stage, config, compute)))
+            ours = json.loads(json.dumps(_made_by(stage, run)))
             changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
             others += [f"{path} was made with other settings in: {', '.join(changed)}"] if changed else []
     if others:
@@ -461,9 +458,9 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any]:
+def _made_by(stage: Stage, run: Run) -> dict[str, Any]:
     """What decides a stage's weights: sections of the config, the budgets of the stages before it, and its own."""
-    everything = msgspec.to_builtins(config)
+    everything = msgspec.to_builtins(run.config)
     # A section or a key whose every value is the default is not among the values.
     sections = {
         name: value
@@ -472,7 +469,7 @@ def _made_by(stage: Stage, config: RunConfig, compute: Compute) -> dict[str, Any
     }
     budgets = everything["train"]
     earlier = itertools.takewhile(lambda name: name != stage.name, budgets)  # a config has them in their order
-    precision = {} if compute.precision == "bfloat16" else {"precision": compute.precision}
+    precision = {} if run.compute.precision == "bfloat16" else {"precision": run.compute.precision}
     return sections | {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
 
 

@@ -11,8 +11,9 @@ import msgspec
 from privdfs_bench.errors import BenchError
 from privdfs_bench.results import ROOT
 from privdfs_training.attacks.decoder import DecoderBudget
-from privdfs_training.config import Config, config_from_dict, read_toml
+from privdfs_training.config import Config
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.reading import config_from_dict, read_toml
 
 SWEEPS = ROOT / "configs" / "frontier"
 

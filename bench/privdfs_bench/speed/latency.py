@@ -26,7 +26,7 @@ from privdfs_bench.speed.rounds import ORDER_SEED, WARM_UP, check_crypten, measu
 from privdfs_bench.speed.serving import Split, split_near, write_jpeg, write_split
 from privdfs_bench.speed.systems import DEVICE_THREADS, Pixels, connect
 from privdfs_export.serve import serve_measured
-from privdfs_training.config import load_config
+from privdfs_training.reading import load_config
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
 COLD_STARTS, CRYPTEN_ANSWERS = 5, 5

@@ -24,7 +24,8 @@ from privdfs_bench.speed.serving import server_time
 from privdfs_bench.speed.stubs import stubs
 from privdfs_bench.speed.systems import TIMEOUT_S, Floor, Pixels, PrivDFS, System
 from privdfs_export.serve import RunningServer, serve_measured
-from privdfs_training.config import Config, load_config
+from privdfs_training.config import Config
+from privdfs_training.reading import load_config
 
 CONFIG = ROOT / "configs" / "fashion-resnet20.toml"
 SEED, WARM_UP, CLASSES = 0, 10, 10

@@ -18,11 +18,13 @@ from privdfs_training.checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
-from privdfs_training.config import DataConfig, Section, StageConfig, data_problems, refuse_unknown_keys, stage_problems
+from privdfs_training.checks import data_problems, stage_problems
+from privdfs_training.config import DataConfig, Section, StageConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.loop import InterruptedTrainingError, build_optimizer, progress_bar, schedule, stop_on_signal
 from privdfs_training.precision import autocast
+from privdfs_training.reading import refuse_unknown_keys
 
 SAVED_EVERY = 500  # steps, a minute or two
 SMOOTHED = 0.99  # of the loss that is shown

@@ -6,17 +6,10 @@ from typing import Any, Literal
 import msgspec
 
 from privdfs.coding import PRIMES
-from privdfs_training.config import (
-    RunConfig,
-    Section,
-    StageConfig,
-    data_problems,
-    key_problems,
-    loss_problems,
-    refuse_unknown_keys,
-    stage_problems,
-)
+from privdfs_training.checks import data_problems, key_problems, loss_problems, stage_problems
+from privdfs_training.config import RunConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.reading import refuse_unknown_keys
 
 KIND = "coded"
 #: Sections of masked runs, and why a coded one has none of them.

@@ -19,7 +19,7 @@ from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
-from privdfs_training.loop import Compute, on_device, run_stages
+from privdfs_training.loop import Compute, Run, on_device, run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
@@ -96,7 +96,7 @@ def train_coded(
     system.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parallel.synchronise(system)
     compute = Compute(device, config.train.precision, replay=device.type == "cuda" and parallel.world() == 1)
-    result = run_stages(coded_stages(config, system, data), config, system, data, folder, console, compute)
+    result = run_stages(coded_stages(config, system, data), Run(config, system, data, folder, console, compute))
     rounds = describe(system, _seen(system, data, device), config.sharing.primes)
     for number, each in enumerate(rounds, 1):
         console.print(

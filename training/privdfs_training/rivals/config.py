@@ -5,18 +5,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.config import (
-    BranchedConfig,
-    Section,
-    StageConfig,
-    data_problems,
-    key_problems,
-    loss_problems,
-    refuse_unknown_keys,
-    stage_problems,
-    without_retired_keys,
-)
+from privdfs_training.checks import data_problems, key_problems, loss_problems, stage_problems
+from privdfs_training.config import BranchedConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.reading import refuse_unknown_keys, without_retired_keys
 
 
 class UndefendedConfig(Section, frozen=True, tag_field="kind", tag="none"):

@@ -7,8 +7,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData
-from privdfs_training.loop import run_stages
+from privdfs_training.loop import Run, run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import Terms
@@ -43,7 +44,7 @@ def train_rival(config: RivalConfig, data: ImageData, folder: Path, console: Con
     torch.manual_seed(config.seed)
     system = RivalSystem(config, image_shape=data.image_shape, classes=len(data.classes))
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result = run_stages(rival_stages(config, system, data), config, system, data, folder, console)
+    result = run_stages(rival_stages(config, system, data), Run(config, system, data, folder, console))
     system.quantise(data.sample("train", CALIBRATION_IMAGES)[0])
     torch.manual_seed(config.seed)  # of the noise
     measured = accuracy(system, data.test_batches(EVALUATION_BATCH))
@@ -101,6 +102,11 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
     defence = system.defence
     if config.train.noise is None or not isinstance(defence, Shredder):
         return baseline, split
+    return baseline, split, _noise_stage(config.train.noise, system, defence)
+
+
+def _noise_stage(budget: StageConfig, system: RivalSystem, defence: Shredder) -> Stage:
+    """Shredder's noise, learned on the frozen network."""
 
     def noise_loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, Terms]:
         for frozen in (system.head, system.branch):
@@ -110,13 +116,12 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
         push, values = defence.push(feature)
         return answer + push, {"answer": answer.detach(), **values}
 
-    noise = Stage(
+    return Stage(
         name="noise",
-        config=config.train.noise,
+        config=budget,
         parts=("defence",),
         sections=SECTIONS,
         prepare=defence.begin,
         loss=noise_loss,
         classify=system,
     )
-    return baseline, split, noise

@@ -1,0 +1,334 @@
+"""Which values of a config cannot work together; every check gives a message for each problem that it finds."""
+
+import msgspec
+
+from privdfs._format import MAX_PARTITIONS
+from privdfs_training.config import BackboneConfig, BranchedConfig, Config, DataConfig, RunConfig, Section, StageConfig
+
+#: Of a CIFAR ResNet's first stage. Below it oneDNN's gradient of the strided shortcut writes past its memory where a
+#: processor has AVX2 alone (https://github.com/uxlfoundation/oneDNN/issues/6035).
+NARROWEST = 8
+
+# Which keys a kind of section needs, and which it may have; for sections whose keys depend on their kind.
+_CIFAR_RESNET, _RESNET, _VIT = (("width",), ()), (("stem",), ()), (("patch",), ("depth",))
+_KEYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "backbone": {
+        **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), _CIFAR_RESNET),
+        **dict.fromkeys(("resnet18", "resnet34", "resnet50"), _RESNET),
+        **dict.fromkeys(("vit-tiny", "vit-small", "vit-base"), _VIT),
+    },
+    "head": {"compact": (("stem", "stages"), ("stem_stride",)), "backbone": (("split",), ("stride",))},
+    "branch": {"residual": (("width", "blocks"), ()), "backbone": ((), ("split",))},
+}
+
+
+def key_problems(config: RunConfig) -> list[str]:
+    """Keys that the chosen kind of backbone, head or branch lacks, or does not have.
+
+    Args:
+        config: Any run.
+
+    Returns:
+        A message for each.
+    """
+    problems = []
+    branch = config.branch if isinstance(config, BranchedConfig) else None
+    for name, kinds in _KEYS.items():
+        section = getattr(config, name, None)  # a coded run has no branches
+        if section is None:
+            continue
+        kind = section.name if name == "backbone" else section.kind
+        needed, allowed = kinds[kind]
+        every = {key for keys in kinds.values() for group in keys for key in group}
+        defaults = {field.name: field.default for field in msgspec.structs.fields(section)}
+        for key in sorted(every):
+            value = getattr(section, key)
+            given = value != defaults[key]
+            if key in needed and not given:
+                hint = "give at least one [channels, blocks]" if key == "stages" else f"'{kind}' needs it"
+                problems.append(f"{name}.{key} is missing or empty; {hint}")
+            elif given and key not in (*needed, *allowed):
+                known = ", ".join((*needed, *allowed)) or "none"
+                problems.append(f"{name}.{key} does not belong to '{kind}'. Keys of its own: {known}.")
+            elif isinstance(value, int) and value < 0:
+                problems.append(f"{name}.{key} is {value}; it must be at least 1")
+    problems += _pixel_problems(config.backbone)
+    if 0 < config.backbone.width < NARROWEST:
+        problems.append(
+            f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
+            "crashes on processors without AVX-512"
+        )
+    if branch is not None and branch.kind == "backbone" and bool(branch.split) == (config.head.kind == "backbone"):
+        problems.append(
+            "branch.split does not go with head.kind = 'backbone': the branches continue where the head ends"
+            if branch.split
+            else "branch.kind = 'backbone' behind a compact head needs branch.split: the last layer that branches lack"
+        )
+    return problems
+
+
+def _pixel_problems(backbone: BackboneConfig) -> list[str]:
+    if len(backbone.mean) != len(backbone.std):
+        return ["backbone.mean and backbone.std go together: give both, with a value for each channel, or neither"]
+    wrong = not all(0 <= value <= 1 for value in backbone.mean) or not all(0 < value <= 1 for value in backbone.std)
+    return ["backbone.mean and backbone.std are of pixels in 0..1, and std is above 0"] if wrong else []
+
+
+def problems_of(config: Config) -> list[str]:
+    """What cannot work in a run of masked shares.
+
+    Args:
+        config: The run.
+
+    Returns:
+        A message for each problem.
+    """
+    return [
+        *data_problems(config.data),
+        *_attribute_problems(config),
+        *_mask_problems(config),
+        *key_problems(config),
+        *_adversary_problems(config),
+        *_fusion_problems(config),
+        *loss_problems(config.loss),
+        *_budget_problems(config),
+        *_other_problems(config),
+    ]
+
+
+def data_problems(data: DataConfig) -> list[str]:
+    """What is wrong with a data section.
+
+    Args:
+        data: The section.
+
+    Returns:
+        A message for each problem.
+    """
+    checks = (
+        (
+            data.image_size is not None and not data.name.startswith(("celeba", "imagenet")),
+            f"data.image_size is for CelebA and ImageNet; the images of {data.name} keep their own size",
+        ),
+        (
+            data.image_size is not None and data.image_size < 16,
+            f"data.image_size is {data.image_size}; images need at least 16 pixels",
+        ),
+        (
+            data.layout != "folder" and data.name != "imagenet",
+            f"data.layout is for ImageNet; {data.name} has one layout",
+        ),
+        (
+            data.identity_images is not None and data.name != "celeba-identity",
+            f"data.identity_images is for celeba-identity, not for {data.name}",
+        ),
+        (
+            data.held_out < 0,
+            f"data.held_out is {data.held_out}; it is a number of training images, 0 for none",
+        ),
+        (
+            data.identity_images is not None and data.identity_images < 5,
+            f"data.identity_images is {data.identity_images}; a person with fewer than 5 has no test image",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> list[str]:
+    """What is wrong with the budget of a stage.
+
+    Args:
+        name: Of its section.
+        stage: The section.
+        least_epochs: 0 for a stage that may take finished weights as they are.
+
+    Returns:
+        A message for each problem.
+    """
+    checks = (
+        (
+            stage.epochs < least_epochs or stage.batch < 2,
+            f"{name} needs at least 1 epoch and a batch of at least 2",
+        ),
+        (not stage.learning_rate > 0, f"{name}.learning_rate is {stage.learning_rate}; it must be above 0"),
+        (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
+        (not stage.clip >= 0, f"{name}.clip is {stage.clip}; it is a norm, or 0 to cut no gradient"),
+        (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def loss_problems(loss: Section) -> list[str]:
+    """What is wrong with the weights of a loss.
+
+    Args:
+        loss: The section; it has distillation_temperature, label_smoothing, and weights.
+
+    Returns:
+        A message for each problem.
+    """
+    weights = msgspec.structs.asdict(loss)
+    temperature, smoothing = weights.pop("distillation_temperature"), weights.pop("label_smoothing")
+    checks = (
+        (not temperature > 0, f"loss.distillation_temperature is {temperature}; it must be above 0"),
+        (not 0 <= smoothing <= 1, f"loss.label_smoothing is {smoothing}; it is a share, from 0 to 1"),
+        *((not weight >= 0, f"loss.{key} is {weight}; it must be 0 or more") for key, weight in weights.items()),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _attribute_problems(config: Config) -> list[str]:
+    if config.data.task == "classes":
+        return []
+    by_class = {
+        "loss.rate": config.loss.rate > 0,
+        "[adversary]": config.adversary is not None,
+        "train.fusion.malicious": _malicious(config) > 0,
+    }
+    message = "goes by the class of an image, and images with attributes have none: remove it"
+    return [f"{name} {message}" for name, given in by_class.items() if given]
+
+
+def _mask_problems(config: Config) -> list[str]:
+    masks = config.masks
+    checks = (
+        (
+            masks.servers < 2,
+            f"masks.servers is {masks.servers}; a split needs at least 2 servers, and 3 for an honest majority",
+        ),
+        (
+            masks.levels < 3 or masks.levels % 2 == 0 or masks.levels > 255,
+            f"masks.levels is {masks.levels}; it must be odd, from 3 to 255, so that zero is a level and int8 holds it",
+        ),
+        (masks.values < 1, f"masks.values is {masks.values}; every server needs at least one value"),
+        (
+            not min(masks.temperature) > 0,
+            f"masks.temperature is {list(masks.temperature)}; both must be above 0",
+        ),
+        (
+            not 0 < masks.settled <= 1,
+            f"masks.settled is {masks.settled}; it is a share of the stage, above 0 and at most 1",
+        ),
+        (
+            not 0 <= masks.overlap <= 1,
+            f"masks.overlap is {masks.overlap}; it is a share of a server's values, from 0 to 1",
+        ),
+        (
+            masks.overlap > 0 and masks.assignment != "learned",
+            f"masks.overlap needs learned masks; with '{masks.assignment}' shares are disjoint",
+        ),
+        (
+            config.loss.bits > 0 and not masks.learned_levels,
+            "loss.bits has nothing to act on: set masks.learned_levels = true, or remove it",
+        ),
+        (
+            config.keys is not None and not 2 <= config.keys.partitions <= MAX_PARTITIONS,
+            f"keys.partitions must be from 2 to {MAX_PARTITIONS}; without [keys] there is one partition for everybody",
+        ),
+        (
+            config.keys is not None and not 0 <= config.seed < 2**64,
+            f"seed is {config.seed}; the family of keyed partitions is derived from one from 0 to 2**64 - 1",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _adversary_problems(config: Config) -> list[str]:
+    adversary = config.adversary
+    if adversary is None:
+        return []
+    lifetime = adversary.proxies * adversary.restart
+    checks = (
+        (
+            config.masks.servers < 3,
+            f"adversary needs at least 3 servers: with {config.masks.servers} no minority coalition has a member",
+        ),
+        (
+            adversary.weight <= 0,
+            f"adversary.weight is {adversary.weight}; it must be above 0. Remove the section to train without",
+        ),
+        (
+            min(adversary.proxies, adversary.steps, adversary.width) < 1 or adversary.learning_rate <= 0,
+            "adversary.proxies, steps, width and learning_rate must be above 0",
+        ),
+        (
+            adversary.proxies > min(config.train.masks.batch, config.train.finetune.batch),
+            f"adversary.proxies is {adversary.proxies}; they divide a batch, which has fewer images",
+        ),
+        (
+            min(adversary.restart, adversary.warm_up) < 0,
+            "adversary.restart and adversary.warm_up are numbers of steps, 0 or more",
+        ),
+        (
+            0 < lifetime <= adversary.warm_up,
+            f"adversary.warm_up must be below the {lifetime} steps that a proxy lives (proxies * restart)",
+        ),
+        (
+            not 0 <= adversary.start < 1,
+            f"adversary.start is {adversary.start}; it is a share of the masks stage, from 0 to below 1",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _fusion_problems(config: Config) -> list[str]:
+    dropout, malicious, servers = config.fusion.branch_dropout, _malicious(config), config.masks.servers
+    checks = (
+        (config.fusion.hidden < 0, f"fusion.hidden is {config.fusion.hidden}; it is a width, or 0 for no correction"),
+        (not 0 <= dropout < 1, f"fusion.branch_dropout is {dropout}; it is a probability below 1"),
+        (malicious < 0, f"train.fusion.malicious is {malicious}; it is the weight of a loss, 0 or more"),
+        (
+            malicious > 0 and servers < 3,
+            f"train.fusion.malicious is {malicious}, but of {servers} servers no minority can lie: use 0.0",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def _malicious(config: Config) -> float:
+    return 0.0 if config.train.fusion is None else config.train.fusion.malicious
+
+
+def _budget_problems(config: Config) -> list[str]:
+    return [
+        problem
+        for name, stage in msgspec.structs.asdict(config.train).items()
+        if isinstance(stage, StageConfig)
+        for problem in stage_problems(f"train.{name}", stage, least_epochs=int(name in ("branches", "fusion")))
+    ]
+
+
+def _other_problems(config: Config) -> list[str]:
+    given = config.head.checkpoint is not None
+    finished = (
+        ("baseline", config.backbone.checkpoint is not None, "backbone"),
+        ("masks", given, "head"),
+        ("finetune", given, "head"),
+    )
+    protecting = {
+        "[adversary]": config.adversary is not None,
+        **{f"loss.{name}": getattr(config.loss, name) != 0 for name in ("rate", "bits", "decorrelation")},
+    }
+    idle = [name for name, used in protecting.items() if given and used]
+    checks = (
+        *(
+            (
+                getattr(config.train, name).epochs == 0 and not there,
+                f"train.{name}.epochs = 0 takes finished weights as they are: name them in {part}.checkpoint",
+            )
+            for name, there, part in finished
+        ),
+        (
+            given and (config.train.masks.epochs > 0 or config.train.finetune.epochs > 0),
+            "head.checkpoint takes head and masks as they are: set train.masks.epochs and train.finetune.epochs to 0",
+        ),
+        (
+            given and config.train.branches is None,
+            "head.checkpoint brings no branches: add the stage [train.branches]",
+        ),
+        (
+            bool(idle),
+            f"{' and '.join(idle)} cannot train the finished head of head.checkpoint any more: leave one out",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]

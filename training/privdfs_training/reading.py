@@ -1,0 +1,132 @@
+"""Reading a run's config: one TOML file, in which a misspelt key is an error before any time is spent."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from privdfs_training.checks import problems_of
+from privdfs_training.config import Config
+from privdfs_training.errors import TrainingConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+
+def load_config(path: Path) -> Config:
+    """Read and check one TOML config.
+
+    Args:
+        path: The TOML file.
+
+    Returns:
+        The typed config.
+
+    Raises:
+        TrainingConfigError: The file is missing, is not TOML, has an unknown or missing key, a value of the wrong
+            type, or values that cannot work together.
+    """
+    raw = read_toml(path)
+    refuse_unknown_keys(raw, Config, path, "")
+    return config_from_dict(raw, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its values, unchecked.
+
+    Raises:
+        TrainingConfigError: The file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = (
+            f"cannot read the config {path}: {error.strerror}. Pass the path of a TOML file, such as "
+            "configs/fashion-resnet20.toml."
+        )
+        raise TrainingConfigError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{path} is not a TOML file: {error}"
+        raise TrainingConfigError(message) from error
+
+
+def config_from_dict(raw: dict[str, Any], source: str) -> Config:
+    """Build a config from plain values and check that they can work together.
+
+    Args:
+        raw: Nested dictionaries, as TOML or JSON give them.
+        source: Where they come from; used in messages.
+
+    Returns:
+        The typed config.
+
+    Raises:
+        TrainingConfigError: As `load_config`.
+    """
+    try:
+        config = msgspec.convert(without_retired_keys(raw), Config)
+    except msgspec.ValidationError as error:
+        message = f"{source}: {error}"
+        raise TrainingConfigError(message) from error
+    for problem in problems_of(config):
+        message = f"{source}: {problem}"
+        raise TrainingConfigError(message)
+    return config
+
+
+#: Older versions could compute all branches as one grouped network. The weights are the same either way.
+_RETIRED_KEY = "branch.together"
+
+
+def without_retired_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what configs of older versions may say and this version has no use for.
+
+    Args:
+        raw: Nested dictionaries.
+
+    Returns:
+        A copy without such keys.
+    """
+    section, key = _RETIRED_KEY.split(".")
+    values = raw.get(section)
+    if not isinstance(values, dict):
+        return raw
+    return raw | {section: {name: value for name, value in values.items() if name != key}}
+
+
+def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
+    """Compare the keys with a section's, and those of the sections in it.
+
+    Args:
+        raw: Nested dictionaries.
+        section: Whose keys they should be.
+        path: Where they come from; used in the message.
+        prefix: Of the keys in the message, such as "train.".
+
+    Raises:
+        TrainingConfigError: A key is not known; the message names the closest one.
+    """
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in raw.items():
+        if f"{prefix}{key}" == _RETIRED_KEY and value is False:
+            continue
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
+            message = f"{path}: unknown key '{prefix}{key}'.{hint}"
+            raise TrainingConfigError(message)
+        # An optional section is a union with None. Of several sections, msgspec chooses by their tag.
+        kinds = get_args(fields[key]) or (fields[key],)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+        if isinstance(value, dict) and len(sections) == 1:
+            refuse_unknown_keys(value, sections[0], path, f"{prefix}{key}.")
