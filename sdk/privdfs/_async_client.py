@@ -134,10 +134,13 @@ class AsyncClient(BaseClient[AsyncTransport]):
         return _LocalInThread(servers)
 
     async def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        step: Chunk | list[Result] = chunk
-        while isinstance(step, Chunk):
-            step = call.proceed(step, await self._transport.exchange(call, step) if step.size else [])
-        return step
+        results: list[Result] = []
+        for part in chunk.in_order():
+            step: Chunk | list[Result] = part
+            while isinstance(step, Chunk):
+                step = call.proceed(step, await self._transport.exchange(call, step) if step.size else [])
+            results += step
+        return results
 
 
 class _LocalInThread:

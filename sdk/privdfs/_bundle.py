@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from privdfs._canaries import Canaries
 from privdfs._coded import CodedGraphs
 from privdfs._coded_format import CodedManifest
-from privdfs._coded_selftest import replay_coded
+from privdfs._coded_selftest import find_canaries, replay_coded
 from privdfs._constants import ONNX_THREADS, SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
 from privdfs._describe import describe
 from privdfs._errors import BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError, SelfTestError
@@ -239,14 +240,7 @@ class Bundle:
             SelfTestError: they differ by more than rounding explains.
             BundleError: the golden file is missing, changed or incomplete.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        files = {GOLDEN_NAME: self._manifest.files[GOLDEN_NAME]}
-        try:
-            golden: dict[str, Array] = load(read_verified(self._folder, files)[GOLDEN_NAME])
-        except SafetensorError as error:
-            raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
+        golden = self._golden()
         if isinstance(self._manifest, CodedManifest):
             return replay_coded(self.coded, self._manifest, golden)
         self._check_golden(golden)
@@ -273,6 +267,31 @@ class Bundle:
                 "try another version of onnxruntime; do not use the bundle on this device until this passes"
             )
         return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
+
+    def canaries(self) -> Canaries:
+        """The golden examples of a coded release that can be canaries on this device.
+
+        Raises:
+            ConfigError: the release is masked, or none comes out here as it was recorded.
+            BundleError: the golden file is missing, changed or incomplete.
+        """
+        if not isinstance(self._manifest, CodedManifest):
+            raise ConfigError(
+                f"{self.release} has masked shares, and a server would know the share of a golden example: drop "
+                "`canary_rate`, which is for coded releases"
+            )
+        return find_canaries(self.coded, self._manifest, self._golden())
+
+    def _golden(self) -> dict[str, Array]:
+        """The golden examples, as the manifest lists them."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        files = {GOLDEN_NAME: self._manifest.files[GOLDEN_NAME]}
+        try:
+            return load(read_verified(self._folder, files)[GOLDEN_NAME])
+        except SafetensorError as error:
+            raise BundleFormatError(f"{GOLDEN_NAME} is not a safetensors file: get the release again") from error
 
     def describe(self, *, servers: int | None = None, colluding: int | None = None) -> str:
         """A page of plain text on the release: what it classifies, its accuracy, cost and leakage.

@@ -121,12 +121,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--user-key", metavar="FILE", help="the user's key, 32 hexadecimal digits (keyed releases)"
         )
+        command.add_argument(
+            "--colluding",
+            type=int,
+            metavar="T",
+            help="how many servers together must learn nothing (coded releases; default: the largest minority)",
+        )
         command.add_argument("--key-file", action=Renamed, dest="user_key", help=argparse.SUPPRESS)
         command.add_argument(
             "--max-leakage-db",
             type=float,
             metavar="DB",
-            help="refuse a release that leaks more above the class mean, or whose leakage was not measured",
+            help="refuse a release that leaks more above the class mean, or whose leakage is unknown",
         )
         add_arguments(command)
 
@@ -138,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, help=help_text)
         command.set_defaults(run=run)
         command.add_argument("folder", metavar=metavar, type=Path)
+        if name == "describe":
+            command.add_argument("--n-servers", type=int, metavar="N", help="what N servers can stand (coded releases)")
+            command.add_argument("--colluding", type=int, metavar="T", help="of which T together must learn nothing")
 
     install = add("install", help="verify a bundle and put it into use; the one before is kept")
     install.set_defaults(run=_install)
@@ -212,9 +221,15 @@ def _print_line(image: str, result: Result) -> None:
     who = f"{sum(result.answered)}/{len(result.answered)} servers"
     print(
         f"{image}  {result.label:<16} {result.probability:7.2%}  {who}  "
-        f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up",
+        f"{result.timings.total_ms:7.1f} ms  {sum(result.bytes_up)} bytes up{_left_out(result)}",
         flush=True,
     )
+
+
+def _left_out(result: Result) -> str:
+    """Whose answers were found wrong."""
+    who = ", ".join(map(str, result.corrected))
+    return f"  wrong answers left out: server{'s' * (len(result.corrected) > 1)} {who}" if who else ""
 
 
 def _complain(message: str) -> None:
@@ -236,6 +251,7 @@ def _unicode(text: str) -> str:
 def _client(options: argparse.Namespace) -> Client:
     limits: dict[str, Any] = {"timeout": options.timeout, "min_answers": options.min_answers}
     limits["max_leakage_db"] = options.max_leakage_db
+    limits["colluding"] = options.colluding
     if options.user_key:
         limits["key"] = UserKey.read(options.user_key)
     if options.local:
@@ -272,7 +288,9 @@ def _plain(result: Result) -> dict[str, Any]:
         "answered": result.answered,
         "expected_accuracy": result.expected_accuracy,
         "suspects": result.suspects,
+        "corrected": result.corrected,
         "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
         "timings": result.timings,
     }
 
@@ -290,10 +308,11 @@ def _signed(options: argparse.Namespace) -> str:
 
 def _describe(options: argparse.Namespace) -> None:
     bundle = _open(options)
+    page = bundle.describe(servers=options.n_servers, colluding=options.colluding)  # it checks the numbers
     if options.json:
         _print_json(bundle.manifest)
     else:
-        print(bundle.describe())
+        print(page)
         print(f"{'signature':<12} {_signed(options)}")
 
 

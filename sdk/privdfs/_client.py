@@ -94,6 +94,7 @@ class Client(BaseClient[Transport]):
             DeadlineExceededError: the time ran out before anything was sent.
             NotEnoughAnswersError: fewer than `min_answers` servers gave a usable answer in time.
             ContradictingAnswersError: of a coded release, a server lies, and it cannot be told which.
+            CanaryError: a canary that `queries` sent came back with another answer than the known one.
             RandomnessError: of a coded release, the system's random generator failed.
         """
         call = self._call(timeout)
@@ -163,10 +164,13 @@ class Client(BaseClient[Transport]):
         return servers
 
     def _run(self, call: Call, chunk: Chunk) -> list[Result]:
-        step: Chunk | list[Result] = chunk
-        while isinstance(step, Chunk):
-            step = call.proceed(step, self._transport.exchange(call, step) if step.size else [])
-        return step
+        results: list[Result] = []
+        for part in chunk.in_order():
+            step: Chunk | list[Result] = part
+            while isinstance(step, Chunk):
+                step = call.proceed(step, self._transport.exchange(call, step) if step.size else [])
+            results += step
+        return results
 
 
 class _Servers:

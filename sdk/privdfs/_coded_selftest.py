@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from privdfs import coding
+from privdfs._canaries import Canaries
 from privdfs._coded import CodedGraphs
 from privdfs._coded_format import ANSWERS, VALUES, CodedManifest, numbered
 from privdfs._constants import SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE
@@ -63,6 +64,20 @@ def replay_coded(graphs: CodedGraphs, manifest: CodedManifest, golden: Mapping[s
             "version of onnxruntime; do not use the bundle on this device until this passes"
         )
     return SelfTest(images=len(images), differing_values=fraction, probability_error=error)
+
+
+def find_canaries(graphs: CodedGraphs, manifest: CodedManifest, golden: Mapping[str, Array]) -> Canaries:
+    """The golden examples whose values come out on this device exactly as they were recorded.
+
+    Raises:
+        ConfigError: there are none.
+        BundleFormatError: the golden file does not hold the tensors of this release.
+    """
+    _check_tensors(manifest, golden)
+    images, about = golden[IMAGES], manifest.rounds[0]
+    randomness = coding.draw((len(images), 1, about.values), about.moduli)
+    _, values = graphs.encode(images, randomness, coding.powers(about.moduli, 2, 1))
+    return Canaries.among(images, golden[PROBABILITIES], golden[numbered(VALUES, 1)], values)
 
 
 def _travelled(decoded: Array, values: Array) -> bool:

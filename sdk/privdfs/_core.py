@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs._bundle import Bundle
+from privdfs._canaries import Canaries, Canary
 from privdfs._config import Retries, Wait, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
 from privdfs._errors import ConfigError, DeadlineExceededError, NotEnoughAnswersError
@@ -94,6 +95,8 @@ class Chunk:
         sent: what the kind of release keeps of the round.
         past: the rounds before.
         asked: what `Queries` says of the images.
+        beside: a canary that travels before or after these images.
+        known: of a canary, what its answers must be.
     """
 
     size: int
@@ -104,6 +107,14 @@ class Chunk:
     sent: Sent | None = None
     past: tuple[Round, ...] = ()
     asked: Asked | None = None
+    beside: "Chunk | None" = None
+    known: Canary | None = None
+
+    def in_order(self) -> tuple["Chunk", ...]:
+        """What is sent, one after the other."""
+        if self.beside is None or self.beside.known is None:
+            return (self,)
+        return (self.beside, self) if self.beside.known.first else (self, self.beside)
 
 
 class Observer(Protocol):
@@ -128,6 +139,7 @@ class Settings:
     retries: Retries
     queries: Queries | None = None
     telemetry: Observer | None = None
+    canaries: Canaries | None = None
 
     @classmethod
     def check(
@@ -147,6 +159,7 @@ class Settings:
         Raises:
             ConfigError: one of them makes no sense.
         """
+        checked = _check_queries(queries)
         return cls(
             bundle,
             kind,
@@ -154,8 +167,9 @@ class Settings:
             kind.check_min_answers(min_answers),
             check_wait(wait),
             check_retries(retries),
-            _check_queries(queries),
+            checked,
             _check_telemetry(telemetry),
+            bundle.canaries() if checked is not None and checked.canary_rate else None,
         )
 
     def change(
@@ -202,6 +216,7 @@ class Call:
         self._kind = settings.kind
         self._queries = settings.queries
         self._telemetry = settings.telemetry
+        self._canaries = settings.canaries
         self._bundle = settings.bundle
 
     def warm_up(self) -> None:
@@ -255,12 +270,20 @@ class Call:
         started = time.perf_counter()
         sent = self._kind.begin(decoded.pixels)
         encode_ms = (time.perf_counter() - started) * 1e3
+        beside = self._canary(len(decoded.pixels))
         if self.deadline.remaining == 0:
             raise DeadlineExceededError(
                 f"this call used up its {self.deadline.timeout:g} s before its images were ready to send: "
                 "raise `timeout`, or pass smaller images or fewer at a time"
             )
-        return self._chunk(Chunk(len(decoded.pixels), (), decoded.ms, encode_ms, asked=asked), sent)
+        return self._chunk(Chunk(len(decoded.pixels), (), decoded.ms, encode_ms, asked=asked, beside=beside), sent)
+
+    def _canary(self, size: int) -> Chunk | None:
+        """The shares of as many images with known answers, if a canary is due; made before anything is sent."""
+        if self._canaries is None or self._queries is None or not self._queries.canary_due():
+            return None
+        known = self._canaries.draw(size)
+        return self._chunk(Chunk(size, (), 0.0, 0.0, known=known), self._kind.begin(known.pixels))
 
     def proceed(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Chunk | list[Result]:
         """Take the answers of a round: the shares of the next one, or the results.
@@ -272,6 +295,7 @@ class Call:
         Raises:
             NotEnoughAnswersError: fewer than `min_answers` servers answered.
             ContradictingAnswersError: of a coded release, a server lies, and it cannot be told which.
+            CanaryError: a canary came back with another answer than the known one.
             RandomnessError: the system's random generator failed.
         """
         if not chunk.size:
@@ -288,6 +312,8 @@ class Call:
         if isinstance(found, Sent):
             return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
         self._note(chunk, rounds, None)
+        if chunk.known is not None:
+            return []
         return self._with_repeats(chunk, self._results(chunk, rounds, found, took))
 
     def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
@@ -301,7 +327,10 @@ class Call:
             raise self._too_few(chunk, outcomes)
         if chunk.sent is None:
             raise RuntimeError("answers came for a chunk that was not sent")
-        return self._kind.take(chunk.sent, outcomes)
+        found = self._kind.take(chunk.sent, outcomes)
+        if chunk.known is not None and isinstance(found, Answered):
+            chunk.known.check(found.probabilities, tuple(each.server for each in outcomes if each.answer is not None))
+        return found
 
     def _chunk(self, about: Chunk, sent: Sent) -> Chunk:
         """A chunk with the shares of a round."""

@@ -11,6 +11,8 @@ import pytest
 from privdfs import CanaryError, ConfigError, Queries
 from privdfs._canaries import Canaries
 from privdfs.coding import PRIMES, centred, decode, draw, share
+from privdfs.testing import FakeServer
+from tests.sdk.drivers import Driver
 
 GENERATOR = np.random.default_rng(0)
 MODULI = PRIMES[:2]
@@ -177,3 +179,11 @@ def test_a_lie_about_one_residue_is_seen(known: Canaries) -> None:
         canary = known.draw(1)
         with pytest.raises(CanaryError):
             canary.check(classify(canary.pixels, one_residue), (0, 1, 2))
+
+
+def test_masked_shares_know_no_canaries(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="a server would know the share of a golden example"):
+        connect(release / "client", endpoints, queries=Queries(canary_rate=0.1))
+    assert [(fake.checks, len(fake.received)) for fake in fakes] == [(0, 0)] * 3

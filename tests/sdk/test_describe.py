@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from privdfs import Bundle, ConfigError
+from privdfs._cli import main
 from privdfs._describe import describe
 from tests.sdk.coded_folders import TWO_ROUNDS, a_leakage, a_round, coded_manifest
 
@@ -89,3 +90,17 @@ def test_a_masked_release_has_fixed_numbers(release: Path, chosen: dict[str, int
     manifest = Bundle.open(release / "client", allow_unsigned=True).manifest
     with pytest.raises(ConfigError, match="has masked shares, for 3 servers"):
         describe(manifest, **chosen)
+
+
+@pytest.mark.parametrize("option", [("--n-servers", "3"), ("--colluding", "1")])
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_command_refuses_numbers_for_masked_shares(
+    release: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str], form: tuple[str, ...]
+) -> None:
+    assert main(["describe", str(release / "client"), *option, *form]) == 2
+    assert "has masked shares, for 3 servers" in capsys.readouterr().err
+
+
+def test_predict_refuses_colluding_for_masked_shares(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--local", str(release), "--colluding", "1", "any.png"]) == 2
+    assert "colluding" in capsys.readouterr().err

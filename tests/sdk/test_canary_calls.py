@@ -1,0 +1,102 @@
+"""Canaries in real calls of a coded release with three rounds and no answer to spare, over both clients."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from privdfs import Bundle, CanaryError, Queries
+from privdfs._canaries import Canaries, Canary
+from privdfs.testing import FakeServer, Fault
+from tests.sdk.coded_drawn import build_drawn_release
+from tests.sdk.drivers import Driver
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_drawn_release(tmp_path_factory.mktemp("drawn") / "release")
+
+
+@pytest.fixture
+def servers(drawn: Path) -> Iterator[list[FakeServer]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(FakeServer.for_release(drawn, index)) for index in range(3)]
+
+
+@pytest.fixture
+def photos() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
+
+
+def ordered(monkeypatch: pytest.MonkeyPatch, *, first: bool) -> None:
+    """Let every canary go before its part, or every one after it."""
+    draw = Canaries.draw
+
+    def drawn_so(self: Canaries, count: int) -> Canary:
+        canary = draw(self, count)
+        return Canary(canary.pixels, canary.expected, first)
+
+    monkeypatch.setattr(Canaries, "draw", drawn_so)
+
+
+def other(residues: np.ndarray) -> np.ndarray:
+    """Results in the wrong order. One wrong result between rounds may change nothing, where the device clips it."""
+    return residues[:, :, ::-1].copy()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_honest_servers_see_two_exchanges_of_one_form(
+    connect: Callable[..., Driver], drawn: Path, servers: list[FakeServer], photos: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch, *, first: bool, count: int,
+) -> None:  # fmt: skip
+    ordered(monkeypatch, first=first)
+    endpoints = [server.endpoint for server in servers]
+    plain = connect(drawn / "client", endpoints).predict_batch(photos[:count])
+    for server in servers:
+        server.received.clear()
+        server.rounds.clear()
+    queries = Queries(budget=count, canary_rate=1)
+    results = connect(drawn / "client", endpoints, queries=queries).predict_batch(photos[:count])
+    assert [result.label for result in results] == [result.label for result in plain]
+    assert queries.spent == {None: count}
+    for server in servers:
+        assert server.rounds == [1, 2, 3] * 2
+        shapes = [share.shape for share in server.received]
+        assert shapes[:ROUNDS] == shapes[ROUNDS:]
+        assert {shape[0] for shape in shapes} == {count}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("number", range(1, ROUNDS + 1))
+def test_a_liar_in_any_round_is_caught_where_no_answer_is_to_spare(
+    connect: Callable[..., Driver], drawn: Path, servers: list[FakeServer], photos: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch, *, first: bool, number: int,
+) -> None:  # fmt: skip
+    ordered(monkeypatch, first=first)
+    servers[1].fault = Fault(logits=other, round=number)
+    endpoints = [server.endpoint for server in servers]
+    assert connect(drawn / "client", endpoints).predict(photos[0]).corrected == (), "it passes unseen"
+    client = connect(drawn / "client", endpoints, queries=Queries(canary_rate=1))
+    with pytest.raises(CanaryError) as caught:
+        client.predict(photos[0])
+    assert caught.value.answered == (0, 1, 2)
+
+
+def test_repeats_send_no_canary(
+    connect: Callable[..., Driver], drawn: Path, servers: list[FakeServer], photos: np.ndarray
+) -> None:
+    client = connect(drawn / "client", [server.endpoint for server in servers], queries=Queries(canary_rate=1))
+    client.predict(photos[0])
+    seen = [len(server.received) for server in servers]
+    assert client.predict(photos[0]).repeated
+    assert [len(server.received) for server in servers] == seen == [2 * ROUNDS] * 3
+
+
+def test_the_golden_examples_are_the_canaries(drawn: Path) -> None:
+    bundle = Bundle.open(drawn / "client", allow_unsigned=True)
+    assert len(bundle.canaries().images) == bundle.selftest().images == 6
