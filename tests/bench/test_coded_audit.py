@@ -75,8 +75,10 @@ def data(data_folder: Path) -> DataSet:
     return whole
 
 
-def victim_of(data: DataSet, networks: CodedNetworks) -> CodedVictim:
-    return CodedVictim(networks, Path("nowhere"), data, SMALL)
+@pytest.fixture
+def victim_of(data: DataSet, trained_release: Path) -> Callable[[CodedNetworks], CodedVictim]:
+    """A victim with given graphs; its baseline is that of a masked release of the same data."""
+    return lambda networks: CodedVictim(networks, trained_release, data, SMALL)
 
 
 def images_of(data: DataSet) -> Any:
@@ -124,20 +126,24 @@ def above_mean_image(victim: CodedVictim, one: CodedJob, folder: Path) -> float:
 
 
 def class_guessed(victim: CodedVictim, one: CodedJob) -> float:
-    guess = guess_class(coded_view(victim, one), 10, DecoderBudget(epochs=40, batch=50, width=8), seed=0, progress=quiet)
+    guess = guess_class(
+        coded_view(victim, one), 10, DecoderBudget(epochs=40, batch=50, width=8), seed=0, progress=quiet
+    )
     return float((guess == victim.data.test_labels[: victim.targets]).float().mean())
 
 
 @pytest.mark.parametrize("attack", ["linear", "dense", "dense+answers"])
-def test_as_many_as_may_collude_learn_nothing(data: DataSet, tmp_path: Path, attack: str) -> None:
-    victim = victim_of(data, drawn_networks("rounds"))
+def test_as_many_as_may_collude_learn_nothing(
+    victim_of: Callable[[CodedNetworks], CodedVictim], tmp_path: Path, attack: str
+) -> None:
+    victim = victim_of(drawn_networks("rounds"))
     for members, servers, colluding in (((1,), 3, 1), ((0, 3), 5, 2)):
         one = coalition_job(victim, attack, members, servers, colluding)
         assert above_mean_image(victim, one, tmp_path) < 0.1
 
 
-def test_as_many_as_may_collude_do_not_know_the_class(data: DataSet) -> None:
-    victim = victim_of(data, drawn_networks())
+def test_as_many_as_may_collude_do_not_know_the_class(victim_of: Callable[[CodedNetworks], CodedVictim]) -> None:
+    victim = victim_of(drawn_networks())
     guessed = class_guessed(victim, coalition_job(victim, "dense", (0, 2), 5, 2))
     assert guessed < 0.25  # ten classes, 200 images: seven deviations
 
@@ -151,14 +157,14 @@ def test_as_many_as_may_collude_do_not_know_the_class(data: DataSet) -> None:
     ],
 )
 def test_attackers_see_what_broken_sharings_show(
-    data: DataSet,
+    victim_of: Callable[[CodedNetworks], CodedVictim],
     tmp_path: Path,
     draw: Callable[[Shape, Sequence[int]], Residues],
     servers: int,
     colluding: int,
     members: tuple[int, ...],
 ) -> None:
-    victim = victim_of(data, replace(drawn_networks(), draw=draw))
+    victim = victim_of(replace(drawn_networks(), draw=draw))
     as_if = coalition_job(victim, "dense", members, servers, max(colluding, len(members)))
     own = replace(as_if, colluding=colluding)
     if len(members) > colluding:  # the audit is told T = 2, and the device shares with T = 1

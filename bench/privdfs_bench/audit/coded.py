@@ -124,14 +124,19 @@ class CodedVictim(Attacked):
 
 
 def open_victim(
-    release: Path, data_folder: Path | None, effort: Effort, prior: Path | None, lpips: Lpips | None, device: torch.device
+    release: Path,
+    data_folder: Path | None,
+    effort: Effort,
+    prior: Path | None,
+    lpips: Lpips | None,
+    device: torch.device,
 ) -> CodedVictim:
     """Open a coded release to attack it; arguments are those of `Victim`.
 
     Raises:
         Error: The release or the data set cannot be used.
     """
-    networks = opencoded_job(release)
+    networks = open_coded(release)
     data = manifest_data(networks.manifest, data_folder)
     victim = CodedVictim(networks, release, data, effort, prior, lpips, device)
     victim.again = partial(open_victim, release, data_folder, effort, prior, lpips, device)  # for another process

@@ -146,9 +146,7 @@ def _entry(
         "cliff": [_row(one) for one in done["cliff"]],
         "cliff_class": cliff_class,
         # Of more servers than may collude: what they decode is the same for every T.
-        "worst": {
-            str(colluding + 1): cliff | {"members": list(range(colluding + 1))} for _, colluding in settings()
-        },
+        "worst": {str(colluding + 1): cliff | {"members": list(range(colluding + 1))} for _, colluding in settings()},
         "flags": [asdict(flag) for flag in _flags(undefended, floor["class_mean"], done, proven)],
         "sources": {name: one.source for name, one in NAMED.items()},
     }
@@ -200,7 +198,8 @@ def broken_promises(proven: Mapping[str, Any]) -> list[selfchecks.Flag]:
         )
     flags += [
         selfchecks.Flag(
-            "wire", f"{who}: {one['check']}: chance does as badly once in {1 / max(one['p'], 1e-300):.3g} times: as above"
+            "wire",
+            f"{who}: {one['check']}: chance does as badly once in {1 / max(one['p'], 1e-300):.3g} times: as above",
         )
         for one in proven["wire"]
         if one["p"] <= LEAST_P
@@ -225,7 +224,7 @@ def coded_table(name: str, entry: Mapping[str, Any]) -> Table:
     for floor, psnr in entry["floor"].items():
         shown.add_row("without a share", floor.replace("_", " "), f"{psnr:.2f}", "", "", "", "")
     for one in [*entry["coalitions"], *entry["cliff"]]:
-        who = f"servers {', '.join(map(str, one['members']))} of {one['servers']}, T = {one['colluding']}"
+        who = f"{', '.join(map(str, one['members']))} of {one['servers']}"
         shown.add_row(
             who,
             one["attack"],

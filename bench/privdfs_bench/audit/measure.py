@@ -46,9 +46,7 @@ def measure(
     return _entry(victim, floor, done), done
 
 
-def attack(
-    victim: Attacked, every: Sequence[Job], folder: Path, console: Console, threads: int = 1
-) -> dict[Job, Done]:
+def attack(victim: Attacked, every: Sequence[Job], folder: Path, console: Console, threads: int = 1) -> dict[Job, Done]:
     """Run attacks, several at once on a thread each.
 
     Args:

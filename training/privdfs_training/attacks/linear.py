@@ -188,9 +188,7 @@ def wide_reconstruct(shares: Tensor, images: Tensor, received: Tensor) -> Tensor
         return float((near[known:, :known] @ weights(known, ridge) - wanted[known:]).square().mean())
 
     best = weights(len(rows), min(RIDGES, key=error))
-    parts = [
-        middle + ((part.flatten(1).float() - mean) * scale) @ rows.T @ best for part in received.split(AT_ONCE)
-    ]
+    parts = [middle + ((part.flatten(1).float() - mean) * scale) @ rows.T @ best for part in received.split(AT_ONCE)]
     return torch.cat(parts).clamp(0, 1).unflatten(1, images.shape[1:])
 
 
