@@ -1,34 +1,24 @@
-"""Coded releases as the benchmarks run them: all graphs of a release in this process, many images at a time."""
+"""Coded releases as the benchmarks run them: the client's own code for sharing and decoding, many images at a time."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from privdfs import ConfigError, coding
-from privdfs._coded_format import (
-    ADDED,
-    ANSWERS,
-    POWERS,
-    RANDOMNESS,
-    WEIGHTS,
-    CodedManifest,
-    RoundSpec,
-    branch_file,
-    relay_name,
-)
+from privdfs import ConfigError
+from privdfs._coded import Coded, CodedGraphs
+from privdfs._coded_format import CodedManifest, RoundSpec, branch_file, branch_model
 from privdfs._files import read_manifest_bytes, read_verified
-from privdfs._format import CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, IMAGE, SHARE, server_folder
-from privdfs._manifest import read_client_manifest, read_server_manifest
+from privdfs._format import CLIENT_FOLDER, SHARE, server_folder
+from privdfs._kinds import Answered, Outcome, Sent
+from privdfs._local import open_branches
+from privdfs._manifest import read_client_manifest
+from privdfs._onnx import Graph
+from privdfs._verify import server_manifest
 from privdfs.coding import Residues
-from privdfs_export.sessions import BATCH, session
-
-#: How randomness is drawn: `coding.draw`, as the client does. Tests put broken ones in its place.
-Draw = Callable[[tuple[int, int, int], Sequence[int]], Residues]
+from privdfs_export.sessions import BATCH
 
 
 @dataclass(frozen=True)
@@ -42,14 +32,17 @@ class Plain:
         probabilities: float32 [images, classes].
     """
 
-    values: tuple[NDArray[np.int8], ...]
-    shared: tuple[NDArray[np.int8], ...]
-    residues: tuple[Residues, ...]
-    probabilities: NDArray[np.float32]
+    values: tuple[NDArray[np.int8], ...] = field(repr=False)
+    shared: tuple[NDArray[np.int8], ...] = field(repr=False)
+    residues: tuple[Residues, ...] = field(repr=False)
+    probabilities: NDArray[np.float32] = field(repr=False)
 
-    def __repr__(self) -> str:
-        """No values."""
-        return f"Plain({len(self.probabilities)} images)"
+    def first(self, count: int) -> "Plain":
+        """Of the first images alone."""
+        values, shared, residues = (
+            tuple(one[:count] for one in each) for each in (self.values, self.shared, self.residues)
+        )
+        return Plain(values, shared, residues, self.probabilities[:count])
 
 
 @dataclass(frozen=True)
@@ -58,44 +51,22 @@ class CodedNetworks:
 
     Attributes:
         manifest: The client's.
-        encoder: ONNX, as all of these.
+        files: The client's, by name.
+        device: The client's graphs.
         branches: One for each round, the same for every server.
-        relays: One for each round but the last.
-        fusion: Of the last round.
-        draw: Where randomness comes from.
+        digests: SHA-256 of all graphs, in hex: `encoder`, `relay-1`, …, `fusion`, `branch-1`, ….
     """
 
     manifest: CodedManifest
-    encoder: bytes
-    branches: tuple[bytes, ...]
-    relays: tuple[bytes, ...]
-    fusion: bytes
-    draw: Draw = coding.draw
-
-    def __repr__(self) -> str:
-        """Its name."""
-        return f"CodedNetworks({self.manifest.release})"
+    files: Mapping[str, bytes] = field(repr=False)
+    device: CodedGraphs = field(repr=False)
+    branches: Sequence[Graph] = field(repr=False)
+    digests: Mapping[str, str] = field(repr=False)
 
     @property
     def rounds(self) -> tuple[RoundSpec, ...]:
         """Of the manifest."""
         return self.manifest.rounds
-
-    @cached_property
-    def _encoder(self) -> ort.InferenceSession:
-        return session(self.encoder)
-
-    @cached_property
-    def _branches(self) -> list[ort.InferenceSession]:
-        return [session(graph) for graph in self.branches]
-
-    @cached_property
-    def _relays(self) -> list[ort.InferenceSession]:
-        return [session(graph) for graph in self.relays]
-
-    @cached_property
-    def _fusion(self) -> ort.InferenceSession:
-        return session(self.fusion)
 
     def plain(self, images: NDArray[np.uint8]) -> Plain:
         """Run all rounds without hiding anything: one "server" whose share are the values themselves.
@@ -107,120 +78,76 @@ class CodedNetworks:
             The integers of every round, which no number of servers changes, and the answer.
         """
         parts = [self._plain(images[at : at + BATCH]) for at in range(0, len(images), BATCH)]
-        return Plain(
-            *(
-                tuple(np.concatenate(column) for column in zip(*(getattr(part, name) for part in parts), strict=True))
-                for name in ("values", "shared", "residues")
-            ),
-            np.concatenate([part.probabilities for part in parts]),
+        values, shared, residues = (
+            tuple(np.concatenate(column) for column in zip(*each, strict=True))
+            for each in (
+                [part.values for part in parts],
+                [part.shared for part in parts],
+                [part.residues for part in parts],
+            )
         )
+        return Plain(values, shared, residues, np.concatenate([part.probabilities for part in parts]))
 
     def _plain(self, images: NDArray[np.uint8]) -> Plain:
-        shares, values = self._encoder.run(None, {IMAGE: images, **_unhidden(self.rounds[0], len(images))})
-        seen, shared, residues = [values], [shares[:, 0, 0]], []
-        for number, each in enumerate(self.rounds, 1):
-            residues.append(self.answer(number, shares[:, 0]))
-            answered = {ANSWERS: residues[-1][:, np.newaxis], WEIGHTS: np.ones((len(each.moduli), 1), np.int8)}
-            if number == len(self.rounds):
-                break
-            hidden = _unhidden(self.rounds[number], len(images))
-            shares, values = self._relays[number - 1].run(None, answered | hidden | _added(each, seen))
+        shares, values = self.device.encode(images, *_unhidden(self.rounds[0], len(images)))
+        seen, shared, residues = [values], [shares[:, 0, 0]], [self.answer(0, shares[:, 0])]
+        for index, about in enumerate(self.rounds[:-1]):
+            answers, ones = residues[-1][:, np.newaxis], np.ones((len(about.moduli), 1), np.int8)
+            hidden = _unhidden(self.rounds[index + 1], len(images))
+            added = seen[about.added - 1] if about.added else None
+            shares, values = self.device.relay(index, answers, ones, *hidden, added)
             seen.append(values)
             shared.append(shares[:, 0, 0])
-        return Plain(tuple(seen), tuple(shared), tuple(residues), self._fusion.run(None, answered)[0])
+            residues.append(self.answer(index + 1, shares[:, 0]))
+        ones = np.ones((len(self.rounds[-1].moduli), 1), np.int8)
+        probabilities = self.device.fuse(residues[-1][:, np.newaxis], ones)
+        return Plain(tuple(seen), tuple(shared), tuple(residues), probabilities)
 
-    def answer(self, number: int, share: Residues) -> Residues:
-        """What a server answers in a round, counted from 1.
+    def answer(self, index: int, share: Residues) -> Residues:
+        """What a server answers in a round, counted from 0.
 
         Args:
-            number: Of the round.
+            index: Of the round.
             share: int8 [images, primes, values].
 
         Returns:
             int8 [images, primes, outputs].
         """
-        branch = self._branches[number - 1]
         parts = [
-            branch.run(None, {SHARE: np.ascontiguousarray(share[at : at + BATCH])})[0]
+            self.branches[index].run({SHARE: np.ascontiguousarray(share[at : at + BATCH])})[0]
             for at in range(0, len(share), BATCH)
         ]
         return np.concatenate(parts)
 
-    def encode(self, images: NDArray[np.uint8], servers: int, colluding: int) -> Residues:
-        """The first round's shares as `Client.encode` gives them: other ones each time.
-
-        Args:
-            images: uint8 [images, height, width, channels].
-            servers: N.
-            colluding: T.
-
-        Returns:
-            int8 [images, N, primes, values].
-        """
-        parts = []
-        for at in range(0, len(images), BATCH):
-            some = images[at : at + BATCH]
-            parts.append(self._encoder.run(["shares"], {IMAGE: some, **self._hidden(0, len(some), servers, colluding)}))
-        return np.concatenate([part[0] for part in parts])
-
-    def relay(self, number: int, plain: Plain, servers: int, colluding: int) -> Residues:
-        """The shares that follow a round, counted from 1, as the client's relay gives them.
-
-        Args:
-            number: Of the round.
-            plain: What was computed of the images. The relay sees the same integers, whoever answered.
-            servers: N.
-            colluding: T.
-
-        Returns:
-            int8 [images, N, primes, values].
-        """
-        each, parts = self.rounds[number - 1], []
-        for at in range(0, len(plain.probabilities), BATCH):
-            chosen = slice(at, at + BATCH)
-            answers = plain.residues[number - 1][chosen]
-            feed = {ANSWERS: answers[:, np.newaxis], WEIGHTS: np.ones((len(each.moduli), 1), np.int8)}
-            feed |= self._hidden(number, len(answers), servers, colluding)
-            feed |= _added(each, [values[chosen] for values in plain.values])
-            parts.append(self._relays[number - 1].run(["shares"], feed)[0])
-        return np.concatenate(parts)
-
     def sharings(self, images: NDArray[np.uint8], plain: Plain, servers: int, colluding: int) -> list[Residues]:
-        """One sharing of every image in every round: all that travels to servers.
+        """One sharing of every image in every round: all that travels to servers, made by the client's code.
 
         Args:
             images: uint8 [images, height, width, channels].
-            plain: What was computed of them.
+            plain: What the rounds compute of them. The client decodes these integers, whoever answers.
             servers: N.
             colluding: T.
 
         Returns:
             For each round int8 [images, N, primes, values].
         """
-        later = (self.relay(number, plain, servers, colluding) for number in range(1, len(self.rounds)))
-        return [self.encode(images, servers, colluding), *later]
-
-    def _hidden(self, index: int, images: int, servers: int, colluding: int) -> dict[str, Residues]:
-        """Fresh randomness, and what it counts for."""
-        each = self.rounds[index]
-        return {
-            RANDOMNESS: self.draw((images, colluding, each.values), each.moduli),
-            POWERS: coding.powers(each.moduli, servers, colluding),
-        }
-
-
-def _unhidden(each: RoundSpec, images: int) -> dict[str, Residues]:
-    """Randomness of zeros for a single server: its share are the values."""
-    primes = len(each.moduli)
-    return {
-        RANDOMNESS: np.zeros((images, 1, primes, each.values), np.int8),
-        POWERS: np.ones((primes, 1, 1), np.int8),
-    }
+        kind = Coded.check(self.device, self.manifest, servers, colluding)
+        parts: list[list[Residues]] = [[] for _ in self.rounds]
+        for at in range(0, len(images), BATCH):
+            sent: Sent | Answered = kind.begin(images[at : at + BATCH])
+            for index, residues in enumerate(plain.residues):
+                assert isinstance(sent, Sent)  # noqa: S101  only the last round is followed by an answer
+                parts[index].append(np.stack(sent.shares, axis=1))
+                # Answers that lie on a constant polynomial decode to the same integers as the servers' own.
+                answers = residues[at : at + BATCH]
+                sent = kind.take(sent, [Outcome(server, 0.0, answers) for server in range(kind.needed)])
+        return [np.concatenate(part) for part in parts]
 
 
-def _added(each: RoundSpec, values: Sequence[NDArray[np.int8]]) -> dict[str, NDArray[np.int8]]:
-    """What a relay takes of an earlier round, where it adds any."""
-    return {ADDED: values[each.added - 1]} if each.added else {}
+def _unhidden(about: RoundSpec, images: int) -> tuple[Residues, Residues]:
+    """Randomness of zeros for a single server, whose share are the values, and powers of ones."""
+    primes = len(about.moduli)
+    return np.zeros((images, 1, primes, about.values), np.int8), np.ones((primes, 1, 1), np.int8)
 
 
 def is_coded(release: Path) -> bool:
@@ -243,22 +170,14 @@ def open_coded(release: Path) -> CodedNetworks:
 
     Raises:
         BundleError: A file is missing or changed.
-        ConfigError: The release is not coded, or has no graphs as ONNX.
+        ConfigError: The release is masked.
     """
-    client, server = release / CLIENT_FOLDER, release / server_folder(0)
+    client = release / CLIENT_FOLDER
     manifest = read_client_manifest(read_manifest_bytes(client))
     if not isinstance(manifest, CodedManifest):
-        raise ConfigError(f"{release} is a masked release, and this is for coded ones")
-    files, listed = read_verified(client, manifest.files), read_server_manifest(read_manifest_bytes(server)).files
-    names = [branch_file(number) for number in range(1, len(manifest.rounds) + 1)]
-    missing = [name for name in names if name not in listed]
-    if missing:
-        raise ConfigError(f"{server} has no {missing[0]}: measure a release of the engine 'python' or 'onnxruntime'")
-    graphs = read_verified(server, {name: listed[name] for name in names})
-    return CodedNetworks(
-        manifest=manifest,
-        encoder=files[ENCODER_NAME],
-        branches=tuple(graphs[name] for name in names),
-        relays=tuple(files[relay_name(number)] for number in range(1, len(manifest.rounds))),
-        fusion=files[FUSION_NAME],
-    )
+        raise ConfigError(f"{release} is a masked release, and this is for coded ones: pass the folder of one")
+    files, listed = read_verified(client, manifest.files), server_manifest(release / server_folder(0)).files
+    branches = open_branches(release, manifest, 0)
+    digests = {name.removesuffix(".onnx"): sha for name, sha in manifest.files.items() if name.endswith(".onnx")}
+    digests |= {branch_model(number): listed[branch_file(number)] for number in range(1, len(branches) + 1)}
+    return CodedNetworks(manifest, files, CodedGraphs(manifest, files), branches, digests)

@@ -108,13 +108,13 @@ def branch_graphs(release: Path, bundle: Bundle) -> list[bytes]:
 
 def partitions_of(bundle: Bundle) -> int | None:
     """How many partitions a keyed release has; None for others."""
-    keys = key_spec(bundle.manifest)
+    keys = key_spec(bundle.masked)
     return None if keys is None else keys.partitions
 
 
 def bytes_up(bundle: Bundle) -> list[int]:
     """Bytes of one image's tensors, to each server."""
-    return list(manifest_bytes_up(bundle.manifest))
+    return list(manifest_bytes_up(bundle.masked))
 
 
 def shares_of(bundle: Bundle, images: Tensor, partition: int | None = None) -> list[Tensor]:

@@ -1,23 +1,27 @@
 """The graphs of a coded release with drawn weights, without a folder: for what looks at shares alone."""
 
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
-import numpy as np
-import onnx
-from onnx import helper
-
-from privdfs._coded_format import CODED_FORMAT_VERSION, CodedAccuracy, CodedManifest, RoundSpec
+from privdfs._coded import CodedGraphs
+from privdfs._coded_format import (
+    CODED_FORMAT_VERSION,
+    CodedAccuracy,
+    CodedManifest,
+    RoundSpec,
+    relay_name,
+    round_signature,
+)
 from privdfs._format import ImageSpec, Macs, MadeBy
+from privdfs._onnx import Graph
 from privdfs.coding import fewest_moduli
 from privdfs_bench.coded import CodedNetworks
 from privdfs_export import coded_graphs
 from privdfs_training.coded.bounds import proven_bound
 from privdfs_training.coded.rounds import Logits, Relay
 from privdfs_training.data.fashion import CLASSES
-from tests.training.test_coded import IMAGE, drawn_system
+from tests.training.coded_systems import IMAGE, drawn_system
 
 
 @cache
@@ -46,13 +50,13 @@ def drawn_networks(kind: str = "pooled") -> CodedNetworks:
                 macs=1,
             )
         )
-    channels, height, width = IMAGE
+    _, height, width = IMAGE
     manifest = CodedManifest(
         format_version=CODED_FORMAT_VERSION,
         release=f"drawn-{kind}",
         made_by=MadeBy(command="", commit="", date="", seed=0, config={}, versions={}),
         classes=CLASSES,
-        image=ImageSpec(height=height, width=width, channels=channels),
+        image=ImageSpec(height=height, width=width, channels=1),
         rounds=tuple(specs),
         max_batch=8,
         files={},
@@ -66,13 +70,12 @@ def drawn_networks(kind: str = "pooled") -> CodedNetworks:
         if isinstance(current.device, Relay)
     ]
     assert isinstance(last.device, Logits)
-    return CodedNetworks(
-        manifest=manifest,
-        encoder=coded_graphs.encoder_graph(system, moduli[0]).SerializeToString(),
-        branches=tuple(
-            coded_graphs.round_graph(current.network, primes).SerializeToString()
-            for current, primes in zip(rounds, moduli, strict=True)
-        ),
-        relays=tuple(graph.SerializeToString() for graph in relays),
-        fusion=coded_graphs.fusion_graph(last.network, last.device, moduli[-1]).SerializeToString(),
-    )
+    files = {"encoder.onnx": coded_graphs.encoder_graph(system, moduli[0]).SerializeToString()}
+    files |= {relay_name(number): graph.SerializeToString() for number, graph in enumerate(relays, 1)}
+    files["fusion.onnx"] = coded_graphs.fusion_graph(last.network, last.device, moduli[-1]).SerializeToString()
+    branches = [
+        Graph("branch", coded_graphs.round_graph(current.network, primes).SerializeToString(), round_signature(spec), 1)
+        for current, primes, spec in zip(rounds, moduli, specs, strict=True)
+    ]
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return CodedNetworks(manifest, files, CodedGraphs(manifest, files), branches, digests)

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from privdfs import coding
-from privdfs.coding import Residues
-from privdfs_bench.audit.coded import CodedJob, CodedVictim, cliff_jobs, coded_job, coded_view
-from privdfs_bench.audit.coded_measure import broken_promises, coded_table, measure_coded
+from privdfs.coding import Residues, draw
+from privdfs_bench.audit.coded import CodedJob, CodedVictim, coded_job, coded_view
 from privdfs_bench.audit.effort import EFFORTS
 from privdfs_bench.audit.jobs import job
 from privdfs_bench.audit.run import run
@@ -23,7 +21,6 @@ from privdfs_training.attacks.classify import guess_class
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.data import DataSet, load_data
 from tests.bench.drawn_networks import drawn_networks
-from tests.trained import QUIET
 
 Shape = tuple[int, int, int]
 SMALL = replace(
@@ -56,15 +53,21 @@ def the_same_for_all(shape: Shape, moduli: Sequence[int]) -> Residues:
 
 def by_remainder(shape: Shape, moduli: Sequence[int]) -> Residues:
     """Bytes modulo the prime: the residues below 256 - p twice as often."""
-    batch, colluding, values = shape
     drawn = [np.random.default_rng().integers(0, 256, shape) % prime - prime // 2 for prime in moduli]
     return np.stack(drawn, axis=2).astype(np.int8)
 
 
 def the_same_for_neighbours(shape: Shape, moduli: Sequence[int]) -> Residues:
     """Every other value takes its neighbour's randomness: each by itself is uniform."""
-    drawn = coding.draw(shape, moduli)
+    drawn = draw(shape, moduli)
     drawn[..., 1::2] = drawn[..., 0::2][..., : drawn[..., 1::2].shape[-1]]
+    return drawn
+
+
+def for_one(shape: Shape, moduli: Sequence[int]) -> Residues:
+    """Randomness of a polynomial of degree 1: more servers than one decode it, however many may collude."""
+    drawn = draw(shape, moduli)
+    drawn[:, 1:] = 0
     return drawn
 
 
@@ -106,10 +109,13 @@ def test_real_sharings_look_like_noise(data: DataSet, servers: int, colluding: i
     ],
 )
 def test_broken_randomness_is_seen_on_the_wire(
-    data: DataSet, broken: Callable[[Shape, Sequence[int]], Residues], caught_by: set[str]
+    monkeypatch: pytest.MonkeyPatch,
+    data: DataSet,
+    broken: Callable[[Shape, Sequence[int]], Residues],
+    caught_by: set[str],
 ) -> None:
-    networks = replace(drawn_networks(), draw=broken)
-    checks = check_wire(networks, images_of(data), 3, 1, 1_000_000)
+    monkeypatch.setattr(coding, "draw", broken)
+    checks = check_wire(drawn_networks(), images_of(data), 3, 1, 1_000_000)
     assert {one.check for one in checks if one.p <= LEAST_P} >= caught_by
 
 
@@ -149,33 +155,19 @@ def test_as_many_as_may_collude_do_not_know_the_class(victim_of: Callable[[Coded
 
 
 @pytest.mark.parametrize(
-    ("draw", "servers", "colluding", "members"),
-    [
-        (none_at_all, 3, 1, (1,)),
-        (the_same_for_all, 3, 1, (1,)),
-        (coding.draw, 5, 1, (0, 3)),  # shared for fewer than look
-    ],
+    ("broken", "servers", "members"),
+    [("none_at_all", 3, (1,)), ("the_same_for_all", 3, (1,)), ("for_one", 5, (0, 3))],
 )
 def test_attackers_see_what_broken_sharings_show(
+    monkeypatch: pytest.MonkeyPatch,
     victim_of: Callable[[CodedNetworks], CodedVictim],
     tmp_path: Path,
-    draw: Callable[[Shape, Sequence[int]], Residues],
+    broken: str,
     servers: int,
-    colluding: int,
     members: tuple[int, ...],
 ) -> None:
-    victim = victim_of(replace(drawn_networks(), draw=draw))
-    as_if = coalition_job(victim, "dense", members, servers, max(colluding, len(members)))
-    own = replace(as_if, colluding=colluding)
-    if len(members) > colluding:  # the audit is told T = 2, and the device shares with T = 1
-        victim.networks = replace(victim.networks, draw=for_one)
-        own = as_if
-    assert above_mean_image(victim, own, tmp_path) > 0.5
-    assert class_guessed(victim, own) > 0.3
-
-
-def for_one(shape: Shape, moduli: Sequence[int]) -> Residues:
-    """Randomness of a polynomial of degree 1, whatever was asked for."""
-    drawn = coding.draw(shape, moduli)
-    drawn[:, 1:] = 0
-    return drawn
+    monkeypatch.setattr(coding, "draw", globals()[broken])
+    victim = victim_of(drawn_networks())
+    one = coalition_job(victim, "dense", members, servers, len(members))
+    assert above_mean_image(victim, one, tmp_path) > 0.5
+    assert class_guessed(victim, one) > 0.3

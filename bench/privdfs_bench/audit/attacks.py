@@ -136,7 +136,7 @@ def reconstruct(
     return _sampled(view, budget, begin, prior, **limits)
 
 
-def reconstruct_or_mean(view: ServerView, attack: Attack, budget: Budget, **limits: Any) -> Found:
+def reconstruct_or_mean(view: ServerView, attack: Attack, budget: Budget, **limits: Any) -> Found:  # noqa: ANN401  as `reconstruct`'s
     """Run an attack that learns from pairs, and believe it as far as it is right on pairs kept aside.
 
     What was learned by heart from shares that say nothing is worse than the mean image. An attacker notices: it takes

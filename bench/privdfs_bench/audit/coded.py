@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from privdfs import coding
-from privdfs._format import largest_coalition
+from privdfs._format import ENCODER_NAME, largest_coalition
 from privdfs.coding import Residues
 from privdfs_bench.audit.attacks import NAMED
 from privdfs_bench.audit.effort import Effort
@@ -90,11 +90,7 @@ class CodedVictim(Attacked):
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of all graphs, in hex."""
-        networks = self.networks
-        graphs = {"encoder": networks.encoder, "baseline": self.baseline, "fusion": networks.fusion}
-        graphs |= {f"branch {number}": graph for number, graph in enumerate(networks.branches, 1)}
-        graphs |= {f"relay {number}": graph for number, graph in enumerate(networks.relays, 1)}
-        return {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
+        return {"baseline": hashlib.sha256(self.baseline).hexdigest(), **self.networks.digests}
 
     @cached_property
     def grid(self) -> tuple[str, tuple[int, ...]]:
@@ -103,7 +99,7 @@ class CodedVictim(Attacked):
         Raises:
             AttackError: The encoder is not built as the exporter builds it.
         """
-        graph = onnx.load_from_string(self.networks.encoder)
+        graph = onnx.load_from_string(self.networks.files[ENCODER_NAME])
         made_by = {node.output[0]: node for node in graph.graph.node}
         node = made_by.get("values")
         while node is not None and node.op_type in {"Cast", "Flatten", "Reshape", "Mul", "Add"}:
@@ -118,7 +114,7 @@ class CodedVictim(Attacked):
             tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim)[1:] for one in known if one.name == name
         ]
         if not shapes or np.prod(shapes[0]) != elements:
-            values = through_graph(self.networks.encoder, [name], {})(pixels)
+            values = through_graph(self.networks.files[ENCODER_NAME], [name], {})(pixels)
             return name, (values.shape[1],)
         return name, shapes[0]
 
@@ -187,7 +183,7 @@ def coded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
     known, hidden = victim.data.train_images[: job.pairs], victim.data.test_images[: job.targets]
     own, hears = _Coalition(networks, job), NAMED[job.attack].hears_answers
     parts = [
-        own.sees(networks.sharings(nhwc(images), _first(plain, len(images)), job.servers, job.colluding), hears)
+        own.sees(networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding), hears=hears)
         for images, plain in ((known, train), (hidden, test))
     ]
     return ServerView(
@@ -212,13 +208,13 @@ class _Coalition:
         self.networks, self.job = networks, job
         self.members = list(job.members)
 
-    def sees(self, sharings: Sequence[Residues], hears: bool) -> tuple[Tensor, Tensor]:
+    def sees(self, sharings: Sequence[Residues], *, hears: bool) -> tuple[Tensor, Tensor]:
         """Shares and, to an attack that hears them, answers of all rounds, from what travels to all servers."""
         if not hears:
             return self._shares(sharings), torch.zeros(len(sharings[0]), 0)
         answers = [
             self.networks.answer(number, shares[:, member]).reshape(len(shares), -1)
-            for number, shares in enumerate(sharings, 1)
+            for number, shares in enumerate(sharings)
             for member in self.members
         ]
         return self._shares(sharings), torch.from_numpy(np.concatenate(answers, axis=1)).float()
@@ -234,7 +230,7 @@ class _Coalition:
                     coding.share(
                         values[wanted].astype(np.int64),
                         each.moduli,
-                        self.networks.draw((len(wanted), colluding, each.values), each.moduli),
+                        coding.draw((len(wanted), colluding, each.values), each.moduli),
                         servers,
                     )
                     for each, values in zip(rounds, plain.shared, strict=True)
@@ -264,7 +260,9 @@ def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
     places = [member + 1 for member in job.members]
     decoded = []
     for images, plain in ((known, victim.plain[0]), (hidden, victim.plain[1])):
-        shares = networks.encode(nhwc(images), job.servers, job.colluding)[:, list(job.members)]
+        shares = networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding)[0][
+            :, list(job.members)
+        ]
         values = coding.decode(shares, places, first.moduli).astype(np.int8)
         if not np.array_equal(values, plain.shared[0][: len(images)]):
             raise AttackError(f"servers {job.members} do not decode what was shared: this is not Shamir's scheme")
@@ -285,7 +283,7 @@ def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
         answers=torch.zeros(len(known), 0),
         received=received,
         received_answers=torch.zeros(len(hidden), 0),
-        steps=through_graph(networks.encoder, [name], {}, victim.device) if through else None,
+        steps=through_graph(networks.files[ENCODER_NAME], [name], {}, victim.device) if through else None,
         limits=limits,
     )
 
@@ -293,12 +291,6 @@ def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
 def _placed(values: NDArray[np.int8], feature: NDArray[np.int8]) -> NDArray[np.int8]:
     """Decoded values in their places of the feature, which are public; zero where nothing travels."""
     return feature if values.shape[1] < feature.shape[1] else values
-
-
-def _first(plain: Plain, count: int) -> Plain:
-    """Of the first images."""
-    shortened = (tuple(one[:count] for one in getattr(plain, name)) for name in ("values", "shared", "residues"))
-    return Plain(*shortened, plain.probabilities[:count])
 
 
 def coded_job(one: Job, servers: int, colluding: int) -> CodedJob:

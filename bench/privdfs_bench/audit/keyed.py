@@ -101,7 +101,7 @@ def partition_tables(bundle: Bundle, encoder: bytes) -> Tensor:
     Raises:
         BenchError: It has not.
     """
-    shape = (partitions_of(bundle) or 0, bundle.n_servers, bundle.manifest.servers[0].share_length)
+    shape = (partitions_of(bundle) or 0, bundle.n_servers, bundle.masked.servers[0].share_length)
     for one in onnx.load_from_string(encoder).graph.initializer:
         if tuple(one.dims) == shape and one.data_type in {onnx.TensorProto.INT32, onnx.TensorProto.INT64}:
             return torch.from_numpy(numpy_helper.to_array(one).astype(np.int64))

@@ -122,7 +122,7 @@ def measure(release: Path, faces: Path, progress: Progress) -> dict[str, Any]:
         "people": len(people.unique()),
         "gallery": len(gallery),
         "probes": len(probes),
-        "bits": [round(one.share_length * math.log2(one.levels), 1) for one in bundle.manifest.servers],
+        "bits": [round(one.share_length * math.log2(one.levels), 1) for one in bundle.masked.servers],
         "photographs": _rates(by_nearest(gallery, gallery_people, probes), probe_people),
         "coalitions": {str(size): rows for size, rows in found.items()},
     }

@@ -80,7 +80,7 @@ def release_system(folder: Path, data_folder: Path | None, effort: Effort) -> Sy
         Error: The release or its data set cannot be used.
     """
     victim = Victim(folder, data_folder, effort)
-    manifest, images = victim.bundle.manifest, (victim.data.train_images, victim.data.test_images)
+    manifest, images = victim.bundle.masked, (victim.data.train_images, victim.data.test_images)
     (shares, received), size = victim.shares, victim.minority
     members = rank_by_linear_score(shares, images[0][: victim.pairs], received, images[1][: victim.targets], size)[0]
     assignment = manifest.made_by.config.get("masks", {}).get("assignment", "learned")

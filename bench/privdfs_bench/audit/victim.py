@@ -39,15 +39,9 @@ class Attacked:
     """A release under attack and its data set: what masked and coded releases have alike.
 
     Attributes:
-        partition: Of a keyed release, that of the user whom attackers are after.
-        probabilities: The fused answer to pairs and targets, float [images, classes].
-        digests: SHA-256 of the graphs that attacks look at, in hex.
         again: Opens the same release in another process.
     """
 
-    partition: int | None = None
-    probabilities: tuple[Tensor, Tensor]
-    digests: dict[str, str]
     again: Callable[[], "Attacked"]
 
     def __init__(
@@ -81,6 +75,21 @@ class Attacked:
         if self.targets < SHOWN:
             raise BenchError(f"{self.targets} test images are too few to measure on: give at least {SHOWN}")
         self.prior_path = prior or ROOT / "checkpoints" / f"{data.name}-prior.safetensors"
+
+    @cached_property
+    def partition(self) -> int | None:
+        """Of a keyed release, that of the user whom attackers are after."""
+        return None
+
+    @cached_property
+    def probabilities(self) -> tuple[Tensor, Tensor]:
+        """The fused answer to pairs and targets, float [images, classes]."""
+        raise NotImplementedError
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the graphs that attacks look at, in hex."""
+        raise NotImplementedError
 
     @cached_property
     def prior(self) -> tuple[Prior, str]:

@@ -91,7 +91,7 @@ def _coalition_view(victim: Victim, job: Job) -> ServerView:
     """Shares and answers of the members, side by side."""
     pairs, targets = pair_indices(victim, job), target_indices(victim, job)
     (shares, received), (answers, heard) = victim.shares, victim.answers
-    limits = [torch.full((one.share_length,), (one.levels - 1) / 2) for one in victim.bundle.manifest.servers]
+    limits = [torch.full((one.share_length,), (one.levels - 1) / 2) for one in victim.bundle.masked.servers]
     return ServerView(
         members=job.members,
         relation=job.relation,

@@ -77,9 +77,9 @@ def check_wire(
 
 def _count(counts: Sequence[NDArray[np.int64]], shares: Residues) -> None:
     """Add to how often each residue occurs; one that is none of its prime ends up in no other's place."""
-    for column, found in enumerate(counts):
-        prime = len(found)
-        found += np.bincount((shares[:, :, column].astype(np.int16) % prime).ravel(), minlength=prime)
+    for column, count in enumerate(counts):
+        prime = len(count)
+        count[:] += np.bincount((shares[:, :, column].astype(np.int16) % prime).ravel(), minlength=prime)
 
 
 def _uniform(check: str, counts: Sequence[NDArray[np.int64]]) -> WireCheck:
