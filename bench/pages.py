@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from privdfs_bench.audit.coded_report import write_coded_page
 from privdfs_bench.audit.report import write_page as write_audit
 from privdfs_bench.results import RESULTS, read_results
 from privdfs_bench.script import run, start
@@ -27,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pages(results: Path) -> Iterator[Path]:
     """Write every page for which there are results and pictures; gives their paths."""
     for name, entry in read_results(results / "privacy.json").get("releases", {}).items():
-        yield write_audit(results / "privacy" / name, name, entry, results / "frontier.json")
+        folder = results / "privacy" / name
+        if entry.get("sharing") == "coded":
+            yield write_coded_page(folder, name, entry)
+        else:
+            yield write_audit(folder, name, entry, results / "frontier.json")
     for found in sorted(results.rglob("latency.json")):
         yield write_latency(found.parent, read_results(found))
 

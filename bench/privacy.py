@@ -8,6 +8,9 @@ fused answer) and the same attack on an undefended split, the baseline cut after
 the flags of an evaluation that should not be trusted; all of it, with pictures of what came out, is on a page beside
 the results.
 
+A coded release is attacked by coalitions of as many servers as may collude, which must learn nothing (N = 3 and 5), and
+by one server more, which decodes the feature; and what travels is compared with noise.
+
 All of it is a lower bound on what a coalition can learn, not a proof that it learns no more. Several attacks are made
 at once, on a thread each. A run that was stopped goes on with the same command; what attacks found is kept in
 runs/privacy.
@@ -16,15 +19,20 @@ runs/privacy.
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from privdfs_bench.audit.coded import open_victim
+from privdfs_bench.audit.coded_measure import WIRE_BYTES, coded_table, measure_coded
+from privdfs_bench.audit.coded_report import write_coded_for
 from privdfs_bench.audit.effort import EFFORTS, chosen
 from privdfs_bench.audit.measure import measure, table
 from privdfs_bench.audit.report import write_for
 from privdfs_bench.audit.victim import Victim
+from privdfs_bench.coded import is_coded
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import ROOT, merge_release, read_results, write_results
 from privdfs_bench.script import add_data, add_threads, release_parser, run, start, whole_number
@@ -47,13 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lpips = load_lpips(options.lpips) if options.lpips else None
         for release in releases(options.releases):
             name = release_name(release)
-            victim = Victim(release, options.data, effort, options.prior, lpips, device)
-            entry, done = measure(victim, options.runs, console, threads)
+            private = options.runs if options.show_images else None
+            if is_coded(release):
+                victim = open_victim(release, options.data, effort, options.prior, lpips, device)
+                entry, done = measure_coded(victim, options.runs, console, threads, wire_bytes=options.wire_bytes)
+                shown, write = coded_table, partial(write_coded_for, victim)
+            else:
+                masked = Victim(release, options.data, effort, options.prior, lpips, device)
+                entry, done = measure(masked, options.runs, console, threads)
+                shown, write = table, partial(write_for, masked)
             entry["effort"] = options.effort if effort == EFFORTS[options.effort] else f"{options.effort}, changed"
             write_results(options.out, merge_release(read_results(options.out), name, entry))
-            console.print(table(name, entry))
-            private = options.runs if options.show_images else None
-            page = write_for(victim, name, entry, done, options.out, private)
+            console.print(shown(name, entry))
+            page = write(name, entry, done, options.out, private)
             for flag in entry["flags"]:
                 console.print(f"flag ({flag['check']}): {flag['message']}", highlight=False, soft_wrap=True)
             console.print(f"page with pictures: {page}", highlight=False, soft_wrap=True)
@@ -77,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     lpips = "score LPIPS too, with the weights of this file (docs/PRIVACY.md says which); attacks are then made again"
     parser.add_argument("--lpips", type=Path, help=lpips)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "privacy", help="folder of what attacks found")
+    wire = "of a coded release, bytes of the wire that are counted (default: 10,000,000)"
+    parser.add_argument("--wire-bytes", type=whole_number(1, 10**12), default=WIRE_BYTES, help=wire)
     show = "of a data set that may not be passed on, draw reconstructions, into a page in the folder of --runs"
     parser.add_argument("--show-images", action="store_true", help=show)
     add_threads(parser, "one for each core")

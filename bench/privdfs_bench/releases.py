@@ -12,7 +12,7 @@ from privdfs import Bundle, ConfigError, UserKey
 from privdfs._files import read_manifest_bytes, read_verified
 from privdfs._format import BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
 from privdfs._format import bytes_up as manifest_bytes_up
-from privdfs._manifest import decode_server_manifest
+from privdfs._manifest import AnyClientManifest, decode_server_manifest
 from privdfs_bench.results import ROOT
 from privdfs_training.config import DataConfig
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -49,14 +49,19 @@ def release_data(bundle: Bundle, folder: Path | None) -> DataSet:
         ConfigError: the release names no known set, or the set has other classes or another image size.
         DataError: files are missing or damaged.
     """
+    return manifest_data(bundle.manifest, folder)
+
+
+def manifest_data(manifest: AnyClientManifest, folder: Path | None) -> DataSet:
+    """As `release_data`, of a release of either kind by its client's manifest."""
     try:
-        config = msgspec.convert(bundle.manifest.made_by.config.get("data"), DataConfig)
+        config = msgspec.convert(manifest.made_by.config.get("data"), DataConfig)
     except msgspec.ValidationError as error:
-        msg = f"the manifest of {bundle.release} names no known data set ({error}): export it with privdfs-export"
+        msg = f"the manifest of {manifest.release} names no known data set ({error}): export it with privdfs-export"
         raise ConfigError(msg) from error
-    data, image = in_memory(load_data(config, folder)), bundle.manifest.image
-    if data.classes != bundle.classes or data.image_shape != (image.channels, image.height, image.width):
-        msg = f"{bundle.release} has other classes or image sizes than {config.name}: pass its own data with --data"
+    data, image = in_memory(load_data(config, folder)), manifest.image
+    if data.classes != manifest.classes or data.image_shape != (image.channels, image.height, image.width):
+        msg = f"{manifest.release} has other classes or image sizes than {config.name}: pass its own data with --data"
         raise ConfigError(msg)
     return data
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from privdfs_bench.audit.effort import SEED, Budget, Progress
 from privdfs_training.attacks import decoder
 from privdfs_training.attacks.decoder import DecoderBudget, Form, train_decoder
 from privdfs_training.attacks.diffusion import DiffuseBudget, diffuse, tune
-from privdfs_training.attacks.linear import linear_reconstruct, linear_sums
+from privdfs_training.attacks.floors import mean_image
+from privdfs_training.attacks.linear import HELD_OUT, STEPS, linear_reconstruct, linear_sums, wide_reconstruct
 from privdfs_training.attacks.optimise import OptimiseBudget, optimise
 from privdfs_training.attacks.prior import Prior
 from privdfs_training.attacks.view import ServerView
@@ -79,6 +80,10 @@ class Found:
         return f"Found({len(self.images)} images)"
 
 
+#: Indicators, one for each level of each value, up to which ridge regression has a weight for each.
+WIDEST = 8000
+
+
 def quiet(_done: float, _loss: float) -> None:
     """Show no progress."""
 
@@ -112,6 +117,8 @@ def reconstruct(
     Raises:
         AttackError: It cannot be run on this view.
     """
+    if budget is None and view.shares.shape[1] * STEPS > WIDEST:
+        return Found(wide_reconstruct(view.shares, view.images, view.received), {})
     if budget is None:
         sums, _ = linear_sums([view.shares], view.images)
         return Found(linear_reconstruct(sums, (0,), [view.received]), {})
@@ -127,6 +134,42 @@ def reconstruct(
         raise AttackError("an attack by diffusion needs a prior: pass it")
     begin = None if start is None else _trained(view, attack, start, **limits)[0]
     return _sampled(view, budget, begin, prior, **limits)
+
+
+def reconstruct_or_mean(view: ServerView, attack: Attack, budget: Budget, **limits: Any) -> Found:  # noqa: ANN401  as `reconstruct`'s
+    """Run an attack that learns from pairs, and believe it as far as it is right on pairs kept aside.
+
+    What was learned by heart from shares that say nothing is worse than the mean image. An attacker notices: it takes
+    the best mixture of its guess and the mean image, by least squares on a tenth of its own pairs.
+
+    Args:
+        view: As for `reconstruct`, with at least two pairs.
+        attack: As there, one that learns from pairs.
+        budget: As there.
+        limits: As there.
+
+    Returns:
+        What it reconstructed; the notes say how far it was believed.
+
+    Raises:
+        AttackError: It cannot be run on this view.
+    """
+    held = max(1, int(HELD_OUT * len(view.images)))
+    known = len(view.images) - held
+    own = replace(
+        view,
+        images=view.images[:known],
+        labels=view.labels[:known],
+        shares=view.shares[:known],
+        answers=view.answers[:known],
+        received=torch.cat([view.shares[known:].to(view.received.dtype), view.received]),
+        received_answers=torch.cat([view.answers[known:], view.received_answers]),
+    )
+    found = reconstruct(own, attack, budget, **limits)
+    mean = mean_image(own.images)
+    guess, wanted = found.images[:held] - mean, view.images[known:].float() / 255 - mean
+    believed = float(((guess * wanted).sum() / guess.square().sum().clamp(min=1e-9)).clamp(0, 1))
+    return Found(mean + believed * (found.images[held:] - mean), found.notes | {"believed": round(believed, 4)})
 
 
 def _trained(
@@ -158,6 +201,7 @@ def _trained(
         loss_of=attack.loss,
         seconds=seconds,
         device=device,
+        again=view.again,
     )
     return partial(decoder.reconstruct, network), last >= 1
 

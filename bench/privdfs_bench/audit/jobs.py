@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from privdfs_bench.audit.effort import EVERY_COALITION, QUERIES, UNDEFENDED_IMAGES, Budget
 from privdfs_bench.audit.keyed import Keys, keyed_settings
-from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.victim import Attacked, Victim
 from privdfs_bench.releases import partitions_of
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import TUNED_ON
@@ -63,7 +63,7 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
             *(job(victim, "decoder", ranked[count][0]) for count in strong),
             *(job(victim, attack, minority) for attack in effort.forms),
             optimised,
-            *_guided(victim, minority),
+            *guided(victim, minority),
         ],
         "queries": [
             replace(fully, pairs=count, budget=_for_fewer(effort.dense, count, victim))
@@ -72,11 +72,11 @@ def jobs(victim: Victim) -> dict[str, list[Job]]:
         ],
         "shifted": [replace(fully, relation=Relation.SHIFTED)],
         "keys": [replace(fully, attack=one.attack, keys=one) for one in settings],
-        "undefended": _undefended(victim),
+        "undefended": undefended(victim),
     }
 
 
-def job(victim: Victim, attack: str, members: tuple[int, ...]) -> Job:
+def job(victim: Attacked, attack: str, members: tuple[int, ...]) -> Job:
     """An attack with all that the victim's effort gives it."""
     same = Relation.SAME_DISTRIBUTION
     return Job(attack, members, victim.pairs, victim.targets, same, victim.effort.budget(attack))
@@ -89,7 +89,7 @@ def _ranked(victim: Victim) -> dict[int, list[tuple[int, ...]]]:
     return {count: rank_by_linear_score(own, train, received, test, count) for count in range(1, victim.servers + 1)}
 
 
-def _guided(victim: Victim, minority: tuple[int, ...]) -> list[Job]:
+def guided(victim: Attacked, minority: tuple[int, ...]) -> list[Job]:
     """Attacks by the diffusion prior, if the effort makes them."""
     if victim.effort.diffuse is None:
         return []
@@ -101,14 +101,14 @@ def _guided(victim: Victim, minority: tuple[int, ...]) -> list[Job]:
     return [one, mean, replace(started, start=victim.effort.dense)]
 
 
-def _undefended(victim: Victim) -> list[Job]:
+def undefended(victim: Attacked) -> list[Job]:
     """Attacks on the baseline's own feature, sent as it is."""
     effort = victim.effort
     decoder, variation = job(victim, "decoder", ()), job(victim, "optimisation-tv", ())
     return [
         replace(decoder, pairs=min(effort.undefended, victim.pairs), targets=min(UNDEFENDED_IMAGES, victim.targets)),
         replace(variation, pairs=1, targets=min(effort.optimised, victim.targets)),
-        *(replace(guided, pairs=TUNED_ON) for guided in _guided(victim, ())[:1]),
+        *(replace(one, pairs=TUNED_ON) for one in guided(victim, ())[:1]),
     ]
 
 

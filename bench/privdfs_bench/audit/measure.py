@@ -14,7 +14,7 @@ from privdfs_bench.audit.effort import SEED
 from privdfs_bench.audit.jobs import Job, jobs
 from privdfs_bench.audit.run import Done, floors, run
 from privdfs_bench.audit.side_by_side import run_side_by_side
-from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.victim import Attacked, Victim
 from privdfs_bench.results import made_by
 from privdfs_training.attacks import selfchecks
 
@@ -41,7 +41,27 @@ def measure(
     floor = floors(victim)
     console.print("floors: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f} dB" for name, value in floor.items()))
     groups = jobs(victim)
-    every = [job for wanted in groups.values() for job in wanted]
+    found = attack(victim, [job for wanted in groups.values() for job in wanted], folder, console, threads)
+    done = {group: [found[job] for job in wanted] for group, wanted in groups.items()}
+    return _entry(victim, floor, done), done
+
+
+def attack(victim: Attacked, every: Sequence[Job], folder: Path, console: Console, threads: int = 1) -> dict[Job, Done]:
+    """Run attacks, several at once on a thread each.
+
+    Args:
+        victim: The release.
+        every: The attacks.
+        folder: Of what attacks found before, and will find.
+        console: For progress.
+        threads: Of this machine's.
+
+    Returns:
+        What each found.
+
+    Raises:
+        Error: One cannot be run.
+    """
     found: dict[Job, Done] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("attacks", total=len(every))
@@ -54,8 +74,7 @@ def measure(
         for job in every:
             if job not in found:
                 one(job)
-    done = {group: [found[job] for job in wanted] for group, wanted in groups.items()}
-    return _entry(victim, floor, done), done
+    return found
 
 
 def _entry(victim: Victim, floor: dict[str, float], done: Mapping[str, Sequence[Done]]) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _entry(victim: Victim, floor: dict[str, float], done: Mapping[str, Sequence[
         "floor": floor,
         "undefended": undefended,
         "coalitions": [one.row for one in done["coalitions"]],
-        "worst": {str(size): _short(_worst(done["coalitions"], size)) for size in range(1, victim.servers + 1)},
+        "worst": {str(size): short(_worst(done["coalitions"], size)) for size in range(1, victim.servers + 1)},
         "queries": [one.row for one in done["queries"]],
         "shifted": [one.row for one in done["shifted"]],
         "keys": [one.row for one in done["keys"]],
@@ -98,7 +117,7 @@ def _flags(
     ]
 
 
-def _one(victim: Victim, job: Job, folder: Path, progress: Progress, console: Console) -> Done:
+def _one(victim: Attacked, job: Job, folder: Path, progress: Progress, console: Console) -> Done:
     """Run one attack and say what it found."""
     who = f"servers {job.members}" if job.members else "undefended split"
     name = f"{job.attack}, {who}, {job.pairs} pairs"
@@ -119,7 +138,7 @@ def _one(victim: Victim, job: Job, folder: Path, progress: Progress, console: Co
     return found
 
 
-def _short(one: Done) -> dict[str, Any]:
+def short(one: Done) -> dict[str, Any]:
     """Of the worst coalition of a size, what other files and the README show."""
     return {key: one.row[key] for key in ("attack", "members", "psnr", "ssim", "floor", "images")}
 

@@ -51,7 +51,7 @@ _ABOUT_IMAGES = (
     "<p>The first test images, not chosen. Of every attack and size of a coalition the worst coalition; PSNR as above, "
     "over all images of the attack.</p>"
 )
-_NO_IMAGES = (
+NO_IMAGES = (
     "<p>Not shown: images of this data set may not be passed on. --show-images writes a page with them into the folder "
     "of --runs.</p>"
 )
@@ -107,7 +107,7 @@ def write_page(folder: Path, name: str, entry: Mapping[str, Any], frontier: Path
         OSError: A picture is missing, or the page cannot be written.
     """
     parts = [
-        _flags(entry["flags"]),
+        listed_flags(entry["flags"]),
         "<h2>What a coalition reconstructs</h2>",
         _attacks(entry),
         "<h2>How to read it</h2>",
@@ -118,7 +118,7 @@ def write_page(folder: Path, name: str, entry: Mapping[str, Any], frontier: Path
     if query_rows(entry):
         parts += ["<h2>More pairs to learn from</h2>", picture(folder / QUERIES)]
     shown = folder / IMAGES
-    parts += ["<h2>Reconstructions</h2>", *([_ABOUT_IMAGES, picture(shown)] if shown.exists() else [_NO_IMAGES])]
+    parts += ["<h2>Reconstructions</h2>", *([_ABOUT_IMAGES, picture(shown)] if shown.exists() else [NO_IMAGES])]
     parts += _frontier(frontier, entry)
     page = folder / PAGE_NAME
     page.write_text(document(f"Leakage of {name}", parts, entry["made_by"]), encoding="utf-8")
@@ -162,7 +162,7 @@ def strips(victim: Victim, done: Mapping[str, Sequence[Done]]) -> list[Strip]:
     rows = [("original", victim.data.test_images[:SHOWN])]
     for floor, images in victim.floor_images.items():
         mean = float(victim.floor_psnr[floor].mean())
-        rows.append((f"{floor.replace('_', ' ')}, {mean:.1f} dB", _as_bytes(images[:SHOWN])))
+        rows.append((f"{floor.replace('_', ' ')}, {mean:.1f} dB", as_bytes(images[:SHOWN])))
     shown = {(one.job.attack, one.job.members): one for one in done["coalitions"]}
     for row in worst_rows({"coalitions": [one.row for one in done["coalitions"]]}):
         one = shown[row["attack"], tuple(row["members"])]
@@ -171,7 +171,8 @@ def strips(victim: Victim, done: Mapping[str, Sequence[Done]]) -> list[Strip]:
     return [Strip(label, images[:SHOWN].numpy()) for label, images in rows]
 
 
-def _as_bytes(images: Tensor) -> Tensor:
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in 0..1, cut and rounded to uint8."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -180,7 +181,7 @@ def _who(row: Mapping[str, Any]) -> str:
     return f"server {members}" if len(row["members"]) == 1 else f"servers {members}"
 
 
-def _flags(flags: Sequence[Mapping[str, str]]) -> str:
+def listed_flags(flags: Sequence[Mapping[str, str]]) -> str:
     """What speaks against the figures, before they are shown."""
     if not flags:
         return "<p>No self-check of the evaluation was raised. That does not prove that its attacks are strong.</p>"
@@ -231,12 +232,17 @@ def _attacks(entry: Mapping[str, Any]) -> str:
         "attacker", "attack", "PSNR, dB", "above class mean", "best twentieth, dB", "SSIM", "MS-SSIM", "LPIPS",
         "feature similarity", "same label", "images",
     )  # fmt: skip
-    sources = "".join(f"<li>{escape(name)}: {escape(source)}</li>" for name, source in entry["sources"].items())
     return (
         f"<p>{escape(entry['release'])}; effort {escape(entry['effort'])}; {escape(entry['data'])}.</p>"
         + table(head, rows)
-        + f"<details><summary>Where the attacks come from</summary><ul>{sources}</ul></details>"
+        + sources(entry)
     )
+
+
+def sources(entry: Mapping[str, Any]) -> str:
+    """Where the attacks come from, folded away."""
+    listed = "".join(f"<li>{escape(name)}: {escape(source)}</li>" for name, source in entry["sources"].items())
+    return f"<details><summary>Where the attacks come from</summary><ul>{listed}</ul></details>"
 
 
 def _frontier(path: Path, entry: Mapping[str, Any]) -> list[str]:

@@ -14,12 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from privdfs_bench.audit.attacks import ATTACKS, reconstruct
+from privdfs_bench.audit.attacks import ATTACKS, reconstruct, reconstruct_or_mean
+from privdfs_bench.audit.coded import CodedJob
 from privdfs_bench.audit.effort import HIGHEST, JUDGED, SEED, SHOWN, Progress
 from privdfs_bench.audit.jobs import Job
-from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.victim import Attacked
 from privdfs_bench.audit.views import target_indices, view_of
 from privdfs_bench.errors import BenchError
+from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.diffusion import DiffuseBudget
 from privdfs_training.attacks.metrics import compare, mean_interval
 from privdfs_training.attacks.selfchecks import Measured
@@ -69,7 +71,7 @@ class Done:
         )
 
 
-def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
+def kept_at(victim: Attacked, job: Job, folder: Path) -> Path:
     """The file of what an attack finds, named by all that decides it.
 
     So a release whose branches or fusion alone were trained again keeps what was found of its shares.
@@ -96,15 +98,17 @@ def kept_at(victim: Victim, job: Job, folder: Path) -> Path:
     return folder / f"{name}-{hashlib.sha256(json.dumps(settled).encode()).hexdigest()[:12]}.safetensors"
 
 
-def _seen(victim: Victim, job: Job) -> list[str]:
+def _seen(victim: Attacked, job: Job) -> list[str]:
     """Digests of the graphs that a result depends on. The baseline is always one: it scores what was reconstructed."""
+    if isinstance(job, CodedJob):
+        return list(victim.digests.values())
     names = ["baseline", *(["encoder"] if job.members else [])]
     if ATTACKS[job.attack].hears_answers:
         names += [f"branch {member}" for member in job.members]
     return [victim.digests[name] for name in names]
 
 
-def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
+def run(victim: Attacked, job: Job, folder: Path, progress: Progress) -> Done:
     """Run an attack, or read what it found before.
 
     Args:
@@ -128,7 +132,8 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     # for a head that rounds and for the differences that SSIM is made of. Here, because processes that attack side by
     # side do not choose their device.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = reconstruct(
+        learns = isinstance(job, CodedJob) and (job.budget is None or isinstance(job.budget, DecoderBudget))
+        found = (reconstruct_or_mean if learns else reconstruct)(
             view,
             ATTACKS[job.attack],
             job.budget,
@@ -150,12 +155,12 @@ def run(victim: Victim, job: Job, folder: Path, progress: Progress) -> Done:
     return Done(job, row, shown)
 
 
-def _computes_on_gpu(victim: Victim, job: Job) -> bool:
+def _computes_on_gpu(victim: Attacked, job: Job) -> bool:
     """Whether the result is a GPU's; ridge regression, which has no budget, never computes on one."""
     return victim.device.type != "cpu" and job.budget is not None
 
 
-def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
+def _scores(victim: Attacked, job: Job, guess: Tensor) -> dict[str, Any]:
     """A job's entry of the result file."""
     wanted = target_indices(victim, job)
     images = victim.data.test_images[wanted]
@@ -186,7 +191,7 @@ def _scores(victim: Victim, job: Job, guess: Tensor) -> dict[str, Any]:
     }
 
 
-def floors(victim: Victim) -> dict[str, float]:
+def floors(victim: Attacked) -> dict[str, float]:
     """Mean PSNR of the floors on the targets, in dB."""
     return {name: float(values.mean()) for name, values in victim.floor_psnr.items()}
 

@@ -15,16 +15,16 @@ import torch
 
 from privdfs_bench.audit.jobs import Job
 from privdfs_bench.audit.run import kept_at, run
-from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.victim import Attacked
 from privdfs_bench.errors import BenchError
 
 #: Each process holds the images and what is made of them, up to 3 GB.
 MOST = 4
-_victim: Victim  # of a process that attacks
+_victim: Attacked  # of a process that attacks
 
 
 def run_side_by_side(
-    victim: Victim, wanted: Sequence[Job], folder: Path, threads: int, finished: Callable[[Job], None]
+    victim: Attacked, wanted: Sequence[Job], folder: Path, threads: int, finished: Callable[[Job], None]
 ) -> None:
     """Run attacks that have not been run before; with one thread, none: there is nothing to gain.
 
@@ -61,7 +61,7 @@ def run_side_by_side(
                     process.terminate()
 
 
-def _open(make: Callable[[], Victim], threads: int) -> None:
+def _open(make: Callable[[], Attacked], threads: int) -> None:
     """Start a process; Ctrl-C is for the one that started it."""
     global _victim  # noqa: PLW0603  a process has one
     signal.signal(signal.SIGINT, signal.SIG_IGN)

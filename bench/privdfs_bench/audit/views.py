@@ -8,10 +8,11 @@ import onnx
 import torch
 from torch import Tensor
 
+from privdfs_bench.audit.coded import CodedJob, CodedVictim, coded_view
 from privdfs_bench.audit.jobs import Job
 from privdfs_bench.audit.keyed import Keys, partition_tables, user_partitions
 from privdfs_bench.audit.through_head import before_rounding, through_graph
-from privdfs_bench.audit.victim import Victim
+from privdfs_bench.audit.victim import Attacked, Victim
 from privdfs_bench.releases import ENCODED_AT_ONCE, nhwc, partitions_of
 from privdfs_export import evaluate
 from privdfs_training.attacks.diffusion import DiffuseBudget
@@ -23,10 +24,13 @@ from privdfs_training.errors import AttackError
 THROUGH_HEAD = (OptimiseBudget, DiffuseBudget)
 
 
-def view_of(victim: Victim, job: Job) -> ServerView:
+def view_of(victim: Attacked, job: Job) -> ServerView:
     """What the coalition of a job has; of one without members, what the undefended split sends."""
     if not job.members:
         return _undefended_view(victim, job)
+    if isinstance(victim, CodedVictim) and isinstance(job, CodedJob):
+        return coded_view(victim, job)
+    assert isinstance(victim, Victim)  # noqa: S101  the other kind
     return _coalition_view(victim, job) if job.keys is None else _keyed_view(victim, job, job.keys)
 
 
@@ -67,7 +71,7 @@ def flat(view: ServerView) -> ServerView:
     )
 
 
-def pair_indices(victim: Victim, job: Job) -> Tensor:
+def pair_indices(victim: Attacked, job: Job) -> Tensor:
     """Which training images a job learns from; a shifted attacker has those of the first half of the classes."""
     chosen = torch.arange(job.pairs)
     if job.relation is Relation.SHIFTED:
@@ -75,7 +79,7 @@ def pair_indices(victim: Victim, job: Job) -> Tensor:
     return chosen
 
 
-def target_indices(victim: Victim, job: Job) -> Tensor:
+def target_indices(victim: Attacked, job: Job) -> Tensor:
     """Which test images a job is after, in order; a shifted attacker those of the other half."""
     wanted = torch.arange(job.targets)
     if job.relation is Relation.SHIFTED:
@@ -108,7 +112,7 @@ def _through_head(victim: Victim, members: tuple[int, ...]) -> Callable[[Tensor]
     return through_graph(victim.encoder, before_rounding(victim.encoder, members), fixed, victim.device)
 
 
-def _undefended_view(victim: Victim, job: Job) -> ServerView:
+def _undefended_view(victim: Attacked, job: Job) -> ServerView:
     """What a server has to whom the baseline's feature after the first layer is sent as it is."""
     model, first = victim.baseline, _first_feature(victim.baseline)
     pairs, targets = victim.data.train_images[: job.pairs], victim.data.test_images[: job.targets]

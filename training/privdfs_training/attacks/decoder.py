@@ -223,6 +223,7 @@ def train_decoder(  # noqa: PLR0913  each by its name
     loss_of: Callable[[Tensor, Tensor], Tensor] = squared_error,
     seconds: float = math.inf,
     device: torch.device = CPU,
+    again: Callable[[Tensor], Tensor] | None = None,
 ) -> nn.Module:
     """Train a decoder on pairs that the attacker made by running the public head on its own images.
 
@@ -237,6 +238,7 @@ def train_decoder(  # noqa: PLR0913  each by its name
         loss_of: Of guesses and images, float in 0..1.
         seconds: Stop after so long; the learning rate then falls as the time does.
         device: Where the decoder is trained, and stays. All pairs are put there.
+        again: As in `ServerView`; every step then learns from other shares of its images.
 
     Returns:
         The decoder, in evaluation mode.
@@ -254,14 +256,14 @@ def train_decoder(  # noqa: PLR0913  each by its name
     batch = min(budget.batch, len(images))
     per_epoch = len(images) // batch
     steps, began, shown = per_epoch * budget.epochs, time.monotonic(), math.nan
-    for step, chosen in enumerate(_order(len(images), batch, budget.epochs, device)):
+    for step, chosen in enumerate(order(len(images), batch, budget.epochs, device)):
         done = max(step / steps, (time.monotonic() - began) / seconds)
         if done >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = budget.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
         with autocast(device.type):
-            guess = decoder(shares[chosen].float())
+            guess = decoder((shares[chosen] if again is None else again(chosen).to(device)).float())
         loss = loss_of(guess.float(), images[chosen].float() / 255)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -276,8 +278,18 @@ def train_decoder(  # noqa: PLR0913  each by its name
     return decoder.eval()
 
 
-def _order(pairs: int, batch: int, epochs: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices of every step's pairs: all once an epoch, in another order each, which no device changes."""
+def order(pairs: int, batch: int, epochs: int, device: torch.device) -> Iterator[Tensor]:
+    """Say which pairs every step learns from: all once an epoch, in another order each, which no device changes.
+
+    Args:
+        pairs: How many there are.
+        batch: Of a step.
+        epochs: Passes over all.
+        device: Where indices are wanted.
+
+    Yields:
+        Indices, int64 [batch].
+    """
     for _ in range(epochs):
         yield from torch.randperm(pairs)[: pairs // batch * batch].to(device).split(batch)
 

@@ -16,6 +16,8 @@ RIDGE = 1e-4
 AT_ONCE = 5000
 #: Values of more levels are told apart in so many equally filled steps.
 STEPS = 16
+#: Ridges to choose from where there are more values than pairs, as above; and the share of the pairs that chooses.
+RIDGES, HELD_OUT = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e2), 0.1
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,39 @@ def by_linear_score(
 ) -> tuple[int, ...]:
     """The first of `rank_by_linear_score`, whose arguments these are."""
     return rank_by_linear_score(shares, images, shares_test, images_test, size)[0]
+
+
+def wide_reconstruct(shares: Tensor, images: Tensor, received: Tensor) -> Tensor:
+    """Ridge regression of the pixels on thousands of values, each with one weight; solved with one unknown for a pair.
+
+    Args:
+        shares: [pairs, values], numbers.
+        images: uint8 [pairs, channels, height, width].
+        received: [targets, values].
+
+    Returns:
+        float32 [targets, channels, height, width] in 0..1.
+    """
+    rows, pixels = shares.flatten(1).float(), images.flatten(1).float() / 255
+    mean, spread = rows.mean(dim=0), rows.std(dim=0)
+    scale = torch.where(spread > 0, 1 / spread, 0.0) / max(1, rows.shape[1]) ** 0.5
+    rows = (rows - mean) * scale
+    middle = pixels.mean(dim=0)
+    held = max(1, int(HELD_OUT * len(rows)))
+    near, wanted = rows @ rows.T, pixels - middle
+
+    def weights(count: int, ridge: float) -> Tensor:
+        gram = near[:count, :count].double()
+        eye = torch.eye(count, dtype=torch.float64) * ridge * gram.diagonal().mean()
+        return torch.linalg.solve(gram + eye, wanted[:count].double()).float()
+
+    def error(ridge: float) -> float:
+        known = len(rows) - held
+        return float((near[known:, :known] @ weights(known, ridge) - wanted[known:]).square().mean())
+
+    best = weights(len(rows), min(RIDGES, key=error))
+    parts = [middle + ((part.flatten(1).float() - mean) * scale) @ rows.T @ best for part in received.split(AT_ONCE)]
+    return torch.cat(parts).clamp(0, 1).unflatten(1, images.shape[1:])
 
 
 def _edges(share: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class ServerView:
             values in quantisation steps, not yet rounded or cut, float [batch, values], with a gradient. None where an
             attack through the head cannot be made. It computes on the device that such an attack is made on.
         limits: Largest integer of every value, float [values].
+        again: Where a device makes other shares of an image each time: other ones of the attacker's own images, by
+            their indices, as `shares`. Whoever learns from fresh ones learns nothing by heart.
     """
 
     members: tuple[int, ...]
@@ -47,6 +49,7 @@ class ServerView:
     received_answers: Tensor
     steps: Callable[[Tensor], Tensor] | None
     limits: Tensor
+    again: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together.
@@ -88,7 +91,7 @@ class ServerView:
             torch.cat([share.float(), answer.float()], dim=1)
             for share, answer in ((self.shares, self.answers), (self.received, self.received_answers))
         ]
-        return replace(self, shares=both[0], received=both[1], steps=None)
+        return replace(self, shares=both[0], received=both[1], steps=None, again=None)
 
 
 def side_by_side(parts: Sequence[Tensor], members: Sequence[int]) -> Tensor:
