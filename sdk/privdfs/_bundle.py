@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -291,6 +292,12 @@ def _describe(manifest: ClientManifest) -> str:
     keys = key_spec(manifest)
     if keys is not None:
         lines.append(f"keys         {keys.partitions} partitions, a user's key picks one (family {keys.family})")
+    if accuracy.calibration is not msgspec.UNSET:
+        error = accuracy.calibration
+        lines.append(
+            f"calibration  probabilities are off by {error.after:.2%}, before calibration {error.before:.2%} (expected "
+            f"calibration error; fitted on {error.fitted_on})"
+        )
     for row in accuracy.malicious:
         cheap = min(row.random, row.constant, row.flipped, row.runner_up)
         lines.append(
