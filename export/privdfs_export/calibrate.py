@@ -35,7 +35,7 @@ from privdfs_export.errors import ExportError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training import provenance
-from privdfs_training.config import DataConfig
+from privdfs_training.config import Config, config_from_dict
 from privdfs_training.data import ImageData, load_data
 
 DESCRIPTION = "Make a release again with calibrated probabilities."
@@ -108,9 +108,10 @@ def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientMa
     ):
         raise ExportError(f"a graph of {release} would not stay what it is, byte for byte. Export the release again.")
 
-    data, keys = _data(client, folder), key_spec(client)
+    config = config_from_dict(client.made_by.config, f"the manifest of {client.release}")
+    data, keys = _data(client, config, folder), key_spec(client)
     partitions = None if keys is None else keys.partitions
-    calibrated = calibration.calibrate(plain, data, partitions)
+    calibrated = calibration.calibrate(plain, data, config, partitions)
     pixels, labels = data.sample("test")
     images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     dealt = calibration.spread(len(images), partitions)
@@ -120,7 +121,7 @@ def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientMa
     golden[PROBABILITIES] = evaluate.fuse(built.fusion.session, golden[LOGITS], range(len(client.servers)))
     new = msgspec.structs.replace(
         client,
-        release=f"{client.made_by.config['name']}-{built.digest}",
+        release=f"{config.name}-{built.digest}",
         made_by=msgspec.structs.replace(
             client.made_by, command=f"{client.made_by.command} && {provenance.command_line()}"
         ),
@@ -136,15 +137,10 @@ def _sidecar(repository: Repository) -> Sidecar:
     return Sidecar(repository.golden, repository.ranges)
 
 
-def _data(client: ClientManifest, folder: Path | None) -> ImageData:
+def _data(client: ClientManifest, config: Config, folder: Path | None) -> ImageData:
     """The data set that a release was trained on."""
-    try:
-        config = msgspec.convert(client.made_by.config.get("data"), DataConfig)
-    except msgspec.ValidationError as error:
-        message = f"the manifest of {client.release} names no known data set ({error}). Export the release again."
-        raise ExportError(message) from error
-    data, image = load_data(config, folder), client.image
+    data, image = load_data(config.data, folder), client.image
     if data.classes != client.classes or data.image_shape != (image.channels, image.height, image.width):
-        message = f"{client.release} has other classes or another image size than {config.name}. Pass its own data."
+        message = f"{client.release} has other classes or another image size than {data.name}. Pass its own data."
         raise ExportError(message)
     return data

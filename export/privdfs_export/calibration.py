@@ -5,8 +5,8 @@ repair that without making doubtful answers too sure. So the map has one slope f
 one set of slopes for each number of servers that answer. Every slope is positive: the ranking of the classes stays, and
 with it every accuracy, also under liars.
 
-The map is fitted on training images, moved, turned and scaled as training never did. A system is surer of images it was
-trained on than of new ones; views it has not seen stand in for those.
+The map is fitted on training images, turned, scaled, and moved one pixel further than training moved them. A system is
+surer of images it was trained on than of new ones; views it has not seen stand in for those. No test image is used.
 """
 
 import copy
@@ -28,6 +28,7 @@ from privdfs._format import ANSWERED, PROBABILITIES, CalibrationError
 from privdfs_export import evaluate
 from privdfs_export.contents import Graph, Graphs
 from privdfs_export.errors import ExportError, ParityError
+from privdfs_training.config import Config
 from privdfs_training.data import ImageData
 
 #: Training images that the map is fitted on.
@@ -42,8 +43,8 @@ SLOPES = (0.1, 20.0)
 PULL = 1e-4
 #: A probability that float32 rounds to zero counts as this when the map is fitted.
 SMALLEST = 1e-30
-#: Degrees, fraction of the size, and pixels that a view is turned, scaled and moved by at most; each takes a part.
-VIEWS = ((5.0, 0.05, 1.0), (10.0, 0.10, 1.0))
+#: Degrees and fraction of the size that a view is turned and scaled by at most; each takes a part of the images.
+VIEWS = ((5.0, 0.05), (10.0, 0.10))
 _LOWER = np.array([np.finfo(np.float32).min, *KNOTS], np.float32)
 _UPPER = np.array([*KNOTS, 0.0], np.float32)
 
@@ -67,19 +68,20 @@ class Calibrated:
         return f"Calibrated({self.fitted_on!r})"
 
 
-def calibrate(built: Graphs, data: ImageData, partitions: int | None) -> Calibrated:
+def calibrate(built: Graphs, data: ImageData, config: Config, partitions: int | None) -> Calibrated:
     """Fit the map on training images, and put it in the fusion.
 
     Args:
         built: Graphs whose fusion has no map yet.
         data: The set that the system was trained on.
+        config: Of that training.
         partitions: How many a keyed release has; None for others.
 
     Raises:
         ExportError: The fusion has a map already.
     """
     pixels, labels = data.sample("train", FIT_IMAGES)
-    images = np.ascontiguousarray(unfamiliar(pixels).permute(0, 2, 3, 1).numpy())
+    images = np.ascontiguousarray(unfamiliar(pixels, familiar_shift(config) + 1).permute(0, 2, 3, 1).numpy())
     branches = [branch.session for branch in built.branches]
     answers = evaluate.server_answers(built.encoder.session, branches, images, spread(len(images), partitions))
     rows = []
@@ -139,13 +141,27 @@ def spread(count: int, partitions: int | None) -> NDArray[np.int32] | None:
     return None if partitions is None else np.arange(count, dtype=np.int32) % np.int32(partitions)
 
 
-def unfamiliar(images: Tensor) -> Tensor:
-    """Views of images, uint8 [batch, channels, height, width], always the same: mirrored, turned, scaled and moved."""
+def familiar_shift(config: Config) -> int:
+    """How many pixels training moved the images by that head, branches and fusion saw; the baseline does not count."""
+    stages = (config.train.masks, config.train.finetune, config.train.branches, config.train.fusion)
+    return max(stage.crop_padding for stage in stages if stage is not None)
+
+
+def unfamiliar(images: Tensor, shift: int) -> Tensor:
+    """Views of images, always the same: mirrored, turned, scaled and moved.
+
+    Args:
+        images: uint8 [batch, channels, height, width].
+        shift: Pixels that an image is moved by at most, down or right.
+
+    Returns:
+        As `images`.
+    """
     generator, parts = torch.Generator().manual_seed(0), images.tensor_split(len(VIEWS))
-    return torch.cat([_viewed(part, *view, generator) for part, view in zip(parts, VIEWS, strict=True)])
+    return torch.cat([_viewed(part, *view, shift, generator) for part, view in zip(parts, VIEWS, strict=True)])
 
 
-def _viewed(images: Tensor, degrees: float, zoom: float, pixels: float, generator: torch.Generator) -> Tensor:
+def _viewed(images: Tensor, degrees: float, zoom: float, pixels: int, generator: torch.Generator) -> Tensor:
     """Each image under its own random affine map."""
     batch, _, height, width = images.shape
     angle, scale, right, down = 2 * torch.rand(4, batch, generator=generator) - 1

@@ -88,7 +88,7 @@ def export_release(
     console.print("graphs: encoder, branches, fusion, baseline")
     plain = build_graphs(trained.system)
     family = trained.system.family
-    calibrated = calibration.calibrate(plain, data, None if family is None else family.partitions)
+    calibrated = calibration.calibrate(plain, data, trained.config, None if family is None else family.partitions)
     built = calibrated.graphs
     found = _examine(trained, plain, calibrated, data, console)
     client = client_manifest(

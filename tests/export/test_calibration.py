@@ -143,11 +143,20 @@ def test_a_fit_finds_the_map_that_made_the_labels() -> None:
 
 def test_views_are_new_and_always_the_same() -> None:
     images = torch.randint(0, 256, (6, 3, 12, 10), dtype=torch.uint8)
-    views = calibration.unfamiliar(images)
+    views = calibration.unfamiliar(images, 1)
     assert views.shape == images.shape
     assert views.dtype == torch.uint8
-    assert torch.equal(views, calibration.unfamiliar(images))
+    assert torch.equal(views, calibration.unfamiliar(images, 1))
     assert not torch.equal(views, images)
+    assert not torch.equal(views, calibration.unfamiliar(images, 5))
+
+
+def test_views_move_further_than_training_did(trained_release: Path) -> None:
+    config = load_system(trained_release.parent / "run" / "system.safetensors").config
+    assert calibration.familiar_shift(config) == 1
+    baseline = msgspec.structs.replace(config.train.baseline, crop_padding=4)
+    other = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, baseline=baseline))
+    assert calibration.familiar_shift(other) == 1
 
 
 def test_a_release_states_its_error(trained_release: Path) -> None:
