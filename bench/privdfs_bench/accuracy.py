@@ -16,6 +16,7 @@ from privdfs_bench.releases import (
     branch_graphs,
     bytes_up,
     client_graphs,
+    graph_digests,
     nhwc,
     partitions_of,
     release_data,
@@ -65,6 +66,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         linear = _linear_readouts(bundle, data)
     entry: dict[str, Any] = {
         "release": bundle.release,
+        "graphs": graph_digests(release),
         "data": manifest.accuracy.data,
         "backbone": manifest.made_by.config["backbone"]["name"],
         "images": len(labels),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from privdfs import Bundle
 from privdfs._images import load_image
-from privdfs_bench.releases import RELEASES, release_name, verified_graph
+from privdfs_bench.releases import RELEASES, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.cold import cold_starts
 from privdfs_bench.speed.crypten import measure_crypten
@@ -79,6 +79,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     return {
         "made_by": about,
         "release": release_name(release),
+        "graphs": graph_digests(release),
         "confidence": CONFIDENCE,
         "samples_needed": {name: samples_needed(fraction) for name, fraction in PERCENTILES.items()},
         "image_bytes": images[0].nbytes,
