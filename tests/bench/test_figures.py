@@ -97,13 +97,16 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     found = json.loads(path.read_text())
     entry = found["releases"]["small"]
     entry |= {"made_by": found["made_by"], "release": "small-1", "flags": [{"check": "few images", "message": ""}] * 2}
-    entry["worst"]["1"] |= {"attack": "dense"}
-    entry["worst"]["2"] |= {"attack": "decoder", "floor": 13.25}
+    entry["worst"]["1"] |= {"attack": "dense", "members": [0]}
+    entry["worst"]["2"] |= {"attack": "decoder", "members": [0, 1], "floor": 13.25}
+    entry["coalitions"] = [
+        one | {"images": 10000, "pairs": 20000, "relation": "other images"} for one in entry["worst"].values()
+    ]
     path.write_text(json.dumps(found))
     text = privacy.figures(results)
     assert "| small | 1 of 2 | dense | 14.00 dB | +1.00 dB | 0.400 | 33.00 dB |" in text
     assert "| small | 2 of 2, not a minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
-    assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags: few images." in text
+    assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags of these rows: few images." in text
     path.unlink()
     assert "Not measured yet" in privacy.figures(results)
 
@@ -322,3 +325,16 @@ def test_the_digests_are_those_of_the_files() -> None:
     assert hashlib.sha256((release / "client" / "encoder.onnx").read_bytes()).hexdigest().startswith(found["encoder"])
     branch = release / "server-1" / "branch" / "1" / "model.onnx"
     assert hashlib.sha256(branch.read_bytes()).hexdigest().startswith(found["server-1"])
+
+
+def test_flags_under_the_headline_are_of_the_headline() -> None:
+    """A flag of the same attack and servers from 64 pairs does not stand under the row of 20,000."""
+    row = {"attack": "dense", "members": [2], "pairs": 20000, "relation": "other images"}
+    entry = {"worst": {"1": {"attack": "dense", "members": [2]}}, "coalitions": [row | {"psnr": 13.0}]}
+    few = row | {"check": "below the floor", "message": "", "pairs": 64}
+    other = row | {"check": "few images", "message": "", "attack": "diffusion"}
+    shifted = row | {"check": "unaware", "message": "", "relation": "images of other classes"}
+    assert privacy.flagged(entry | {"flags": [few, other, shifted]}) == []
+    own = row | {"check": "cut short", "message": ""}
+    everything = {"check": "undefended", "message": "", "attack": None, "members": [], "pairs": None, "relation": None}
+    assert privacy.flagged(entry | {"flags": [few, own, everything]}) == ["cut short", "undefended"]

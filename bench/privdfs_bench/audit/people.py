@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from privdfs import Bundle
+from privdfs._format import CLIENT_FOLDER
 from privdfs_bench.audit.attacks import ATTACKS, reconstruct
 from privdfs_bench.audit.views import view_of_shares
 from privdfs_bench.errors import BenchError
@@ -86,7 +87,7 @@ def measure(release: Path, faces: Path, progress: Progress) -> dict[str, Any]:
     Raises:
         Error: The release or the photographs cannot be used.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     spec = bundle.manifest.image
     images, people = load_faces(faces, (spec.channels, spec.height, spec.width))
     known, sent = halves(people)

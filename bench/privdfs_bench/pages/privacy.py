@@ -36,10 +36,8 @@ def figures(folder: Path) -> str:
                 f"| {shown} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
                 f"| {broken:.2f} dB |"
             )
-        flags = (
-            ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
-        )
-        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags: {flags or 'not checked'}.")
+        flags = ", ".join(flagged(entry)) or "none" if "flags" in entry else "not checked"
+        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags of these rows: {flags}.")
     return "\n\n".join(
         (
             BEGIN,
@@ -51,6 +49,22 @@ def figures(folder: Path) -> str:
             END,
         )
     )
+
+
+def flagged(entry: Mapping[str, Any]) -> list[str]:
+    """Checks that speak against a row of the first table; those of other figures, as of few pairs, are left out."""
+    rows = [
+        (row["attack"], row["members"], row["pairs"], row["relation"])
+        for one in entry["worst"].values()
+        for row in entry["coalitions"]
+        if (row["attack"], row["members"]) == (one["attack"], one["members"])
+    ]
+    told = [
+        flag["check"]
+        for flag in entry["flags"]
+        if flag.get("attack") is None or (flag["attack"], flag["members"], flag["pairs"], flag["relation"]) in rows
+    ]
+    return list(dict.fromkeys(told))
 
 
 def keys_tables(releases: Mapping[str, Any]) -> list[str]:
