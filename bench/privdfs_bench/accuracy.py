@@ -12,10 +12,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from privdfs import Bundle, Client, ConfigError
+from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL, CLIENT_FOLDER
 from privdfs_bench.releases import (
     branch_graphs,
     bytes_up,
     client_graphs,
+    graph_digests,
     nhwc,
     partitions_of,
     release_data,
@@ -53,7 +55,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     Raises:
         Error: the release, its data set or the checkpoint cannot be used, or a server did not answer.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     data = release_data(bundle, options.data)
     trained = None if options.checkpoint is None else _trained(bundle, options.checkpoint)
     images, labels = nhwc(data.test_images), data.test_labels.numpy()
@@ -65,6 +67,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         linear = _linear_readouts(bundle, data)
     entry: dict[str, Any] = {
         "release": bundle.release,
+        "graphs": graph_digests(release),
         "data": manifest.accuracy.data,
         "backbone": manifest.made_by.config["backbone"]["name"],
         "images": len(labels),
@@ -125,7 +128,7 @@ def _exported(
         encoder=evaluate.session(encoder),
         branches=[evaluate.session(branch) for branch in branch_graphs(release, bundle)],
         fusion=evaluate.session(fusion),
-        baseline=evaluate.session(verified_graph(release / "baseline", "baseline")),
+        baseline=evaluate.session(verified_graph(release / BASELINE_FOLDER, BASELINE_MODEL)),
         images=images,
         labels=labels,
         partitions=partitions,

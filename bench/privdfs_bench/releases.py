@@ -10,9 +10,9 @@ from torch import Tensor
 
 from privdfs import Bundle, ConfigError, UserKey
 from privdfs._files import read_manifest_bytes, read_verified
-from privdfs._format import BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
+from privdfs._format import BRANCH_FILE, BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
 from privdfs._format import bytes_up as manifest_bytes_up
-from privdfs._manifest import AnyClientManifest, decode_server_manifest
+from privdfs._manifest import AnyClientManifest, decode_client_manifest, decode_server_manifest
 from privdfs_bench.results import ROOT
 from privdfs_training.config import DataConfig
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -84,6 +84,33 @@ def verified_graph(folder: Path, model: str) -> bytes:
         msg = f"{folder} has no {name}: measure a release of the engine 'python' or 'onnxruntime'"
         raise ConfigError(msg)
     return read_verified(folder, {name: manifest.files[name]})[name]
+
+
+def graph_digests(release: Path) -> dict[str, str]:
+    """Digests of the graphs of a release, by name: `encoder`, `fusion`, and for each branch its server's folder.
+
+    Returns:
+        16 hex digits of the SHA-256 of each.
+
+    Raises:
+        BundleError: a manifest cannot be read.
+        ConfigError: a server has no graph.
+    """
+    client = decode_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
+    found = {"encoder": client.files[ENCODER_NAME], "fusion": client.files[FUSION_NAME]}
+    for server in range(len(client.servers)):
+        folder = release / server_folder(server)
+        files = decode_server_manifest(read_manifest_bytes(folder)).files
+        if BRANCH_FILE not in files:
+            msg = f"{folder} has no {BRANCH_FILE}: measure a release of the engine 'python' or 'onnxruntime'"
+            raise ConfigError(msg)
+        found[server_folder(server)] = files[BRANCH_FILE]
+    return {name: short_digest(digest) for name, digest in found.items()}
+
+
+def short_digest(digest: str) -> str:
+    """As much of a SHA-256 as result files hold: graphs are told apart, and lines stay short."""
+    return digest[:16]
 
 
 def nhwc(images: Tensor) -> NDArray[np.uint8]:

@@ -22,9 +22,9 @@ from rich.progress import track
 
 from privdfs import coding
 from privdfs._coded_format import ANSWERS, RESIDUES, VALUES, CodedAccuracy, CodedManifest, RoundSpec, numbered
-from privdfs._format import IMAGE, IMAGES, LOGITS, PROBABILITIES, SHARE
+from privdfs._format import IMAGE, IMAGES, LOGITS, PROBABILITIES, SHARE, CalibrationError
 from privdfs_export import parity
-from privdfs_export.calibration import calibration_error, fit_temperature
+from privdfs_export.calibration import calibration_error, fit_temperature, unfamiliar
 from privdfs_export.coded_contents import CodedGraphs, build_coded_graphs, coded_manifest, round_specs
 from privdfs_export.coded_run import CodedRun, run_coded
 from privdfs_export.coded_writing import check_servers, write_coded_release
@@ -40,6 +40,7 @@ from privdfs_training.data import ImageData
 BATCH = 250
 #: Images that the temperature is fitted on.
 CALIBRATION_IMAGES = 5000
+FITTED_ON = f"{CALIBRATION_IMAGES} training images, each mirrored, turned, scaled and moved at random"
 #: Servers that answer beside those that are needed, while graphs are compared.
 SPARE_SERVERS = 2
 
@@ -78,13 +79,13 @@ def export_coded(
             "its config."
         )
         raise ExportError(message)
-    temperature = _fitted_temperature(trained.system, data)
+    temperature = _fitted_temperature(trained, data)
     console.print(f"graphs: encoder, {len(trained.rounds)} rounds, fusion, baseline; temperature {temperature:.2f}")
     built = build_coded_graphs(trained, temperature)
     pixels, labels = data.sample("test")
     images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     compared = _compare(trained, built, images, console)
-    accuracy = _accuracy(trained, built, compared, data, images, labels.numpy())
+    accuracy = _accuracy(trained, built, compared, temperature, data, images, labels.numpy())
     parity.check_data(data.name, accuracy.fused, trained.accuracy["coded"], None)
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
     client = coded_manifest(trained, built, seen=compared.seen, accuracy=accuracy)
@@ -179,6 +180,7 @@ def _accuracy(
     trained: TrainedCodedSystem,
     built: CodedGraphs,
     found: Compared,
+    temperature: float,
     data: ImageData,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
@@ -195,15 +197,27 @@ def _accuracy(
         baseline=fraction_right(baseline, labels),
         fused=fraction_right(found.probabilities, labels),
         readout=fraction_right(readout, labels),
-        calibration_error=calibration_error(found.probabilities, labels),
+        calibration=CalibrationError(
+            before=calibration_error(_warmed(found.probabilities, temperature), labels),
+            after=calibration_error(found.probabilities, labels),
+            fitted_on=FITTED_ON,
+        ),
     )
 
 
-def _fitted_temperature(system: CodedSystem, data: ImageData) -> float:
-    """On training images: those of the test set must not decide anything."""
+def _warmed(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """What the probabilities were without the temperature."""
+    raised = np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny) ** temperature
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def _fitted_temperature(trained: TrainedCodedSystem, data: ImageData) -> float:
+    """On training images as training never saw them: those of the test set must not decide anything."""
     pixels, labels = data.sample("train", CALIBRATION_IMAGES)
+    stages = trained.config.train.rounds, trained.config.train.finetune
+    views = unfamiliar(pixels, max(stage.crop_padding for stage in stages) + 1)
     with torch.inference_mode():
-        logits = torch.cat([system(part) for part in pixels.split(BATCH)]).numpy()
+        logits = torch.cat([trained.system(part) for part in views.split(BATCH)]).numpy()
     return fit_temperature(logits, labels.numpy())
 
 

@@ -30,13 +30,14 @@ from privdfs._format import (
     PROBABILITIES,
     SHARE,
     Accuracy,
+    CalibrationError,
     ClientManifest,
     MaliciousAccuracy,
     PrecisionAccuracy,
     SubsetAccuracy,
     share_name,
 )
-from privdfs_export import evaluate, graphs, parity
+from privdfs_export import calibration, evaluate, graphs, parity
 from privdfs_export.contents import Graphs, build_graphs, client_manifest
 from privdfs_export.errors import ExportError
 from privdfs_export.precision import Precision, measure_ranges, with_precision
@@ -85,8 +86,11 @@ def export_release(
     refuse_existing(out)
     _check_data(trained, data)
     console.print("graphs: encoder, branches, fusion, baseline")
-    built = build_graphs(trained.system)
-    found = _examine(trained, built, data, console)
+    plain = build_graphs(trained.system)
+    family = trained.system.family
+    calibrated = calibration.calibrate(plain, data, trained.config, None if family is None else family.partitions)
+    built = calibrated.graphs
+    found = _examine(trained, plain, calibrated, data, console)
     client = client_manifest(
         trained.system,
         built,
@@ -127,25 +131,29 @@ class Findings:
         return f"Findings({self.accuracy.fused:.2%})"
 
 
-def _examine(trained: TrainedSystem, built: Graphs, data: ImageData, console: Console) -> Findings:
-    """Compare the graphs with torch, and measure them."""
-    system, on = trained.system, _test_images(trained.system, data)
+def _examine(
+    trained: TrainedSystem, plain: Graphs, calibrated: calibration.Calibrated, data: ImageData, console: Console
+) -> Findings:
+    """Compare the graphs with torch, and measure them; `plain` are those without calibration."""
+    system, on, built = trained.system, _test_images(trained.system, data), calibrated.graphs
     reached = _reached(system, on)
     sampled = on.partitions is not None or len(on.labels) < data.test_size
     parity.check_data(data.name, reached, trained.accuracy["fused"], len(on.labels) if sampled else None)
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(on.images))} test images")
     examples = on.images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, on.images.shape[1:])
-    golden = _check_parity(trained, built, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))
+    golden = _check_parity(trained, calibrated, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))
     console.print(f"accuracy of the exported files on {len(on.images)} test images")
     measured = _measured(built, on)
     parity.check_accuracy(measured.fused, reached)
+    error = calibration.measure(plain, calibrated, on.images, on.labels, on.partitions)
+    console.print(f"expected calibration error {error.before:.2%}, calibrated {error.after:.2%}")
 
     console.print(f"INT8 ranges on {CALIBRATION_IMAGES} training images, accuracy of {', '.join(MEASURED_PRECISIONS)}")
-    calibration = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
-    ranges = _ranges(system, built, calibration)
+    samples = np.ascontiguousarray(data.sample("train", CALIBRATION_IMAGES)[0].permute(0, 2, 3, 1).numpy())
+    ranges = _ranges(system, built, samples)
     precisions = _measured_precisions(built, ranges, on)
     console.print(", ".join(f"{name} {row.fused:.2%}" for name, row in precisions.items()))
-    return Findings(golden, _accuracy(data, on, measured, precisions), ranges)
+    return Findings(golden, _accuracy(data, on, measured, precisions, error), ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +247,7 @@ def _accuracy(
     on: MeasuredOn,
     measured: evaluate.ExportedAccuracy,
     precisions: Mapping[str, evaluate.PrecisionRow],
+    error: CalibrationError,
 ) -> Accuracy:
     """As the manifest states it."""
     return Accuracy(
@@ -258,6 +267,7 @@ def _accuracy(
             PrecisionAccuracy(precision=name, fused=row.fused, branches=row.branches, agreement=row.agreement)
             for name, row in precisions.items()
         ),
+        calibration=error,
     )
 
 
@@ -309,9 +319,11 @@ def _dealt(system: System, count: int) -> Tensor | None:
     return None if system.family is None else system.family.spread(count).to(torch.int32)
 
 
-def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+def _check_parity(
+    trained: TrainedSystem, calibrated: calibration.Calibrated, images: NDArray[np.uint8]
+) -> dict[str, NDArray[np.generic]]:
     """Compare every graph with torch, each on the same input; give the golden examples of the exported files."""
-    system, pixels = trained.system, torch.from_numpy(images)
+    system, pixels, built = trained.system, torch.from_numpy(images), calibrated.graphs
     servers = range(system.masks.servers)
     partitions = _dealt(system, len(images))
     also = evaluate.partition_input(None if partitions is None else partitions.numpy())
@@ -333,7 +345,9 @@ def _check_parity(trained: TrainedSystem, built: Graphs, images: NDArray[np.uint
         answered[~answered.any(axis=1), 0] = True
         fusion = built.fusion.session
         ours = evaluate.run_batched(fusion, {LOGITS: logits, ANSWERED: answered})[0]
-        theirs = graphs.FusionProbabilities(system)(torch.from_numpy(logits), torch.from_numpy(answered))
+        heard = torch.from_numpy(answered)
+        fused = graphs.FusionProbabilities(system)(torch.from_numpy(logits), heard)
+        theirs = calibration.mapped(fused, heard, calibrated.slopes)
         parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
         ours = evaluate.run_batched(built.baseline.session, {IMAGE: images})[0]
         parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())

@@ -20,6 +20,7 @@ import msgspec
 from privdfs._format import (
     PROBABILITIES,
     SHARE,
+    CalibrationError,
     Engine,
     Fraction,
     ImageSpec,
@@ -90,7 +91,7 @@ class CodedAccuracy(Struct, frozen=True):
         baseline: of the unprotected model.
         fused: of the answer; the same whoever answers.
         readout: of a linear readout of what the device shares, which it could compute alone.
-        calibration_error: expected error of the probabilities (15 bins).
+        calibration: how much the probabilities are off.
     """
 
     data: str
@@ -98,7 +99,7 @@ class CodedAccuracy(Struct, frozen=True):
     baseline: Fraction
     fused: Fraction
     readout: Fraction
-    calibration_error: Fraction | msgspec.UnsetType = msgspec.UNSET
+    calibration: CalibrationError | msgspec.UnsetType = msgspec.UNSET
 
 
 class CodedManifest(Struct, frozen=True):

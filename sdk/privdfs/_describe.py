@@ -6,7 +6,17 @@ import msgspec
 
 from privdfs._coded_format import CodedManifest, largest_degree, round_bytes
 from privdfs._errors import ConfigError
-from privdfs._format import ClientManifest, ImageSpec, Leakage, Macs, MadeBy, bytes_up, key_spec, largest_coalition
+from privdfs._format import (
+    CalibrationError,
+    ClientManifest,
+    ImageSpec,
+    Leakage,
+    Macs,
+    MadeBy,
+    bytes_up,
+    key_spec,
+    largest_coalition,
+)
 from privdfs._given import shown
 from privdfs._manifest import AnyClientManifest
 from privdfs.coding import MAX_SERVERS, correctable, needed_answers
@@ -53,6 +63,14 @@ def _choices(servers: int | None, colluding: int | None) -> list[tuple[int, int]
     ]
 
 
+def _calibration(error: CalibrationError | msgspec.UnsetType) -> list[str]:
+    """How much the probabilities are off, where that was measured."""
+    if error is msgspec.UNSET:
+        return []
+    told = f"probabilities are off by {error.after:.2%}, before calibration {error.before:.2%}"
+    return [f"calibration  {told} (expected calibration error; fitted on {error.fitted_on})"]
+
+
 def _masked(manifest: ClientManifest) -> list[str]:
     accuracy, lengths = manifest.accuracy, bytes_up(manifest)
     branches = ", ".join(f"{value:.2%}" for value in accuracy.branches)
@@ -64,6 +82,7 @@ def _masked(manifest: ClientManifest) -> list[str]:
         f"branches     {branches}",
         _device(manifest.macs),
     ]
+    lines += _calibration(accuracy.calibration)
     keys = key_spec(manifest)
     if keys is not None:
         lines.append(f"keys         {keys.partitions} partitions, a user's key picks one (family {keys.family})")
@@ -95,10 +114,9 @@ def _coded(manifest: CodedManifest, choices: Sequence[tuple[int, int]]) -> list[
         f"accuracy     fused {accuracy.fused:.2%}, baseline {accuracy.baseline:.2%} ({measured_on})",
         f"readout      {accuracy.readout:.2%}: linear, of the same values, which the device could compute alone",
     ]
-    if accuracy.calibration_error is not msgspec.UNSET:
-        lines.append(f"calibration  expected error of the probabilities {accuracy.calibration_error:.2%}")
     return [
         *lines,
+        *_calibration(accuracy.calibration),
         _device(macs),
         f"on a server  {macs.branch:,} multiply-accumulates per image, over all primes and rounds",
         "servers      you choose: N servers, of which T together (`colluding`) must learn nothing",

@@ -123,6 +123,17 @@ class PrecisionAccuracy(Struct, frozen=True):
     agreement: Fraction
 
 
+class CalibrationError(Struct, frozen=True):
+    """Expected calibration error (15 bins, top label) of the fused answer of all servers, before and after calibration.
+
+    `fitted_on` says which images the calibration was fitted on. The errors are those on the images of the accuracies.
+    """
+
+    before: Fraction
+    after: Fraction
+    fitted_on: str
+
+
 class Accuracy(Struct, frozen=True):
     """Accuracies of the exported files, as fractions: baseline, fused, each branch, subsets of servers, under liars."""
 
@@ -135,6 +146,8 @@ class Accuracy(Struct, frozen=True):
     malicious: tuple[MaliciousAccuracy, ...] = ()  # empty: not measured
     #: Of the graphs that TensorRT engines are built from, computed by ONNX Runtime. Left out where not measured.
     precisions: tuple[PrecisionAccuracy, ...] | msgspec.UnsetType = msgspec.UNSET
+    #: Left out where the fusion was not calibrated.
+    calibration: CalibrationError | msgspec.UnsetType = msgspec.UNSET
 
 
 class Macs(Struct, frozen=True):

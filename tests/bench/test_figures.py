@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -5,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench import figures
-from privdfs_bench.pages import bars, deploy, frontier, privacy, readme
+from privdfs_bench.pages import bars, deploy, frontier, marks, privacy, readme
 from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
-from privdfs_bench.pages.marks import BEGIN, END, updated
+from privdfs_bench.pages.marks import BEGIN, END, named, updated
+from privdfs_bench.releases import graph_digests
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,13 +97,16 @@ def test_privacy_says_who_reaches_what_above_the_class_mean(results: Path) -> No
     found = json.loads(path.read_text())
     entry = found["releases"]["small"]
     entry |= {"made_by": found["made_by"], "release": "small-1", "flags": [{"check": "few images", "message": ""}] * 2}
-    entry["worst"]["1"] |= {"attack": "dense"}
-    entry["worst"]["2"] |= {"attack": "decoder", "floor": 13.25}
+    entry["worst"]["1"] |= {"attack": "dense", "members": [0]}
+    entry["worst"]["2"] |= {"attack": "decoder", "members": [0, 1], "floor": 13.25}
+    entry["coalitions"] = [
+        one | {"images": 10000, "pairs": 20000, "relation": "other images"} for one in entry["worst"].values()
+    ]
     path.write_text(json.dumps(found))
     text = privacy.figures(results)
     assert "| small | 1 of 2 | dense | 14.00 dB | +1.00 dB | 0.400 | 33.00 dB |" in text
     assert "| small | 2 of 2, not a minority | decoder | 14.50 dB | +1.25 dB | 0.500 | 33.00 dB |" in text
-    assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags: few images." in text
+    assert "small-1: `latency.py`, commit 0123456789, 2026-01-01; flags of these rows: few images." in text
     path.unlink()
     assert "Not measured yet" in privacy.figures(results)
 
@@ -284,3 +289,52 @@ def test_other_seeds_stand_beside_the_release_with_mean_and_spread(results: Path
     assert "| mean | 93.62% | 75.00% | 91.00% | 86.00% | 84.50% | 14.25 dB | 15.00 dB | 15.75 dB |" in table
     assert "| standard deviation | 0.71% | 7.07% | 0.00% | 2.83% | 0.71% |" in table
     assert "`frontier.py`, commit fedcba9876, 2026-01-01; `latency.py`, commit 0123456789, 2026-01-01." in table
+
+
+def test_a_row_says_when_the_release_has_changed_since() -> None:
+    release = ROOT / "model_repository" / "fashion-resnet20"
+    today = graph_digests(release)
+    assert set(today) == {"encoder", "fusion", "server-0", "server-1", "server-2"}
+    assert named(release.name, today) == release.name
+    assert named(release.name, {"encoder": today["encoder"]}) == release.name
+    for graphs in (None, {}, today | {"fusion": "0" * 16}):
+        assert named(release.name, graphs) == "fashion-resnet20 (earlier release)"
+    assert named("rival-fashion-none", None) == "rival-fashion-none"  # no release at all
+
+
+def test_every_row_is_marked_by_what_was_measured(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = ROOT / "model_repository" / "fashion-resnet20"
+    monkeypatch.setattr(marks, "RELEASES", results)
+    (results / "small").symlink_to(release)
+    old = results_page.figures(results)
+    assert "| small (earlier release)[^accuracy-1] |" in old
+    assert "| attacker | small (earlier release)[^privacy-1] |" in old
+    assert "release small (earlier release).[^latency]" in old
+    for name in ("accuracy", "privacy", "latency"):
+        path = results / f"{name}.json"
+        values = json.loads(path.read_text())
+        for entry in values.get("releases", {"": values}).values():
+            entry["graphs"] = graph_digests(release)
+        path.write_text(json.dumps(values))
+    assert "earlier release" not in results_page.figures(results)
+
+
+def test_the_digests_are_those_of_the_files() -> None:
+    release = ROOT / "model_repository" / "fashion-resnet20"
+    found = graph_digests(release)
+    assert hashlib.sha256((release / "client" / "encoder.onnx").read_bytes()).hexdigest().startswith(found["encoder"])
+    branch = release / "server-1" / "branch" / "1" / "model.onnx"
+    assert hashlib.sha256(branch.read_bytes()).hexdigest().startswith(found["server-1"])
+
+
+def test_flags_under_the_headline_are_of_the_headline() -> None:
+    """A flag of the same attack and servers from 64 pairs does not stand under the row of 20,000."""
+    row = {"attack": "dense", "members": [2], "pairs": 20000, "relation": "other images"}
+    entry = {"worst": {"1": {"attack": "dense", "members": [2]}}, "coalitions": [row | {"psnr": 13.0}]}
+    few = row | {"check": "below the floor", "message": "", "pairs": 64}
+    other = row | {"check": "few images", "message": "", "attack": "diffusion"}
+    shifted = row | {"check": "unaware", "message": "", "relation": "images of other classes"}
+    assert privacy.flagged(entry | {"flags": [few, other, shifted]}) == []
+    own = row | {"check": "cut short", "message": ""}
+    everything = {"check": "undefended", "message": "", "attack": None, "members": [], "pairs": None, "relation": None}
+    assert privacy.flagged(entry | {"flags": [few, own, everything]}) == ["cut short", "undefended"]

@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from privdfs import Bundle
 from privdfs._files import refuse_unlisted, verify_files
 from privdfs._manifest import decode_client_manifest, decode_server_manifest
-from privdfs_export import contents, evaluate, parity, release, writing
+from privdfs_export import contents, evaluate, graphs, parity, release, writing
 from privdfs_export.cli import main
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.checkpoint import load_system
@@ -240,7 +240,9 @@ def test_every_graph_is_opened_once(
     written = [trained_release / "client" / "encoder.onnx", trained_release / "client" / "fusion.onnx"]
     written += [trained_release / f"server-{server}" / "branch" / "1" / "model.onnx" for server in range(3)]
     written.append(trained_release / "baseline" / "baseline" / "1" / "model.onnx")
-    assert sorted(opened) == sorted(path.read_bytes() for path in written)
+    # The fusion as it is before calibration is opened too.
+    plain = graphs.fusion_graph(trained.system).SerializeToString()
+    assert sorted(opened) == sorted([plain, *(path.read_bytes() for path in written)])
 
 
 def test_a_full_disk_leaves_nothing(

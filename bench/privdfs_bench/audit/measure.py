@@ -15,6 +15,7 @@ from privdfs_bench.audit.jobs import Job, jobs
 from privdfs_bench.audit.run import Done, floors, run
 from privdfs_bench.audit.side_by_side import run_side_by_side
 from privdfs_bench.audit.victim import Attacked, Victim
+from privdfs_bench.releases import short_digest
 from privdfs_bench.results import made_by
 from privdfs_training.attacks import selfchecks
 
@@ -83,6 +84,7 @@ def _entry(victim: Victim, floor: dict[str, float], done: Mapping[str, Sequence[
     return {
         "made_by": made_by(asdict(victim.effort) | {"pairs": victim.pairs, "targets": victim.targets}, seed=SEED),
         "release": victim.bundle.release,
+        "graphs": {"encoder": short_digest(victim.digests["encoder"])},
         "data": f"{victim.data.name}, attackers trained on the training half, scored on the test half",
         "floor": floor,
         "undefended": undefended,

@@ -12,10 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from privdfs import Bundle
+from privdfs._format import CLIENT_FOLDER
 from privdfs_bench.audit.attacks import ATTACKS, reconstruct
 from privdfs_bench.audit.views import view_of_shares
 from privdfs_bench.errors import BenchError
-from privdfs_bench.releases import release_name, shares_of
+from privdfs_bench.releases import graph_digests, release_name, shares_of
 from privdfs_bench.results import made_by
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.attacks.metrics import mean_interval
@@ -86,7 +87,7 @@ def measure(release: Path, faces: Path, progress: Progress) -> dict[str, Any]:
     Raises:
         Error: The release or the photographs cannot be used.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     spec = bundle.manifest.image
     images, people = load_faces(faces, (spec.channels, spec.height, spec.width))
     known, sent = halves(people)
@@ -119,6 +120,7 @@ def measure(release: Path, faces: Path, progress: Progress) -> dict[str, Any]:
     return {
         "made_by": made_by({"copies": COPIES, "padding": PADDING}, seed=SEED),
         "identity": bundle.release,
+        "graphs": {"encoder": graph_digests(release)["encoder"]},
         "people": len(people.unique()),
         "gallery": len(gallery),
         "probes": len(probes),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from privdfs_bench.audit.effort import EFFORTS, HIGHEST, SEED, Effort, Progress
 from privdfs_bench.audit.jobs import job
 from privdfs_bench.audit.victim import Victim
 from privdfs_bench.audit.views import flat, view_of, view_of_shares
-from privdfs_bench.releases import release_name
+from privdfs_bench.releases import release_name, short_digest
 from privdfs_bench.results import made_by, read_results, write_results
 from privdfs_training.attacks.floors import class_means, mean_image
 from privdfs_training.attacks.linear import rank_by_linear_score
@@ -53,6 +53,7 @@ class System:
         baseline_macs: As above.
         data: That it was trained on.
         view: What the coalition has.
+        graphs: Digests of a release's graphs that were attacked; a rival has none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class System:
     baseline_macs: int
     data: DataSet
     view: ServerView
+    graphs: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """No weights, no images."""
@@ -87,6 +89,7 @@ def release_system(folder: Path, data_folder: Path | None, effort: Effort) -> Sy
     return System(
         name=release_name(folder),
         identity=victim.bundle.release,
+        graphs={"encoder": short_digest(victim.digests["encoder"])},
         defence=f"shares, {assignment} masks",
         servers=victim.servers,
         members=members,
@@ -188,6 +191,7 @@ def measure(system: System, effort: Effort, name: str, progress: Callable[[str],
     return {
         "made_by": made_by(asdict(effort), seed=SEED),
         "identity": system.identity,
+        "graphs": dict(system.graphs),
         "effort": name,
         "data": system.data.name,
         "defence": system.defence,

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
+from privdfs._format import share_name
 from privdfs_training.errors import AttackError
 from privdfs_training.parallel import CPU
 
@@ -77,7 +78,7 @@ def before_rounding(model: bytes, members: Sequence[int]) -> list[str]:
     made_by = {node.output[0]: node for node in onnx.load_from_string(model).graph.node}
     names = []
     for server in members:
-        name = f"share_{server}"
+        name = share_name(server)
         for wanted in ("Cast", "Round", "Clip"):
             node = made_by.get(name)
             if node is None or node.op_type != wanted:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from privdfs import Bundle
-from privdfs._format import largest_coalition
+from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL, CLIENT_FOLDER, largest_coalition
 from privdfs_bench.audit.effort import HIGHEST, SHOWN, Effort
 from privdfs_bench.audit.keyed import most_telling_partition, partition_tables
 from privdfs_bench.errors import BenchError
@@ -107,7 +107,7 @@ class Attacked:
     @cached_property
     def baseline(self) -> bytes:
         """The unprotected model, as ONNX."""
-        return verified_graph(self.release / "baseline", "baseline")
+        return verified_graph(self.release / BASELINE_FOLDER, BASELINE_MODEL)
 
     @cached_property
     def floor_images(self) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ class Victim(Attacked):
             Error: The release or the data set cannot be used.
         """
         self.again = partial(Victim, release, data_folder, effort, prior, lpips, device)  # for another process
-        self.bundle = Bundle.open(release / "client", allow_unsigned=True)
+        self.bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
         data = release_data(self.bundle, data_folder)
         super().__init__(release, self.bundle.release, data, effort, prior, lpips, device)
         self.servers = self.bundle.n_servers

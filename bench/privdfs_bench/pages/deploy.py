@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from privdfs_bench.pages.marks import BEGIN, END, source
+from privdfs_bench.pages.marks import BEGIN, END, named, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "deploy" / "README.md"
@@ -24,6 +24,7 @@ def figures(folder: Path) -> str:
     rows.append("| --- " * 8 + "|")
     for name, engines in results["releases"].items():
         branches = [one for one in engines if one["server"] != "baseline"]
+        graphs = {one["server"]: one["graph"] for one in branches if "graph" in one}
         for precision in dict.fromkeys(one["precision"] for one in branches):
             found = [one for one in branches if one["precision"] == precision]
             seconds, plans, weights, off, same = (
@@ -32,7 +33,7 @@ def figures(folder: Path) -> str:
             )
             compared = "not computed by ONNX Runtime | " if None in off else f"{max(off):.2g} | {min(same):.0%}"
             rows.append(
-                f"| {name} | {precision} | {len(found)} | {min(seconds):.2f} to {max(seconds):.2f} "
+                f"| {named(name, graphs)} | {precision} | {len(found)} | {min(seconds):.2f} to {max(seconds):.2f} "
                 f"| {max(plans) / 1e3:,.0f} kB | {max(weights) / 1e3:,.0f} kB | {compared} |"
             )
     made_by = results["made_by"]

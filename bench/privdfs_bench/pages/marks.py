@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from privdfs._format import CLIENT_FOLDER
+from privdfs_bench.releases import RELEASES, graph_digests
+
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
@@ -32,6 +35,22 @@ def source(made_by: Mapping[str, Any]) -> str:
     """Command, commit and date of a result; a tree that was not the commit's alone says so."""
     commit, changes = made_by["commit"][:10], " with changes" if made_by["commit"].endswith("+changes") else ""
     return f"`{made_by['command']}`, commit {commit}{changes}, {made_by['date']}"
+
+
+def named(name: str, graphs: Mapping[str, str] | None) -> str:
+    """A release's name in a table, which says so where other graphs were measured than the release has today.
+
+    Args:
+        name: of the release, and of its folder in model_repository.
+        graphs: digests of what was measured, as `graph_digests` names them; None where the result has none.
+
+    Returns:
+        The name alone where there is no such release: then it is that of something else, such as a rival.
+    """
+    release = RELEASES / name
+    if not (release / CLIENT_FOLDER).is_dir():
+        return name
+    return name if graphs and graphs.items() <= graph_digests(release).items() else f"{name} (earlier release)"
 
 
 def updated(text: str, shown: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from privdfs._format import largest_coalition
-from privdfs_bench.pages.marks import BEGIN, END, commands, source
+from privdfs_bench.pages.marks import BEGIN, END, commands, named, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "PRIVACY.md"
@@ -27,18 +27,17 @@ def figures(folder: Path) -> str:
     rows.append("| --- " * 7 + "|")
     about = []
     for name, entry in entries.items():
+        shown = named(name, entry.get("graphs"))
         servers, broken = len(entry["worst"]), max(entry["undefended"].values())
         for size, one in entry["worst"].items():
             who = f"{size} of {servers}" + ("" if int(size) <= largest_coalition(servers) else ", not a minority")
             above = one["psnr"] - one.get("floor", entry["floor"]["class_mean"])
             rows.append(
-                f"| {name} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
+                f"| {shown} | {who} | {one['attack']} | {one['psnr']:.2f} dB | {above:+.2f} dB | {one['ssim']:.3f} "
                 f"| {broken:.2f} dB |"
             )
-        flags = (
-            ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none" if "flags" in entry else None
-        )
-        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags: {flags or 'not checked'}.")
+        flags = ", ".join(flagged(entry)) or "none" if "flags" in entry else "not checked"
+        about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags of these rows: {flags}.")
     return "\n\n".join(
         (
             BEGIN,
@@ -52,6 +51,22 @@ def figures(folder: Path) -> str:
     )
 
 
+def flagged(entry: Mapping[str, Any]) -> list[str]:
+    """Checks that speak against a row of the first table; those of other figures, as of few pairs, are left out."""
+    rows = [
+        (row["attack"], row["members"], row["pairs"], row["relation"])
+        for one in entry["worst"].values()
+        for row in entry["coalitions"]
+        if (row["attack"], row["members"]) == (one["attack"], one["members"])
+    ]
+    told = [
+        flag["check"]
+        for flag in entry["flags"]
+        if flag.get("attack") is None or (flag["attack"], flag["members"], flag["pairs"], flag["relation"]) in rows
+    ]
+    return list(dict.fromkeys(told))
+
+
 def keys_tables(releases: Mapping[str, Any]) -> list[str]:
     """Markdown tables of the keyed releases in privacy.json: what the largest minority does with a user's partition."""
     knowledge = {
@@ -63,7 +78,8 @@ def keys_tables(releases: Mapping[str, Any]) -> list[str]:
     for name, entry in releases.items():
         if not entry.get("keys"):
             continue
-        rows = [f"| {name}: the attacker knows | the same image came under | PSNR | above class mean | SSIM |"]
+        shown = named(name, entry.get("graphs"))
+        rows = [f"| {shown}: the attacker knows | the same image came under | PSNR | above class mean | SSIM |"]
         rows.append("| --- " * 5 + "|")
         for one in entry["keys"]:
             count = f"{one['requests']} key{'s' * (one['requests'] > 1)}"
@@ -86,7 +102,7 @@ def rivals_table(results: Mapping[str, Any]) -> str:
         worst, accuracy = entry["worst"], f"{entry['accuracy']:.2%}{'' if entry['matched'] else ', not matched'}"
         cost = entry["baseline_macs"] / entry["client_macs"]
         rows.append(
-            f"| {name} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
+            f"| {named(name, entry.get('graphs'))} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
             f"| {accuracy} | {entry['lost_points']:.2f} | {worst['attack']} "
             f"| {worst['psnr']:.2f} dB | {worst['above']:+.2f} dB |"
         )
@@ -103,8 +119,9 @@ def people_table(results: Mapping[str, Any]) -> str:
     rows = ["| release | servers together | guessing | " + " | ".join(attacks) + " | the photographs themselves |"]
     rows.append("| --- " * (4 + len(attacks)) + "|")
     for name, entry in results["releases"].items():
+        shown = named(name, entry.get("graphs"))
         servers, whole = len(entry["bits"]), entry["photographs"]["rank 1"]["rate"]
         for size, found in entry["coalitions"].items():
             rates = " | ".join(f"{found[attack]['rank 1']['rate']:.1%}" for attack in attacks)
-            rows.append(f"| {name} | {size} of {servers} | {1 / entry['people']:.1%} | {rates} | {whole:.1%} |")
+            rows.append(f"| {shown} | {size} of {servers} | {1 / entry['people']:.1%} | {rates} | {whole:.1%} |")
     return "\n".join(rows) + f"\n\n{commands(results)}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from privdfs_bench.pages.bars import point_of_release
-from privdfs_bench.pages.marks import BEGIN, END
+from privdfs_bench.pages.marks import BEGIN, END, named
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "README.md"
@@ -25,10 +25,11 @@ def figures(folder: Path) -> str:
     ]
     for name, entry in accuracy.items():
         leakage = "not measured"
+        shown = named(name, entry.get("graphs"))
         if name in privacy:
             leakage = f"{point_of_release(name, entry, privacy[name])['above']:+.2f} dB"
         rows.append(
-            f"| {name} | {len(entry['branches'])} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | {leakage} "
+            f"| {shown} | {len(entry['branches'])} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | {leakage} "
             f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
     return "\n\n".join((BEGIN, "\n".join(rows), END))

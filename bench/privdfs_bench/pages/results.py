@@ -6,7 +6,7 @@ from typing import Any
 
 from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
 from privdfs_bench.pages.bars import lied_to
-from privdfs_bench.pages.marks import BEGIN, END, footnotes, source
+from privdfs_bench.pages.marks import BEGIN, END, footnotes, named, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "RESULTS.md"
@@ -24,9 +24,9 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, entry in results["releases"].items():
-        branches = entry["branches"]
+        branches, shown = entry["branches"], named(name, entry.get("graphs"))
         rows.append(
-            f"| {name}{marks[name]} | {len(branches)} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** "
+            f"| {shown}{marks[name]} | {len(branches)} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** "
             f"| {entry['missing']['1']['worst']:.2%} | {_lying(entry)} | {min(branches):.2%} to {max(branches):.2%} "
             f"| {_linear(entry)} | {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
@@ -79,7 +79,7 @@ def latency_table(results: Mapping[str, Any]) -> str:
     samples = next(iter(results["systems"].values()))["samples"]
     return (
         "\n".join(rows) + f"\n\n{samples:,} calls each, interleaved, on loopback, {made_by['machine']['cores']} cores "
-        f"({made_by['machine']['processor']}), release {results['release']}.[^latency] "
+        f"({made_by['machine']['processor']}), release {named(results['release'], results.get('graphs'))}.[^latency] "
         f"Machines like this one are noisy: compare within the table.\n\n[^latency]: {source(made_by)}."
     )
 
@@ -91,7 +91,8 @@ def _ms(value: float | None) -> str:
 def privacy_table(results: Mapping[str, Any]) -> str:
     """Markdown table of privacy.json: the worst coalition of each size, between the floors and the undefended split."""
     marks, notes = footnotes(results, "privacy")
-    heads = [f"{name}{mark}" for name, mark in marks.items()]
+    graphs = {name: entry.get("graphs") for name, entry in results["releases"].items()}
+    heads = [f"{named(name, graphs[name])}{mark}" for name, mark in marks.items()]
     rows = ["| attacker | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     entries = list(results["releases"].values())
 

@@ -1,5 +1,6 @@
 """Every branch through TensorRT-RTX, in every precision."""
 
+import hashlib
 import importlib
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 
 from privdfs_bench.errors import BenchError
+from privdfs_bench.releases import short_digest
 from privdfs_export.engine import BuildOptions, build_engine
 from privdfs_export.precision import Precision, with_precision
 from privdfs_export.repository import Repository
@@ -42,6 +44,7 @@ def measure(repository: Repository, precision: Precision) -> dict[str, Any]:
     plan = build_engine(graph, BuildOptions(repository.model.config.max_batch_size), rtx)
     found: dict[str, Any] = {
         "precision": precision,
+        "graph": short_digest(hashlib.sha256(repository.model.graph).hexdigest()),
         "seconds": round(plan.seconds, 2),
         "plan_bytes": len(plan.data),
         "weights_bytes": plan.weights,

@@ -12,8 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from privdfs import Bundle
+from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL, CLIENT_FOLDER, server_folder
 from privdfs._images import load_image
-from privdfs_bench.releases import RELEASES, release_name, verified_graph
+from privdfs_bench.releases import RELEASES, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.cold import cold_starts
 from privdfs_bench.speed.crypten import measure_crypten
@@ -44,15 +45,15 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     Raises:
         Error: the release cannot be used or served, or a server did not answer.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     manifest, n_servers = bundle.masked, bundle.n_servers
     files = sorted(IMAGES.glob("*.png"))
     images = [load_image(path, manifest.image) for path in files]
-    graph = verified_graph(release / "baseline", "baseline")
+    graph = verified_graph(release / BASELINE_FOLDER, BASELINE_MODEL)
     split = split_near(graph, manifest.macs.head)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="privdfs-latency-")))
-        repositories = [*(release / f"server-{server}" for server in range(n_servers)), release / "baseline"]
+        repositories = [*(release / server_folder(server) for server in range(n_servers)), release / BASELINE_FOLDER]
         foreign = [
             write_jpeg(folder / "jpeg-baseline", graph, manifest),
             write_split(folder / "single-split", split, manifest),
@@ -72,13 +73,14 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
                 shown = measure_network(bench, network, proxy, images, options.samples, console)
                 found["networks"][network.name] = shown
         with console.status("cold starts"):
-            found["cold"] = cold_starts(release / "client", files[0], endpoints[:n_servers], options.cold)
+            found["cold"] = cold_starts(release / CLIENT_FOLDER, files[0], endpoints[:n_servers], options.cold)
     if options.crypten is not None:
         with console.status("CrypTen"):
             _add_crypten(found, options.crypten, graph, images[0])
     return {
         "made_by": about,
         "release": release_name(release),
+        "graphs": graph_digests(release),
         "confidence": CONFIDENCE,
         "samples_needed": {name: samples_needed(fraction) for name, fraction in PERCENTILES.items()},
         "image_bytes": images[0].nbytes,

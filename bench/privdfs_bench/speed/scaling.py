@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs import AsyncClient, Bundle, Client
+from privdfs._format import CLIENT_FOLDER, server_folder
 from privdfs_bench.releases import bytes_up
 from privdfs_bench.results import ROOT
 from privdfs_bench.speed.percentiles import percentiles
@@ -71,8 +72,8 @@ def running(config: Config, image_shape: tuple[int, int, int], console: Console)
         folder = Path(parent) / "release"
         with console.status(f"{config.masks.servers} servers, {image_shape[1]} pixels, {config.masks.values} values"):
             write_random_release(config, image_shape, CLASSES, folder)
-            bundle = Bundle.open(folder / "client", allow_unsigned=True)
-            paths = [folder / f"server-{server}" for server in range(bundle.n_servers)]
+            bundle = Bundle.open(folder / CLIENT_FOLDER, allow_unsigned=True)
+            paths = [folder / server_folder(server) for server in range(bundle.n_servers)]
             servers = stack.enter_context(serve_measured(paths))
         yield Release(bundle, folder, servers)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from privdfs import Bundle, Client, NotEnoughAnswersError, Result, Retries, Server
+from privdfs._format import CLIENT_FOLDER, server_folder
 from privdfs.testing import FakeServer
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import branch_graphs
@@ -105,10 +106,10 @@ def soak(release: Path, predictions: int, folder: Path) -> dict[str, Any]:
     Raises:
         BenchError: the servers do not get ready.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
     truth = Truth(release, bundle, images)
-    servers = [Restartable(release / f"server-{i}", folder / f"{i}.log") for i in range(bundle.n_servers)]
+    servers = [Restartable(release / server_folder(i), folder / f"{i}.log") for i in range(bundle.n_servers)]
     over, kinds, counts = threading.Event(), Counter[str](), Counter[str]()
     figures: list[dict[str, float]] = []
     slowest, late = 0.0, 0
@@ -179,7 +180,7 @@ def straggler(release: Path, calls: int) -> dict[str, Any]:
         release: folder of the release.
         calls: of each system.
     """
-    bundle = Bundle.open(release / "client", allow_unsigned=True)
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     with ExitStack() as stack:
         hedge_s, systems = _clients_before_a_late_server(stack, release, bundle)
         samples: dict[str, list[float]] = {name: [] for name in systems}

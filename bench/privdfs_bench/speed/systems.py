@@ -20,6 +20,7 @@ from PIL import Image
 
 from privdfs import AsyncClient, Bundle, Client, Result
 from privdfs._constants import ONNX_THREADS
+from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import bytes_up, client_graphs, user_key, verified_graph
 from privdfs_bench.speed.percentiles import percentiles
@@ -287,7 +288,9 @@ def connect(
         floor = Floor(release, bundle, called[: bundle.n_servers])
         stack.callback(floor.close)
         systems = _ours(bundle, private, asynchronous, floor)
-        systems |= _others(bundle, verified_graph(release / "baseline", "baseline"), split, images, called[-3:])
+        systems |= _others(
+            bundle, verified_graph(release / BASELINE_FOLDER, BASELINE_MODEL), split, images, called[-3:]
+        )
         yield Bench(
             systems,
             private,

@@ -58,10 +58,23 @@ class Flag:
     Attributes:
         check: Its name.
         message: What was seen, and what to do.
+        attack: Of the figure that it speaks against; None where it speaks against all figures of the audit.
+        members: Servers of that figure.
+        pairs: That its attacker learned from.
+        relation: Of its attacker's images to those that it was after.
     """
 
     check: str
     message: str
+    attack: str | None = None
+    members: tuple[int, ...] = ()
+    pairs: int | None = None
+    relation: str | None = None
+
+
+def _flag(one: Measured, check: str, message: str) -> Flag:
+    """A flag of one figure."""
+    return Flag(check, message, one.attack, one.members, one.pairs, one.relation)
 
 
 def check_undefended(undefended: Mapping[str, float], used: Iterable[str], floor: float) -> list[Flag]:
@@ -88,7 +101,8 @@ def check_undefended(undefended: Mapping[str, float], used: Iterable[str], floor
 def check_views(results: Sequence[Measured]) -> list[Flag]:
     """A coalition knows what each part of it knows, so it must not do worse by the same attack."""
     return [
-        Flag(
+        _flag(
+            large,
             "stronger view",
             f"{large.who} reaches {large.psnr:.2f} dB, less than servers {', '.join(map(str, small.members))} with "
             f"{small.psnr:.2f} dB: the attack was not trained to its end",
@@ -105,7 +119,8 @@ def check_views(results: Sequence[Measured]) -> list[Flag]:
 def check_more(results: Sequence[Measured]) -> list[Flag]:
     """More pairs must not make an attack worse."""
     return [
-        Flag(
+        _flag(
+            more,
             "more pairs",
             f"{more.who} reaches {more.psnr:.2f} dB from {more.pairs} pairs, less than {less.psnr:.2f} dB from "
             f"{less.pairs}: give the larger run more steps",
@@ -142,14 +157,15 @@ def check_each(results: Sequence[Measured]) -> list[Flag]:
     flags = []
     for one in results:
         if not one.aware:
-            flags.append(Flag("unaware", f"{one.who}: did not know the masks, so its figure protects nobody"))
+            flags.append(_flag(one, "unaware", f"{one.who}: did not know the masks, so its figure protects nobody"))
         if one.gradient == 0:
             flags.append(
-                Flag("no gradient", f"{one.who}: the gradient through the head is zero, nothing was optimised")
+                _flag(one, "no gradient", f"{one.who}: the gradient through the head is zero, nothing was optimised")
             )
         if one.psnr < one.blind_floor - NOISE:
             flags.append(
-                Flag(
+                _flag(
+                    one,
                     "below the floor",
                     f"{one.who}: {one.psnr:.2f} dB is less than the mean image's {one.blind_floor:.2f} dB, which "
                     "takes no attack at all: it says nothing of the shares",
@@ -158,10 +174,14 @@ def check_each(results: Sequence[Measured]) -> list[Flag]:
         if one.images < FEW or one.interval[1] - one.interval[0] > 2 * WIDE:
             low, high = one.interval
             flags.append(
-                Flag("few images", f"{one.who}: {one.images} images, mean within {low:.2f} to {high:.2f} dB: use more")
+                _flag(
+                    one,
+                    "few images",
+                    f"{one.who}: {one.images} images, mean within {low:.2f} to {high:.2f} dB: use more",
+                )
             )
         if not one.finished:
-            flags.append(Flag("cut short", f"{one.who}: the time ran out before the training did: give it more"))
+            flags.append(_flag(one, "cut short", f"{one.who}: the time ran out before the training did: give it more"))
     return flags
 
 

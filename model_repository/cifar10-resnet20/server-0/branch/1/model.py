@@ -5,8 +5,12 @@ file serves every model of a release as it stands. Requests that Triton hands ov
 Nothing that a request carries is ever logged or put into an error.
 """
 
+import os
 from pathlib import Path
 from typing import Any
+
+# ONNX Runtime from 1.29 on reports every session to Microsoft, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime as ort

@@ -1,0 +1,146 @@
+"""`privdfs-export calibrate RELEASE --out DIR`: a release again, with calibrated probabilities.
+
+For releases that were exported without calibration. Encoder, branches and baseline stay byte for byte what they are,
+and so do all accuracies. The fusion changes, and with it the id of the release: devices and servers need the new one
+together, and signatures and TensorRT plans have to be made again.
+"""
+
+import argparse
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from rich.console import Console
+from safetensors.numpy import load as load_tensors
+
+from privdfs._files import read_manifest_bytes, read_verified
+from privdfs._format import (
+    BASELINE_FOLDER,
+    CLIENT_FOLDER,
+    ENCODER_NAME,
+    FUSION_NAME,
+    GOLDEN_NAME,
+    LOGITS,
+    PROBABILITIES,
+    ClientManifest,
+    key_spec,
+    server_folder,
+)
+from privdfs._manifest import decode_client_manifest
+from privdfs._verify import verify
+from privdfs_export import calibration, evaluate
+from privdfs_export.contents import Graph, Graphs
+from privdfs_export.errors import ExportError
+from privdfs_export.repository import Repository, read_repository
+from privdfs_export.writing import Sidecar, refuse_existing, write_release
+from privdfs_training import provenance
+from privdfs_training.config import Config, config_from_dict
+from privdfs_training.data import ImageData, load_data
+
+DESCRIPTION = "Make a release again with calibrated probabilities."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument("release", type=Path, metavar="RELEASE", help="folder of a whole release")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new release; must not exist")
+    parser.add_argument(
+        "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Calibrate, and print what came of it.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        privdfs.Error: The release cannot be calibrated; nothing was written.
+    """
+    console = Console()
+    client = calibrate_release(options.release, options.data, options.out)
+    error = client.accuracy.calibration
+    if error is not msgspec.UNSET:
+        told = f"{client.release}: expected calibration error {error.before:.2%}, calibrated {error.after:.2%}"
+        console.print(f"{told}, written to {options.out}")
+
+
+def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientManifest:
+    """Write a release again, its fusion calibrated.
+
+    Args:
+        release: Folder of a whole release.
+        folder: Of the data set that it was trained on; None looks where the set is usually installed.
+        out: Folder of the new release; must not exist.
+
+    Returns:
+        The new client manifest.
+
+    Raises:
+        privdfs.BundleError: A file of the release is not what its manifest says.
+        privdfs.ExportError: The release is not whole, or calibrated already, or the data are not those of it.
+    """
+    refuse_existing(out)
+    verify(release)
+    client = decode_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
+    files = read_verified(release / CLIENT_FOLDER, client.files)
+    names = [*(server_folder(server) for server in range(len(client.servers))), BASELINE_FOLDER]
+    repositories = [read_repository(release / name) for name in names]
+    engine = repositories[0].manifest.engine
+    if engine == "tensorrt":
+        raise ExportError(f"{release} has TensorRT plans. Calibrate the release that they were built from.")
+    models = [Graph(onnx.load_from_string(repository.model.graph)) for repository in repositories]
+    plain = Graphs(
+        encoder=Graph(onnx.load_from_string(files[ENCODER_NAME])),
+        branches=models[:-1],
+        fusion=Graph(onnx.load_from_string(files[FUSION_NAME])),
+        baseline=models[-1],
+    )
+    kept = {ENCODER_NAME: plain.encoder.data, FUSION_NAME: plain.fusion.data}
+    if any(files[name] != data for name, data in kept.items()) or any(
+        repository.model.graph != model.data for repository, model in zip(repositories, models, strict=True)
+    ):
+        raise ExportError(f"a graph of {release} would not stay what it is, byte for byte. Export the release again.")
+
+    config = config_from_dict(client.made_by.config, f"the manifest of {client.release}")
+    data, keys = _data(client, config, folder), key_spec(client)
+    partitions = None if keys is None else keys.partitions
+    calibrated = calibration.calibrate(plain, data, config, partitions)
+    pixels, labels = data.sample("test")
+    images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+    dealt = calibration.spread(len(images), partitions)
+    error = calibration.measure(plain, calibrated, images, labels.numpy(), dealt)
+
+    built, golden = calibrated.graphs, load_tensors(files[GOLDEN_NAME])
+    golden[PROBABILITIES] = evaluate.fuse(built.fusion.session, golden[LOGITS], range(len(client.servers)))
+    new = msgspec.structs.replace(
+        client,
+        release=f"{config.name}-{built.digest}",
+        made_by=msgspec.structs.replace(
+            client.made_by, command=f"{client.made_by.command} && {provenance.command_line()}"
+        ),
+        accuracy=msgspec.structs.replace(client.accuracy, calibration=error),
+        macs=built.macs,
+    )
+    write_release(out, new, built, engine=engine, golden=golden, sidecars=[_sidecar(one) for one in repositories])
+    return new
+
+
+def _sidecar(repository: Repository) -> Sidecar:
+    """What lies beside a model, as it is."""
+    return Sidecar(repository.golden, repository.ranges)
+
+
+def _data(client: ClientManifest, config: Config, folder: Path | None) -> ImageData:
+    """The data set that a release was trained on."""
+    data, image = load_data(config.data, folder), client.image
+    if data.classes != client.classes or data.image_shape != (image.channels, image.height, image.width):
+        message = f"{client.release} has other classes or another image size than {data.name}. Pass its own data."
+        raise ExportError(message)
+    return data
