@@ -35,8 +35,9 @@ from privdfs_export.errors import ExportError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training import provenance
-from privdfs_training.config import Config, config_from_dict
+from privdfs_training.config import Config
 from privdfs_training.data import ImageData, load_data
+from privdfs_training.reading import config_from_dict
 
 DESCRIPTION = "Make a release again with calibrated probabilities."
 
