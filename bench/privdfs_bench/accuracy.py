@@ -28,6 +28,7 @@ from privdfs_bench.releases import (
 )
 from privdfs_bench.results import made_by
 from privdfs_export import evaluate
+from privdfs_export.calibration import calibration_error
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
 from privdfs_training.data import DataSet
@@ -74,6 +75,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "baseline": exported.baseline,
         "fused": evaluate.fraction_right(served, labels),
         "fused_exported": exported.fused,
+        "calibration_error": calibration_error(served, labels),
         "branches": list(exported.branches),
         "missing": {str(missing): _missing(exported, missing) for missing in range(1, bundle.n_servers)},
         "malicious": {"0": {"worst": exported.fused}} | {str(size): row for size, row in exported.malicious.items()},

@@ -338,3 +338,11 @@ def test_flags_under_the_headline_are_of_the_headline() -> None:
     own = row | {"check": "cut short", "message": ""}
     everything = {"check": "undefended", "message": "", "attack": None, "members": [], "pairs": None, "relation": None}
     assert privacy.flagged(entry | {"flags": [few, own, everything]}) == ["cut short", "undefended"]
+
+
+def test_calibration_is_what_the_manifests_state() -> None:
+    path = ROOT / "model_repository" / "fashion-resnet20" / "client" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    error = manifest["accuracy"]["calibration"]
+    row = f"| {manifest['release']} | {error['after']:.2%} | {error['before']:.2%} |"
+    assert row in results_page.calibration_table().splitlines()
