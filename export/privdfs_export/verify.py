@@ -156,7 +156,9 @@ def answer_name(golden: Tensors) -> str:
 
 def told(difference: float, golden: Tensors) -> str:
     """A difference of `off_by` in words."""
-    return f"{difference:.0f} residues differ" if RESIDUES in golden else f"off by {difference:.1e}"
+    if RESIDUES not in golden:
+        return f"off by {difference:.1e}"
+    return {0.0: "no residue differs", 1.0: "1 residue differs"}.get(difference, f"{difference:.0f} residues differ")
 
 
 def plan_tolerance(precision: str, golden: Tensors) -> float:
