@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from privdfs_export.errors import EngineBuildError, EngineError, EngineGraphError, TensorRTMissingError
-from privdfs_export.repository import Repository
+from privdfs_export.repository import Repository, StoredModel
 from privdfs_export.triton import profiles
 
 #: TensorRT's parsers read opsets up to this one without the fused attention operators, which few types support.
@@ -87,8 +87,8 @@ class Plan:
     messages: tuple[tuple[str, str], ...] = field(repr=False)
 
 
-#: Builds the engine of one server's folder. There is one for each `--via` of `privdfs-export plan`.
-Build = Callable[[Repository, BuildOptions], Plan]
+#: Builds the engine of one model of a server's folder. There is one for each `--via` of `privdfs-export plan`.
+Build = Callable[[Repository, StoredModel, BuildOptions], Plan]
 
 
 def find_tensorrt() -> ModuleType:
@@ -259,7 +259,7 @@ def _configure(trt: ModuleType, config: Any, options: BuildOptions) -> Path | No
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.level is not None:
         config.builder_optimization_level = options.level
-    # Float32 in the graph stays float32; --precision asks for less.
+    # Float32 in the graph stays float32; --precision asks for less, and coded rounds would not be exact with less.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)

@@ -82,10 +82,13 @@ def _prepare_outputs(
         name = engine.get_tensor_name(index)
         if engine.get_tensor_mode(name) != trt.TensorIOMode.OUTPUT:
             continue
-        if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
-            message = f"the plan's output {name} is not float32, as all of ours are: build it again."
+        kind = engine.get_tensor_dtype(name)
+        # Logits, or residues of a coded round.
+        dtype = {trt.DataType.FLOAT: np.float32, trt.DataType.INT8: np.int8}.get(kind)
+        if dtype is None:
+            message = f"the plan's output {name} is of type {kind}, not float32 or int8 as ours are: build it again."
             raise EngineMismatchError(message)
-        outputs[name] = np.empty(tuple(context.get_tensor_shape(name)), np.float32)
+        outputs[name] = np.empty(tuple(context.get_tensor_shape(name)), dtype)
         addresses[name] = memory.allocate(outputs[name].nbytes)
         context.set_tensor_address(name, addresses[name])
     return outputs, addresses

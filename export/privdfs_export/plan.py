@@ -3,7 +3,8 @@
 A plan runs on the TensorRT and the GPU that it was built with, so the operator of a server builds it, from the ONNX
 graph of the release (`--via onnx`) or with torch-tensorrt from the network it was exported from. Guarantees:
 
-- Nothing of the release changes before every plan is built and agrees with the float32 graph on the golden shares.
+- Nothing of the release changes before every plan is built and agrees with the float32 graph on the golden shares. A
+  plan of a coded round has to give the very same residues: one that differs, and it is refused.
 - With `--out` the release stays as it is. Without, each folder is exchanged whole, by renaming.
 - The manifest says what built each plan, for which GPU, in which precision, and how far off it is.
 """
@@ -24,17 +25,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from privdfs._coded_format import CodedServerManifest
 from privdfs._command_line import whole_number
-from privdfs._format import CLIENT_FOLDER, LOGITS, SIGNATURE_NAME, PlanFile, PlanSpec
+from privdfs._format import CLIENT_FOLDER, SIGNATURE_NAME, PlanFile, PlanSpec
 from privdfs._verify import verify
 from privdfs_export.engine import Build, BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
 from privdfs_export.engine_runtime import run_plan
-from privdfs_export.errors import EngineError, ExportError, ParityError
+from privdfs_export.errors import EngineError, ExportError, ParityError, PrecisionError
 from privdfs_export.gpu import Gpu, find_gpu, using
 from privdfs_export.precision import PRECISIONS, Precision, check_precision, with_precision
-from privdfs_export.repository import Repository, Tensors, read_repository, write_repository
+from privdfs_export.repository import Model, Repository, StoredModel, Tensors, read_repository, write_models
 from privdfs_export.triton import PLAN_NAME, ModelSpec, TensorSpec, triton_type
-from privdfs_export.verify import PLAN_TOLERANCE, Check, compare_plan, server_folders
+from privdfs_export.verify import Check, answer_name, compare_plan, plan_tolerance, server_folders, told
 
 DESCRIPTION = "Build the TensorRT plans of a release, or of one server's folder, on the GPU host that will serve it."
 
@@ -44,13 +46,13 @@ class PlanOptions:
     """What plans to build.
 
     Attributes:
-        precision: of the branches.
+        precision: of the branches; None for what the release takes: fp32 where its shares are coded, else fp16.
         devices: GPUs to build for, as CUDA counts; one plan for each kind of them.
         build: for every engine; its `max_batch` and `gpu` are filled in.
         system: `system.safetensors` to build from with torch-tensorrt; None to build from the ONNX graphs.
     """
 
-    precision: Precision
+    precision: Precision | None = None
     devices: tuple[int, ...] = (0,)
     build: BuildOptions = field(default_factory=lambda: BuildOptions(max_batch=1))
     system: Path | None = None
@@ -58,9 +60,10 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class _Planner:
-    """What plans are built with: TensorRT, one GPU of each kind, and the route to an engine."""
+    """What plans are built with: options, their precision, TensorRT, one GPU of each kind, the route to an engine."""
 
     options: PlanOptions
+    precision: Precision
     trt: ModuleType
     gpus: Sequence[Gpu]
     build: Build
@@ -84,7 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system", type=Path, help="with --via torch-tensorrt: the system.safetensors that the release is of"
     )
-    parser.add_argument("--precision", default="fp16", help=f"one of {', '.join(PRECISIONS)}; default fp16")
+    parser.add_argument(
+        "--precision",
+        help=f"one of {', '.join(PRECISIONS)}; default fp16, and fp32 for coded releases, which are exact",
+    )
     parser.add_argument(
         "--device",
         type=whole_number(0, 1023),
@@ -133,7 +139,8 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
         hardware=options.hardware,
         timing_cache=options.timing_cache,
     )
-    return PlanOptions(check_precision(options.precision), tuple(options.device or (0,)), build, options.system)
+    precision = None if options.precision is None else check_precision(options.precision)
+    return PlanOptions(precision, tuple(options.device or (0,)), build, options.system)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -178,7 +185,8 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
             "with your own key."
         )
         raise ExportError(message)
-    planner = _prepare(options)
+    repositories = [read_repository(folder) for folder in server_folders(release)]
+    planner = _prepare(options, _precision(options, repositories))
     target = release if out is None else out
     # On the same file system, so that renaming works: folders of a release are exchanged inside of it.
     place = release if out is None and whole else target.parent
@@ -190,9 +198,9 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         raise ExportError(message) from error
     try:
         checks = []
-        for folder in server_folders(release):
-            planned = staging / (folder.name if whole else target.name)
-            checks += _write_planned(read_repository(folder), planned, planner)
+        for repository in repositories:
+            planned = staging / (repository.path.name if whole else target.name)
+            checks += _write_planned(repository, planned, planner)
         if out is None:
             _exchange(staging, release if whole else release.parent)
         elif whole:
@@ -209,7 +217,25 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
     return checks
 
 
-def _prepare(options: PlanOptions) -> _Planner:
+def _precision(options: PlanOptions, repositories: Sequence[Repository]) -> Precision:
+    """The precision of all plans, before anything is built."""
+    coded = [each for each in repositories if isinstance(each.manifest, CodedServerManifest)]
+    if not coded:
+        return options.precision or "fp16"
+    precision = options.precision or "fp32"
+    if precision != "fp32":
+        message = (
+            f"{coded[0].path} is of a coded release, whose rounds are integers that have to come out exactly: "
+            f"{precision} would round them. Build its plans with --precision fp32."
+        )
+        raise PrecisionError(message)
+    if options.system is not None:
+        message = f"{coded[0].path} is of a coded release: build its plans with --via onnx, from the rounds themselves."
+        raise EngineError(message)
+    return precision
+
+
+def _prepare(options: PlanOptions, precision: Precision) -> _Planner:
     """Find TensorRT, the GPUs and what builds engines, before anything is written."""
     trt = find_tensorrt()
     if is_rtx(trt):
@@ -217,45 +243,63 @@ def _prepare(options: PlanOptions) -> _Planner:
         raise EngineError(message)
     kinds = {gpu.compute_capability: gpu for gpu in map(find_gpu, options.devices)}
     if options.system is None:
-        build: Build = functools.partial(_build_from_onnx, options.precision, trt)
+        build: Build = functools.partial(_build_from_onnx, precision, trt)
     else:
         from privdfs_export import torch_engine  # a serving host has no torch
 
         torch_engine.check_options(options.devices, options.build)
-        build = torch_engine.torch_builder(options.system, options.precision)
-    return _Planner(options, trt, list(kinds.values()), build)
+        build = torch_engine.torch_builder(options.system, precision)
+    return _Planner(options, precision, trt, list(kinds.values()), build)
 
 
-def _build_from_onnx(precision: Precision, trt: ModuleType, repository: Repository, options: BuildOptions) -> Plan:
-    """Build the engine of one server's folder from its ONNX graph."""
-    graph = with_precision(onnx.load_from_string(repository.model.graph), precision, repository.ranges)
+def _build_from_onnx(
+    precision: Precision, trt: ModuleType, repository: Repository, model: StoredModel, options: BuildOptions
+) -> Plan:
+    """Build the engine of one model from its ONNX graph."""
+    graph = with_precision(onnx.load_from_string(model.graph), precision, repository.ranges)
     return build_engine(graph, options, trt)
 
 
 def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> list[Check]:
-    """Build one server's plans, compare them, and write its folder anew; say what was built."""
-    config, golden, options = repository.model.config, repository.model.golden, planner.options
+    """Build the plans of one server's models, compare them, and write its folder anew; say what was built."""
+    models, plans, checks = list[Model](), list[PlanSpec](), list[Check]()
+    for stored in repository.models:
+        model, plan, found = _planned(repository, stored, planner)
+        models.append(model)
+        plans.append(plan)
+        checks += [Check(folder.name, each) for each in found]
+    manifest = repository.manifest
+    if isinstance(manifest, CodedServerManifest):
+        manifest = msgspec.structs.replace(manifest, engine="tensorrt", plans=tuple(plans))
+    else:
+        manifest = msgspec.structs.replace(manifest, engine="tensorrt", plan=plans[0])
+    write_models(folder, manifest, models, golden=repository.golden, ranges=repository.ranges)
+    return checks
+
+
+def _planned(repository: Repository, stored: StoredModel, planner: _Planner) -> tuple[Model, PlanSpec, list[str]]:
+    """One model with plans for all kinds of GPUs, what the manifest says of them, and what was built, in words."""
+    config, golden, options = stored.config, stored.golden, planner.options
     if golden is None:
-        message = f"{repository.path} has no golden examples to compare a plan with. Export the release again."
+        message = f"{stored.path} has no golden examples to compare a plan with. Export the release again."
         raise ExportError(message)
-    plans: dict[str, bytes] = {}
+    data: dict[str, bytes] = {}
     files: list[PlanFile] = []
-    checks: list[Check] = []
+    found: list[str] = []
     for gpu in planner.gpus:
         # The first is also what the backend takes for a GPU whose compute capability has no plan.
-        name = f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if plans else PLAN_NAME
-        plan, difference = _built_and_compared(repository, planner, gpu)
-        plans[name] = plan.data
+        name = f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if data else PLAN_NAME
+        plan, difference = _built_and_compared(repository, stored, golden, planner, gpu)
+        data[name] = plan.data
         files.append(
             PlanFile(file=name, gpu=gpu.name, compute_capability=gpu.compute_capability, difference=difference)
         )
-        found = (
-            f"{options.precision} plan of {len(plan.data)} bytes in {plan.seconds:.1f} s by TensorRT {plan.tensorrt} "
-            f"for {gpu.name}, off by {difference:.1e} on golden examples"
+        found.append(
+            f"{planner.precision} plan of {stored.name}, {len(plan.data)} bytes in {plan.seconds:.1f} s by TensorRT "
+            f"{plan.tensorrt} for {gpu.name}, {told(difference, golden)} on golden examples"
         )
-        checks.append(Check(folder.name, found))
     spec = ModelSpec(
-        name=repository.model.name,
+        name=stored.name,
         engine="tensorrt",
         inputs=tuple(_tensor(one) for one in config.input),
         output=_tensor(config.output[0]),
@@ -265,39 +309,41 @@ def _write_planned(repository: Repository, folder: Path, planner: _Planner) -> l
         version_compatible=options.build.version_compatible,
     )
     about = PlanSpec(
-        precision=options.precision,
+        precision=planner.precision,
         tensorrt=planner.trt.__version__,
         hardware=options.build.hardware,
         version_compatible=options.build.version_compatible,
         date=datetime.now(timezone.utc).date().isoformat(),
         plans=tuple(files),
     )
-    manifest = msgspec.structs.replace(repository.masked, engine="tensorrt", files={}, plan=about)
-    write_repository(
-        folder, manifest, spec, repository.model.graph, golden=golden, ranges=repository.ranges, plans=plans
-    )
-    return checks
+    warm_up = {tensor.name: golden[tensor.name] for tensor in spec.inputs}
+    return Model(spec, stored.graph, data, warm_up), about, found
 
 
-def _built_and_compared(repository: Repository, planner: _Planner, gpu: Gpu) -> tuple[Plan, float]:
+def _built_and_compared(
+    repository: Repository, stored: StoredModel, golden: Tensors, planner: _Planner, gpu: Gpu
+) -> tuple[Plan, float]:
     """A plan for one GPU, and its largest difference from the float32 graph on golden examples."""
-    options, config = planner.options, repository.model.config
+    options, batch = planner.options, stored.config.max_batch_size
     with using(gpu):
-        plan = planner.build(repository, replace(options.build, max_batch=config.max_batch_size, gpu=gpu.name))
+        plan = planner.build(repository, stored, replace(options.build, max_batch=batch, gpu=gpu.name))
+    output = answer_name(golden)
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
         compatible = options.build.version_compatible
-        return run_plan(planner.trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)[LOGITS]
+        return run_plan(planner.trt, gpu, plan.data, inputs, profile=profile, version_compatible=compatible)[output]
 
-    difference = compare_plan(answer, repository.model.golden or {}, config.max_batch_size)
-    allowed = PLAN_TOLERANCE[options.precision]
+    difference = compare_plan(answer, golden, batch)
+    allowed = plan_tolerance(planner.precision, golden)
     if not difference <= allowed:  # written so that NaN fails
         also = "" if options.system is None else f", and check that {options.system} is what the release was made of"
+        instead = f"Try another --precision{also}" if allowed else "Try another --level, or another TensorRT"
+        limit = f"{allowed:.0e}" if allowed else "none"
         message = (
-            f"the {options.precision} plan of {repository.path} on {gpu.name} is off by {difference:.1e} on golden "
-            f"examples (allowed: {allowed:.0e}), so it is not published. Try another --precision{also}."
+            f"the {planner.precision} plan of {stored.path}, {stored.name}, on {gpu.name}: "
+            f"{told(difference, golden)} on golden examples (allowed: {limit}), so it is not published. {instead}."
         )
-        raise ParityError(message, repository.path.name, difference, allowed)
+        raise ParityError(message, stored.path.name, difference, allowed)
     return plan, difference
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from privdfs._coded_format import RESIDUES, CodedServerManifest, branch_model, numbered
 from privdfs._files import read_manifest_bytes, read_verified, sha256_file
-from privdfs._format import GOLDEN_NAME, MANIFEST_NAME, SHARE, ServerManifest
+from privdfs._format import GOLDEN_NAME, MANIFEST_NAME, SHARE, PlanSpec, ServerManifest
 from privdfs._manifest import AnyServerManifest, encode_manifest, read_server_manifest
 from privdfs_export.errors import RepositoryError
 from privdfs_export.triton import ONNX_NAME, VERSION, ModelSpec, write_model
@@ -43,6 +43,7 @@ class StoredModel:
         engine: What Triton runs it with.
         files: Of the whole folder.
         golden: Its golden inputs, and what it answers; None in older releases, which have none.
+        plan: How its TensorRT plans were built; None where the manifest tells of none.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class StoredModel:
     engine: str
     files: Mapping[str, bytes]
     golden: Tensors | None
+    plan: PlanSpec | None
 
     def __repr__(self) -> str:
         """Where it is, never its contents."""
@@ -115,13 +117,20 @@ class Repository:
             message = f"{self.path} lists {len(names)} models, expected {len(wanted)}: get the release again, whole."
             raise RepositoryError(message)
         if isinstance(manifest, CodedServerManifest):
-            examples = [_golden_of_round(golden, number) for number in range(1, len(wanted) + 1)]
+            examples = [_golden_of_round(self.path, golden, number) for number in range(1, len(wanted) + 1)]
         else:
             examples = [golden]
         return [
-            StoredModel(self.path, name, manifest.engine, self.files, each)
-            for name, each in zip(wanted, examples, strict=True)
+            StoredModel(self.path, name, manifest.engine, self.files, each, plan)
+            for name, each, plan in zip(wanted, examples, self.plans or [None] * len(wanted), strict=True)
         ]
+
+    @property
+    def plans(self) -> list[PlanSpec]:
+        """How the TensorRT plans of its models were built, in their order; empty where the manifest tells of none."""
+        if isinstance(self.manifest, CodedServerManifest):
+            return [] if self.manifest.plans is msgspec.UNSET else list(self.manifest.plans)
+        return [] if self.manifest.plan is msgspec.UNSET else [self.manifest.plan]
 
     @property
     def model(self) -> StoredModel:
@@ -156,10 +165,15 @@ class Repository:
         return None if data is None else load_tensors(data)
 
 
-def _golden_of_round(golden: Tensors | None, number: int) -> Tensors | None:
+def _golden_of_round(path: Path, golden: Tensors | None, number: int) -> Tensors | None:
     """Of a coded server's golden examples those of one round, under the names of its tensors."""
-    names = (SHARE, RESIDUES)
-    return None if golden is None else {name: golden[numbered(name, number)] for name in names}
+    if golden is None:
+        return None
+    try:
+        return {name: golden[numbered(name, number)] for name in (SHARE, RESIDUES)}
+    except KeyError as error:
+        message = f"{path}: {GOLDEN_NAME} has no examples of round {number}: get the release again."
+        raise RepositoryError(message) from error
 
 
 def read_repository(path: Path) -> Repository:

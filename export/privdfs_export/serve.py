@@ -26,9 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from privdfs._coded_format import CodedServerManifest
 from privdfs._command_line import signals_interrupt
 from privdfs._errors import BundleIntegrityError, Error
 from privdfs._files import read_manifest_bytes
@@ -270,11 +267,7 @@ def _start(program: Path, repository: Repository, log: Path, port: int | None = 
 def _command(program: Path, repository: Repository, copy: Path, endpoint: str, token: str, admin: str) -> list[str]:
     """The hardened command line of one tritonserver, for the private copy of a repository."""
     address, port = endpoint.split(":")
-    manifest = repository.manifest
-    plans = manifest.plans if isinstance(manifest, CodedServerManifest) else (manifest.plan,)
-    trusted = plans is not msgspec.UNSET and any(
-        plan is not msgspec.UNSET and plan.version_compatible for plan in plans
-    )
+    trusted = any(plan.version_compatible for plan in repository.plans)
     return [
         str(program.absolute()),
         f"--model-repository={copy}",

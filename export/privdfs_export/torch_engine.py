@@ -23,7 +23,7 @@ from privdfs_export import graphs
 from privdfs_export.engine import Build, BuildOptions, Plan
 from privdfs_export.errors import EngineBuildError, EngineError, PrecisionError, TensorRTMissingError
 from privdfs_export.precision import Precision
-from privdfs_export.repository import Repository
+from privdfs_export.repository import Repository, StoredModel
 from privdfs_export.triton import profiles
 from privdfs_training.checkpoint import load_system
 from privdfs_training.models.system import System
@@ -67,7 +67,7 @@ def torch_builder(checkpoint: Path, precision: Precision) -> Build:
         precision: FP32, FP16 or BF16.
 
     Returns:
-        Builds the engine of one server's folder.
+        Builds the engine of one model of a server's folder.
 
     Raises:
         TensorRTMissingError: torch-tensorrt cannot be imported.
@@ -78,9 +78,9 @@ def torch_builder(checkpoint: Path, precision: Precision) -> Build:
     dtype = _dtype(precision)
     system = load_system(checkpoint).system
 
-    def build(repository: Repository, options: BuildOptions) -> Plan:
-        specs, module = _served(system, repository, dtype)
-        wanted = [(one.name, tuple(one.dims)) for one in repository.model.config.input]
+    def build(repository: Repository, model: StoredModel, options: BuildOptions) -> Plan:
+        specs, module = _served(system, repository, model, dtype)
+        wanted = [(one.name, tuple(one.dims)) for one in model.config.input]
         if [(spec.name, spec.shape) for spec in specs] != wanted:
             message = f"{checkpoint} is not the system of {repository.path}. Give the one that it was exported from."
             raise EngineError(message)
@@ -97,9 +97,11 @@ def _dtype(precision: Precision) -> torch.dtype:
     return _PRECISIONS[precision]
 
 
-def _served(system: System, repository: Repository, dtype: torch.dtype) -> tuple[list[TensorSpec], nn.Module]:
+def _served(
+    system: System, repository: Repository, model: StoredModel, dtype: torch.dtype
+) -> tuple[list[TensorSpec], nn.Module]:
     """What one folder serves: its inputs and its network."""
-    if repository.model.name == BASELINE_MODEL:
+    if model.name == BASELINE_MODEL:
         channels, height, width = system.image_shape
         return [TensorSpec(IMAGE, "uint8", (height, width, channels))], ServedBaseline(system, dtype)
     server = repository.masked.server

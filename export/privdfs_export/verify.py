@@ -5,7 +5,8 @@ Checked before a server starts, and by `privdfs-serve` itself:
 - every file against its SHA-256, nothing added, and the folders of a release against each other;
 - config.pbtxt against manifest and graph: name, backend, files, inputs, outputs, release;
 - plans against the TensorRT that is installed here, by version;
-- golden examples: through the graph always, through the plan where TensorRT and its GPU are here.
+- golden examples: through the graph always, through the plan where TensorRT and its GPU are here. Of a coded release
+  every residue has to be the same.
 """
 
 import argparse
@@ -13,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from privdfs._coded_format import RESIDUES, CodedServerManifest
+from privdfs._coded_format import RESIDUES
 from privdfs._format import (
     BASELINE_FOLDER,
     BASELINE_MODEL,
@@ -113,16 +113,8 @@ def check_repository(repository: Repository) -> list[Check]:
             message = f"{model.path}: ONNX Runtime cannot load its graph ({error}): get the release again."
             raise RepositoryError(message) from error
         checks += [_check_config(repository, model, graph), _check_golden(model, graph)]
-    manifest = repository.manifest
-    if isinstance(manifest, CodedServerManifest) or manifest.engine != "tensorrt":
-        return checks
-    if manifest.plan is msgspec.UNSET:
-        message = f"{repository.path} has a plan, but its manifest does not say of which TensorRT: build it again."
-        raise RepositoryError(message)
-    checks += [
-        Check("plan", f"{manifest.plan.precision}, built by TensorRT {manifest.plan.tensorrt}"),
-        *_check_plan(repository, manifest.plan),
-    ]
+        if model.engine == "tensorrt":
+            checks += _check_plan(model)
     return checks
 
 
@@ -139,6 +131,39 @@ def relative_difference(found: NDArray[np.generic], expected: NDArray[np.generic
     return float(
         np.abs(found.astype(np.float64) - expected.astype(np.float64)).max() / max(1.0, float(np.abs(expected).max()))
     )
+
+
+def off_by(found: NDArray[np.generic], golden: Tensors) -> float:
+    """How far the answers of a model are from golden ones.
+
+    Args:
+        found: What it answers to golden inputs, or to the first of them.
+        golden: With `residues`, or else `logits`.
+
+    Returns:
+        How many residues differ, or `relative_difference` of logits.
+    """
+    expected = golden[answer_name(golden)][: len(found)]
+    if RESIDUES in golden:
+        return float(np.count_nonzero(found != expected))
+    return relative_difference(found, expected)
+
+
+def answer_name(golden: Tensors) -> str:
+    """Name of the output that golden examples are of: `residues` of a coded round, `logits` of others."""
+    return RESIDUES if RESIDUES in golden else LOGITS
+
+
+def told(difference: float, golden: Tensors) -> str:
+    """A difference of `off_by` in words."""
+    if RESIDUES not in golden:
+        return f"off by {difference:.1e}"
+    return {0.0: "no residue differs", 1.0: "1 residue differs"}.get(difference, f"{difference:.0f} residues differ")
+
+
+def plan_tolerance(precision: str, golden: Tensors) -> float:
+    """How far a plan may be off, as `off_by` has it: residues not at all."""
+    return 0 if RESIDUES in golden else PLAN_TOLERANCE[precision]
 
 
 def _check_config(repository: Repository, model: StoredModel, graph: ort.InferenceSession) -> Check:
@@ -177,72 +202,71 @@ def _same(model: StoredModel, what: str, stated: object, real: object) -> None:
 
 def _check_golden(model: StoredModel, graph: ort.InferenceSession) -> Check:
     """Logits within a tolerance; residues, which are exact everywhere, without one."""
-    if model.golden is None:
+    golden = model.golden
+    if golden is None:
         return Check("golden examples", "none in this folder; export the release again to have them")
-    inputs = {each.name: model.golden[each.name] for each in graph.get_inputs()}
+    inputs = {each.name: golden[each.name] for each in graph.get_inputs()}
     answers = np.asarray(graph.run(None, dict(inputs))[0])
-    if RESIDUES in model.golden:
-        differing = int(np.count_nonzero(answers != model.golden[RESIDUES]))
-        _allow(model, "graph", differing, 0, f"{differing} of {answers.size} residues differ")
-        return Check("golden examples", f"{len(answers)} through {model.name}, no residue of {answers.size} differs")
-    difference = relative_difference(answers, model.golden[LOGITS])
-    _allow(model, "graph", difference, GRAPH_TOLERANCE)
-    return Check("golden examples", f"{len(answers)} through the graph, off by {difference:.1e}")
+    difference = off_by(answers, golden)
+    _allow(model, "graph", difference, 0 if RESIDUES in golden else GRAPH_TOLERANCE)
+    through = f"through {model.name}" if RESIDUES in golden else "through the graph"
+    return Check("golden examples", f"{len(answers)} {through}, {told(difference, golden)}")
 
 
-def _check_plan(repository: Repository, plan: PlanSpec) -> list[Check]:
+def _check_plan(model: StoredModel) -> list[Check]:
     from privdfs_export.engine import find_tensorrt
     from privdfs_export.engine_runtime import run_plan
     from privdfs_export.gpu import find_gpu
 
+    plan, golden, name = model.plan, model.golden, f"{model.name} plan"
+    if plan is None:
+        message = f"{model.path} has a plan, but its manifest does not say of which TensorRT: build it again."
+        raise RepositoryError(message)
+    built = Check(name, f"{plan.precision}, built by TensorRT {plan.tensorrt}")
     try:
         trt = find_tensorrt()
     except TensorRTMissingError as error:
-        return [Check("plan", f"not compared with TensorRT: {error}")]
+        return [built, Check(name, f"not compared with TensorRT: {error}")]
     if not loads(plan, trt.__version__):
         message = (
-            f"{repository.path}: its plan was built by TensorRT {plan.tensorrt}, and this is {trt.__version__}: build "
+            f"{model.path}: its plan was built by TensorRT {plan.tensorrt}, and this is {trt.__version__}: build "
             "it again on this machine with `privdfs-export plan`."
         )
         raise EngineMismatchError(message)
-    model = repository.model
-    golden = model.golden
     try:
         gpu = find_gpu()
     except TensorRTMissingError as error:
-        return [Check("plan", f"not run: {error}")]
-    fitting = [one for one in plan.plans if one.compute_capability == gpu.compute_capability] or [plan.plans[0]]
+        return [built, Check(name, f"not run: {error}")]
     if golden is None:
-        return [Check("plan", "not run: there are no golden examples in this folder")]
-
-    data = model.version_file(fitting[0].file)
+        return [built, Check(name, "not run: there are no golden examples in this folder")]
+    fitting = [one for one in plan.plans if one.compute_capability == gpu.compute_capability] or [plan.plans[0]]
+    data, output = model.version_file(fitting[0].file), answer_name(golden)
 
     def answer(inputs: Tensors, profile: int) -> NDArray[np.generic]:
-        run = run_plan(trt, gpu, data, inputs, profile=profile, version_compatible=plan.version_compatible)
-        return run[LOGITS]
+        return run_plan(trt, gpu, data, inputs, profile=profile, version_compatible=plan.version_compatible)[output]
 
     difference = compare_plan(answer, golden, model.config.max_batch_size)
-    _allow(model, f"{plan.precision} plan", difference, PLAN_TOLERANCE[plan.precision])
-    return [Check("plan", f"{len(golden['logits'])} golden examples on {gpu.name}, off by {difference:.1e}")]
+    _allow(model, f"{plan.precision} plan", difference, plan_tolerance(plan.precision, golden))
+    count = len(golden[output])
+    return [built, Check(name, f"{count} golden examples on {gpu.name}, {told(difference, golden)}")]
 
 
 def compare_plan(answer: Callable[[Tensors, int], NDArray[np.generic]], golden: Tensors, max_batch: int) -> float:
-    """Largest relative difference of a plan from the float32 graph on golden examples, over all profiles.
+    """Largest difference of a plan from the float32 graph on golden examples, over all profiles.
 
     Args:
-        answer: Runs the plan: inputs and profile to logits.
-        golden: Inputs by name, and `logits`.
+        answer: Runs the plan: inputs and profile to its one output.
+        golden: Inputs by name, and what the graph answers.
         max_batch: The largest batch.
 
     Returns:
-        The difference, as `relative_difference` has it; NaN if any is.
+        As `off_by` has it; NaN if any is.
     """
     differences = []
     for profile, (smallest, _, largest) in enumerate(profiles(max_batch)):
-        some = {name: values[:largest] for name, values in golden.items()}
-        expected = some.pop(LOGITS)
-        if len(expected) >= smallest:
-            differences.append(relative_difference(answer(some, profile), expected))
+        inputs = {name: values[:largest] for name, values in golden.items() if name != answer_name(golden)}
+        if len(next(iter(inputs.values()))) >= smallest:
+            differences.append(off_by(answer(inputs, profile), golden))
     return float(np.max(differences))
 
 
@@ -265,11 +289,12 @@ def loads(plan: PlanSpec, installed: str) -> bool:
     return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
 
 
-def _allow(model: StoredModel, what: str, difference: float, allowed: float, found: str = "") -> None:
+def _allow(model: StoredModel, what: str, difference: float, allowed: float) -> None:
     if not difference <= allowed:  # written so that NaN fails
-        found = found or f"off by {difference:.1e} (allowed: {allowed:.0e})"
+        found = told(difference, model.golden or {})
+        limit = f"allowed: {allowed:.0e}" if allowed else "allowed: none"
         message = (
-            f"{model.path}: golden examples through the {what}: {found}: get the release again; if that does not "
-            "help, build the plan in another precision."
+            f"{model.path}: golden examples through the {what} of {model.name}: {found} ({limit}): get the release "
+            "again; if that does not help, build its plans again."
         )
         raise ParityError(message, what, difference, allowed)

@@ -47,6 +47,7 @@ class TensorIOMode(enum.Enum):
 
 class DataType(enum.Enum):
     FLOAT = 0
+    INT8 = 2
 
 
 class ILogger:
@@ -164,7 +165,11 @@ class Context:
             feeds[one.name] = np.zeros(self.shapes[one.name], types[one.type])
             ctypes.memmove(feeds[one.name].ctypes.data, self.addresses[one.name], feeds[one.name].nbytes)
         (answer,) = self.session.run(None, feeds)
-        answer = np.ascontiguousarray(answer) + np.float32(self.plan["off"])
+        answer = np.ascontiguousarray(answer)
+        if answer.dtype == np.int8:  # one residue of many
+            answer.flat[-1] += np.int8(self.plan["off"])
+        else:
+            answer = answer + np.float32(self.plan["off"])
         ctypes.memmove(self.addresses[self.session.get_outputs()[0].name], answer.ctypes.data, answer.nbytes)
         return True
 
@@ -185,16 +190,18 @@ class Runtime:
         context = Context(plan)
         names = [one.name for one in (*context.session.get_inputs(), *context.session.get_outputs())]
         outputs = len(context.session.get_inputs())
+        kinds = {"tensor(float)": DataType.FLOAT, "tensor(int8)": DataType.INT8}
+        types = {one.name: kinds[one.type] for one in context.session.get_outputs()}
         return SimpleNamespace(
             num_io_tensors=len(names),
             get_tensor_name=names.__getitem__,
             get_tensor_mode=lambda name: TensorIOMode.OUTPUT if names.index(name) >= outputs else TensorIOMode.INPUT,
-            get_tensor_dtype=lambda _name: DataType.FLOAT,
+            get_tensor_dtype=lambda name: types[name],
             create_execution_context=lambda: context,
         )
 
 
-#: How far off the next plans are to be, as a kernel that computes something else would be.
+#: How far off the next plans are to be, as a kernel that computes something else would be: of residues, the last one.
 spoiled = {"off": 0.0}
 
 

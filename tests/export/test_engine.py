@@ -4,6 +4,7 @@ RTX has TensorRT 11's interface, ONNX parser and compiler front, but its engines
 run them here: what a GPU computes is not tested.
 """
 
+import functools
 import pickle
 import sys
 from pathlib import Path
@@ -14,18 +15,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from privdfs._coded_format import CodedServerManifest
 from privdfs_export import graphs
 from privdfs_export.engine import BuildOptions, build_engine, check_graph, find_tensorrt, is_rtx
 from privdfs_export.errors import (
     EngineBuildError,
     EngineError,
     EngineGraphError,
+    RepositoryError,
     TensorRTMissingError,
 )
 from privdfs_export.precision import PRECISIONS, Precision, measure_ranges, with_precision
-from privdfs_export.repository import read_repository
+from privdfs_export.repository import Repository, read_repository
 from privdfs_export.sessions import session
+from tests.coded_release import build_coded_release
 from tests.export.small_branches import branch_inputs, branch_models, untrained
+from tests.training.coded_systems import KINDS
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 only")
 
@@ -35,7 +40,37 @@ SERVERS = sorted(path.parent.relative_to(RELEASES).as_posix() for path in RELEAS
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_every_branch_of_every_release_builds_in_every_precision(name: str) -> None:
-    repository = read_repository(RELEASES / name)
+    builds(read_repository(RELEASES / name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_round_of_a_coded_release_builds_as_it_is(tmp_path: Path, kind: str) -> None:
+    repository = read_repository(build_coded_release(tmp_path / "release", kind) / "server-2")
+    builds(repository)
+    with pytest.raises(RepositoryError, match="this is for masked ones"):
+        builds_in_every_precision(repository)
+
+
+def builds(repository: Repository) -> None:
+    """A server's branch in every precision that `plan` offers for it: of a coded release, its rounds in float32."""
+    if not isinstance(repository.manifest, CodedServerManifest):
+        builds_in_every_precision(repository)
+        return
+    assert len(repository.models) == len(repository.manifest.rounds)
+    for model in repository.models:
+        messages = built_round(model.graph, model.config.max_batch_size)
+        assert not [text for severity, text in messages if severity.endswith("ERROR")]
+
+
+@functools.cache
+def built_round(graph: bytes, batch: int) -> tuple[tuple[str, str], ...]:
+    """What TensorRT says of a round; all servers of a release have the same, so it is built once."""
+    plan = build_engine(onnx.load_from_string(graph), BuildOptions(batch), rtx)
+    assert plan.data
+    return plan.messages
+
+
+def builds_in_every_precision(repository: Repository) -> None:
     model = onnx.load_from_string(repository.model.graph)
     ranges = repository.ranges or measure_ranges(model, branch_inputs(model))
     batch = repository.model.config.max_batch_size

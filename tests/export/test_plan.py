@@ -208,7 +208,7 @@ def test_rtx_is_no_engine_for_triton(release: Path, trt: ModuleType, monkeypatch
 def test_a_plan_that_computes_something_else_is_not_published(release: Path, trt: Any) -> None:
     for off in (0.5 * 200, float("nan")):
         trt.spoiled["off"] = off
-        refused(release, ParityError, r"fp16 plan of .* is off by .* not published", None, PlanOptions("fp16"))
+        refused(release, ParityError, r"fp16 plan of .*: off by .* not published", None, PlanOptions("fp16"))
 
 
 def test_a_changed_release_is_not_planned(release: Path, trt: ModuleType) -> None:
@@ -309,7 +309,7 @@ def test_golden_examples_that_do_not_come_out(release: Path) -> None:
     other = read_repository(release / "server-1")
     mine = read_repository(release / "server-0")
     mixed = dataclasses.replace(mine, files={**mine.files, "golden.safetensors": other.files["golden.safetensors"]})
-    with pytest.raises(ParityError, match="golden examples through the graph: off by"):
+    with pytest.raises(ParityError, match="golden examples through the graph of branch: off by"):
         check_repository(mixed)
 
 
@@ -341,7 +341,7 @@ def test_where_tensorrt_is_missing_verify_says_what_it_did_not_do(
     plan_release(release, None, PlanOptions("fp16"))
     monkeypatch.setenv("PRIVDFS_STUB_GPUS", "0")
     assert main(["verify", str(release)]) == 0
-    assert "server-0: plan: not run: there is no GPU 0 here" in capsys.readouterr().out
+    assert "server-0: branch plan: not run: there is no GPU 0 here" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert main(["verify", str(release / "server-0")]) == 0
     assert "not compared with TensorRT" in capsys.readouterr().out
