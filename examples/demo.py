@@ -1,10 +1,11 @@
 """`make demo`: classify 20 real test images with the help of real local tritonservers, none of which sees an image.
 
-    .venv/bin/python examples/demo.py [RELEASE]
+    .venv/bin/python examples/demo.py [RELEASE …]
 
-Starts one tritonserver for each server of the release, sends each its shares over gRPC, prints a table, and writes
-build/demo/report.html and report.png: each image beside all that every server received of it. Then stops the servers.
-`classify` is what an application does; the rest is for show.
+Without a RELEASE it shows both kinds: masked shares, then coded ones. Of each it starts one tritonserver for each
+server (three of a coded release), sends each its shares over gRPC, and prints a table. Then it stops the servers and
+writes build/demo/report.html and report.png: each image beside what every server received of it. `classify` is what an
+application does; the rest is for show.
 """
 
 import argparse
@@ -17,21 +18,26 @@ from contextlib import ExitStack
 from pathlib import Path
 
 try:
-    from report import Classified, write_html, write_png
+    from report import Classified, Shown, write_html, write_png
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
     from privdfs import Bundle, Client, Error, Result
+    from privdfs._coded_format import CodedManifest
     from privdfs._command_line import signals_interrupt
-    from privdfs_export.serve import serve_release
+    from privdfs._format import server_folder
+    from privdfs_export.serve import serve, serve_release
 except ModuleNotFoundError as missing:
     print(f"demo: {missing.name} is not installed here: run `make demo`, which installs what it needs", file=sys.stderr)
     raise SystemExit(2) from None
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "examples" / "images"
-REFERENCE_RELEASE = ROOT / "model_repository" / "fashion-resnet20"
+#: One of masked shares, one of coded ones.
+REFERENCE_RELEASES = [ROOT / "model_repository" / name for name in ("fashion-resnet20", "fashion-coded")]
+#: Of a coded release, which may have folders for more: clients choose.
+CODED_SERVERS = 3
 REPORT = ROOT / "build" / "demo"
 #: Generous, for slow machines: the first call also connects to the servers and checks what they serve.
 TIMEOUT_S = 15.0
@@ -52,12 +58,14 @@ def classify(client: Client, images: Path, console: Console) -> list[Classified]
         One record per image, in the order of labels.json.
     """
     labels: dict[str, str] = json.loads((images / "labels.json").read_text(encoding="utf-8"))
+    # A masked share is always the same; a coded one is another each time.
+    sharings = 2 if isinstance(client.bundle.manifest, CodedManifest) else 1
     return [
         Classified(
             path=images / name,
             label=label,
             result=client.predict(images / name),
-            shares=tuple(client.encode(images / name)),
+            sharings=tuple(tuple(client.encode(images / name)) for _ in range(sharings)),
         )
         for name, label in track(labels.items(), "classifying", console=console, transient=True)
     ]
@@ -124,18 +132,42 @@ def _bytes(result: Result) -> str:
     return f"{len(sizes)}x{sizes[0]}" if len(set(sizes)) == 1 else "+".join(map(str, sizes))
 
 
-def demonstrate(release: Path, out: Path, console: Console) -> None:
-    """Serve a release, classify the images, show and write what came out.
+def comparison(shown: Sequence[Shown]) -> Table:
+    """The releases side by side."""
+    compared = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("release", "shares", "right", "median ms", "bytes up", "bytes down", "rounds", "one server learns"):
+        compared.add_column(name, justify="left" if name in {"release", "shares", "one server learns"} else "right")
+    for each in shown:
+        result = each.rows[0].result
+        totals = [row.result.timings.total_ms for row in each.rows]
+        compared.add_row(
+            each.bundle.release,
+            "coded" if each.is_coded else "masked",
+            f"{sum(row.is_right for row in each.rows)} of {len(each.rows)}",
+            _ms(statistics.median(totals)),
+            f"{sum(result.bytes_up):,}",
+            f"{sum(result.bytes_down):,}",
+            str(len(result.timings.rounds)),
+            "nothing (proven)" if each.is_coded else "a little (measured), and the class",
+        )
+    return compared
+
+
+def demonstrate(release: Path, console: Console) -> Shown:
+    """Serve a release, classify the images, and show what came out.
 
     Raises:
         Error: the release cannot be used or served, or a server did not answer.
-        OSError: the report cannot be written.
     """
     bundle = Bundle.open(release / "client", allow_unsigned=True)
     with ExitStack() as servers:
         started = time.perf_counter()
         with console.status("starting tritonservers"):
-            endpoints = servers.enter_context(serve_release(release))
+            if isinstance(bundle.manifest, CodedManifest):
+                folders = [release / server_folder(server) for server in range(CODED_SERVERS)]
+                endpoints = servers.enter_context(serve(folders))
+            else:
+                endpoints = servers.enter_context(serve_release(release))
         console.print(
             f"Release [bold]{bundle.release}[/], {len(endpoints)} tritonservers on this machine, "
             f"ready after {time.perf_counter() - started:.1f} s:\n{', '.join(endpoints)}\n",
@@ -144,12 +176,24 @@ def demonstrate(release: Path, out: Path, console: Console) -> None:
         with Client(bundle, endpoints, timeout=TIMEOUT_S) as client:
             rows = classify(client, IMAGES, console)
         console.print(table(rows, width=console.width))
-        console.print(f"\n{summary(rows)}", highlight=False)
-        with console.status("stopping the servers, drawing the report"):
+        console.print(f"\n{summary(rows)}\n", highlight=False)
+        with console.status("stopping the servers"):
             servers.close()
-            out.mkdir(parents=True, exist_ok=True)
-            write_html(out / "report.html", bundle, rows)
-            write_png(out / "report.png", bundle, rows)
+    return Shown(bundle, rows)
+
+
+def report(shown: Sequence[Shown], out: Path, console: Console) -> None:
+    """Compare the releases, and write the report.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if len(shown) > 1:
+        console.print(comparison(shown))
+    with console.status("drawing the report"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_html(out / "report.html", shown)
+        write_png(out / "report.png", shown)
     console.print("\nWhat each server received, drawn beside each image:", highlight=False)
     for name in ("report.html", "report.png"):
         console.print(f"  {out / name}", highlight=False, soft_wrap=True)
@@ -166,18 +210,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="demo", description="Classify real test images on local tritonservers.")
     parser.add_argument(
-        "release",
-        nargs="?",
+        "releases",
+        nargs="*",
         type=Path,
-        default=REFERENCE_RELEASE,
+        default=REFERENCE_RELEASES,
         metavar="RELEASE",
-        help="folder of a release of the Fashion-MNIST classes (default: model_repository/fashion-resnet20)",
+        help="folders of releases of the Fashion-MNIST classes (default: fashion-resnet20 and fashion-coded, of "
+        "model_repository)",
     )
     parser.add_argument("--out", type=Path, default=REPORT, help="folder of the report (default: build/demo)")
     options = parser.parse_args(arguments)
     try:
         with signals_interrupt():
-            demonstrate(options.release, options.out, Console())
+            console = Console()
+            report([demonstrate(release, console) for release in options.releases], options.out, console)
     except KeyboardInterrupt:
         print("demo: stopped; the servers have ended", file=sys.stderr)
         return EXIT_INTERRUPTED
