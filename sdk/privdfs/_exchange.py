@@ -92,9 +92,7 @@ class Trip:
         if self._doomed_until is not None:
             return min(self._end, self._doomed_until)
         due = [delivery.wake for delivery in self._deliveries if delivery.outcome is None]
-        # What is past is not waited for again.
-        patience = self._patient_until if self._patient_until > time.monotonic() else self._end
-        return min([self._end, patience, *due])
+        return min([self._end, self._patient_until or self._end, *due])
 
     def begin(self) -> list[Ask]:
         """The first attempt at every server."""
@@ -126,6 +124,8 @@ class Trip:
         elif self._doomed_until is not None:
             self.done = now >= self._doomed_until
         else:
+            if now >= self._patient_until:
+                self._patient_until = 0.0  # it is over, and not waited for again
             for delivery in self._deliveries:
                 if delivery.outcome is None and delivery.wake <= now:
                     self._attempt(delivery)

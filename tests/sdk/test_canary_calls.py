@@ -10,7 +10,7 @@ import pytest
 from privdfs import Bundle, CanaryError, Queries
 from privdfs._canaries import Canaries, Canary
 from privdfs.testing import FakeServer, Fault
-from tests.sdk.coded_drawn import build_drawn_release
+from tests.coded_release import build_coded_release
 from tests.sdk.drivers import Driver
 
 ROUNDS = 3
@@ -18,7 +18,7 @@ ROUNDS = 3
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_drawn_release(tmp_path_factory.mktemp("drawn") / "release")
+    return build_coded_release(tmp_path_factory.mktemp("drawn") / "release")
 
 
 @pytest.fixture
