@@ -1,9 +1,10 @@
 """`privdfs-export leakage RELEASE [RESULTS]`: write what bench/privacy.py measured into a release's manifest.
 
 For every size of a coalition the manifest gets the attack that reconstructs most above the class mean, by the worst
-coalition. Devices refuse by it (`max_leakage_db` of the SDK), and `privdfs describe` shows it. The release keeps its
-id, since no graph changes; a signature of the client folder is of the old manifest, so it is removed, and the release
-has to be signed again.
+coalition. Devices refuse by it (`max_leakage_db` of the SDK), and `privdfs describe` shows it. Of a coded release these
+are coalitions of more servers than may collude; that fewer learn nothing is proven, and an audit that saw otherwise is
+refused. The release keeps its id, since no graph changes; a signature of the client folder is of the old manifest, so
+it is removed, and the release has to be signed again.
 """
 
 import argparse
@@ -13,15 +14,18 @@ from typing import Any
 
 import msgspec
 
+from privdfs._coded_format import CodedManifest
 from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER, MANIFEST_NAME, SIGNATURE_NAME, Leakage
-from privdfs._manifest import decode_client_manifest, encode_manifest
+from privdfs._manifest import encode_manifest, read_client_manifest
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError
 
 DESCRIPTION = "Write the measured leakage into a release's manifest."
 #: A self-check of bench/privacy.py whose flag says that the attacks break nothing at all: their figures say nothing.
 UNDEFENDED = "undefended"
+#: Self-checks whose flags say that a coalition of a coded release learns what it must not.
+BROKEN_SHARING = frozenset({"not at the floor", "class", "wire"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,12 +84,11 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
     if not (client / MANIFEST_NAME).exists():
         raise ExportError(f"{release} has no client/{MANIFEST_NAME}. Pass the folder of a whole release.")
     verify(client)
-    manifest = decode_client_manifest(read_manifest_bytes(client))
+    manifest = read_client_manifest(read_manifest_bytes(client))
+    coded = isinstance(manifest, CodedManifest)
     entry = _entry(results, manifest.release)
-    broken = [flag["message"] for flag in entry.get("flags", []) if flag["check"] == UNDEFENDED]
-    if broken:
-        raise ExportError(f"the attacks in {results} are too weak for a manifest: {broken[0]}. Run them again.")
     try:
+        _refuse_flagged(results, entry, coded=coded)
         rows = tuple(_row(found, entry) for _, found in sorted(entry["worst"].items(), key=lambda one: int(one[0])))
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         message = (
@@ -93,9 +96,27 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
             "version's bench/privacy.py."
         )
         raise ExportError(message) from error
+    if coded and any(len(row.coalition) < 2 for row in rows):
+        message = (
+            f"{results} has a row of one server of {manifest.release}, a coded release: that one learns nothing is "
+            "proven, so a manifest has rows of more servers alone. Measure it again with this version's "
+            "bench/privacy.py."
+        )
+        raise ExportError(message)
     data = encode_manifest(msgspec.structs.replace(manifest, leakage=rows))
     _write(client, data)
     return rows
+
+
+def _refuse_flagged(results: Path, entry: dict[str, Any], *, coded: bool) -> None:
+    """Refuse figures whose own self-checks speak against them."""
+    for flag in entry.get("flags", []):
+        if flag["check"] == UNDEFENDED:
+            message = f"the attacks in {results} are too weak for a manifest: {flag['message']}. Run them again."
+            raise ExportError(message)
+        if coded and flag["check"] in BROKEN_SHARING:
+            message = f"{results} speaks against the release itself ({flag['message']}). Do not publish it."
+            raise ExportError(message)
 
 
 def _row(found: dict[str, Any], entry: dict[str, Any]) -> Leakage:

@@ -30,6 +30,7 @@ from privdfs._format import (
     ServerManifest,
     largest_minority,
 )
+from privdfs.coding import MAX_SERVERS
 
 #: What a client's folder may hold, and a server's.
 AnyClientManifest = ClientManifest | CodedManifest
@@ -121,6 +122,12 @@ def _decode_coded(data: bytes) -> CodedManifest:
     for name in (ENCODER_NAME, *relays, FUSION_NAME, GOLDEN_NAME):
         _require(name in manifest.files, f"`files` lacks {name}")
     _require(len(set(manifest.classes)) == len(manifest.classes), "`classes` has a name twice")
+    for row in manifest.leakage:
+        members = set(row.coalition)
+        _require(
+            bool(members) and len(members) == len(row.coalition) and max(members) < MAX_SERVERS,
+            f"a coalition is empty, names a server twice, or one outside 0..{MAX_SERVERS - 1}",
+        )
     for problem in contradictions(manifest):
         _require(False, problem)
     return manifest

@@ -8,8 +8,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privdfs import Bundle, BundleSignatureError, Client, LeakageError
+from privdfs._verify import verify
 from privdfs_export.cli import main
 from privdfs_export.sign import sign
+from tests.coded_release import build_coded_release
 from tests.sdk.tiny_release import build_release
 
 MADE_BY = {"command": "privacy.py", "commit": "feed", "date": "2026-02-02"}
@@ -116,3 +118,65 @@ def test_no_results_and_no_release(release: Path, capsys: pytest.CaptureFixture[
 def test_a_damaged_release_is_not_given_a_new_manifest(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (release / "client" / "fusion.onnx").write_bytes(b"")
     assert "fusion.onnx" in record(release, results(), capsys)
+
+
+# --------------------------------------------------------------------------------------------------- coded releases
+
+
+@pytest.fixture
+def coded(tmp_path: Path) -> Path:
+    return build_coded_release(tmp_path / "coded", "pooled")
+
+
+def cliffs(release: Path, **changes: Any) -> dict[str, Any]:
+    """As bench/privacy.py writes them of a coded release: coalitions of more servers than may collude."""
+    row = {"attack": "dense", "psnr": 21.0, "ssim": 0.7, "floor": 9.5, "images": 200}
+    worst = {str(size): row | {"members": list(range(size))} for size in (2, 3)}
+    name = Bundle.open(release / "client", allow_unsigned=True).release
+    return results(name, **({"worst": worst} | changes))
+
+
+def test_a_coded_manifest_has_what_more_servers_than_may_collude_see(
+    coded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = record(coded, cliffs(coded), capsys)
+    assert "servers 0, 1 by dense: 21.00 dB, +11.50 dB above the class mean" in told
+    manifest = Bundle.open(coded / "client", allow_unsigned=True).manifest
+    assert [row.coalition for row in manifest.leakage] == [(0, 1), (0, 1, 2)]
+    assert Client.local(coded, max_leakage_db=0)  # of one server it is proven that it learns nothing
+    assert main(["verify", str(coded)]) == 0
+
+
+@pytest.mark.parametrize("check", ["not at the floor", "class", "wire", "undefended"])
+def test_an_audit_that_speaks_against_the_shares_is_not_recorded(
+    coded: Path, capsys: pytest.CaptureFixture[str], check: str
+) -> None:
+    before = (coded / "client" / "manifest.json").read_bytes()
+    told = record(coded, cliffs(coded, flags=[{"check": check, "message": "1 of 3 servers see it"}]), capsys)
+    assert "1 of 3 servers see it" in told
+    assert (coded / "client" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [([0], "one server of tiny-3-"), ([0, 0], "names a server twice"), ([0, 16], "contradicts itself")],
+)
+def test_a_coalition_that_a_coded_release_has_not(
+    coded: Path, capsys: pytest.CaptureFixture[str], members: list[int], told: str
+) -> None:
+    before = (coded / "client" / "manifest.json").read_bytes()
+    row = {"attack": "dense", "members": members, "psnr": 9.0, "ssim": 0.1, "floor": 9.5, "images": 200}
+    assert told in record(coded, cliffs(coded, worst={"2": row}), capsys)
+    assert (coded / "client" / "manifest.json").read_bytes() == before
+
+
+def test_a_signed_coded_release_has_to_be_signed_again(coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = Ed25519PrivateKey.generate()
+    trust = key.public_key().public_bytes_raw()
+    assert [folder.name for folder in sign(coded, key)] == ["baseline", "client", "server-0", "server-1", "server-2"]
+    assert len(verify(coded, trust=trust)) == 5
+    assert "sign it again" in record(coded, cliffs(coded), capsys)
+    with pytest.raises(BundleSignatureError):
+        Bundle.open(coded / "client", trust=trust)
+    sign(coded / "client", key)
+    assert len(Bundle.open(coded / "client", trust=trust).manifest.leakage) == 2
