@@ -5,8 +5,9 @@
 For every release: the unprotected baseline, the fused answer over real tritonservers through the SDK (`fused`), the
 same from the exported files and, with a checkpoint, in torch; whether local mode and tritonservers agree on every
 prediction; each branch alone; every number of missing servers; every minority of lying servers, by kind of lie, the
-worst coalition of each size; linear readouts in the place of the branches; for a keyed release, 100 keys. Prints a
-table, and adds to bench/results/accuracy.json.
+worst coalition of each size; linear readouts in the place of the branches; for a keyed release, 100 keys. For a coded
+release: several numbers of servers, with as many silent ones as may be and with a liar who knows everything; canaries
+that expose one where decoding does not. Prints a table, and adds to bench/results/accuracy.json.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from privdfs_bench.accuracy import measure, table
+from privdfs_bench.coded import is_coded
+from privdfs_bench.coded_accuracy import measure_coded
 from privdfs_bench.releases import release_name, releases
 from privdfs_bench.results import merge_release, read_results, write_results
 from privdfs_bench.script import add_data, release_parser, run, start
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = release_parser("accuracy", "Measure the accuracy of releases.")
     add_data(parser)
     parser.add_argument("--checkpoint", type=Path, help="system.safetensors of the one release, to measure torch too")
-    parser.add_argument("--agreement", type=int, metavar="N", help="compare local mode on N images only (default: all)")
+    parser.add_argument("--agreement", type=int, metavar="N", help="images of local mode (default: all)")
     options = parser.parse_args(arguments)
     if options.agreement is not None and options.agreement < 1:
         parser.error("--agreement must be at least 1")
@@ -38,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         read_results(options.out)  # a file that cannot be added to is an error now, not after minutes
         for release in found:
             name = release_name(release)
-            entries[name] = measure(release, options, console)
+            if is_coded(release):
+                if options.checkpoint is not None:
+                    parser.error("--checkpoint is for masked releases: export compares a coded one with torch")
+                entries[name] = measure_coded(release, options, console)
+            else:
+                entries[name] = measure(release, options, console)
             write_results(options.out, merge_release(read_results(options.out), name, entries[name]))
         console.print(table(entries))
         console.print(f"\nadded to {options.out}", highlight=False, soft_wrap=True)

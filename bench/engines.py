@@ -3,18 +3,22 @@
 TensorRT-RTX builds without a GPU (`make tensorrt`), with the interface, ONNX parser and compiler front of TensorRT. Its
 plans run in no tritonserver, and nothing runs here: this shows that branches become engines, how long that takes, and
 what they weigh. What a precision computes is measured by ONNX Runtime on the same graph; BF16 it does not compute.
+Rounds of coded releases are built in float32 and must give their golden residues exactly.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from privdfs._format import server_folder
+from privdfs_bench.coded import is_coded
 from privdfs_bench.releases import release_name, releases
-from privdfs_bench.results import made_by, write_results
+from privdfs_bench.results import made_by, read_results, write_results
 from privdfs_bench.script import release_parser, run, start
-from privdfs_bench.speed.engines import measure
+from privdfs_bench.speed.engines import measure, measure_rounds
 from privdfs_export.precision import PRECISIONS
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import server_folders
@@ -27,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def work() -> int:
-        entries: dict[str, Any] = {}
+        entries, coded = dict[str, Any](), dict[str, Any]()
+        before = read_results(options.out)
         for release in releases(options.releases):
             name = release_name(release)
+            if is_coded(release):
+                coded[name] = _coded(release, name, console)
+                continue
             columns = ("server", "precision", "seconds", "plan bytes", "weights", "off by", "same class")
             table, rows = Table(*columns, title=name), list[dict[str, Any]]()
             entries[name] = rows
@@ -39,11 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows.append(row)
                     table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
             console.print(table)
-        write_results(options.out, {"made_by": made_by({"tensorrt": "RTX"}, seed=0), "releases": entries})
+        results = {"made_by": made_by({"tensorrt": "RTX"}, seed=0), "releases": entries or before.get("releases", {})}
+        if coded or "coded" in before:
+            results["coded"] = {**before.get("coded", {}), **coded}
+        write_results(options.out, results)
         console.print(f"written to {options.out}", highlight=False, soft_wrap=True)
         return 0
 
     return run(parser.prog, work, stopped="nothing was written")
+
+
+def _coded(release: Path, name: str, console: Console) -> list[dict[str, Any]]:
+    """Every round of a coded release in float32, for one server: all run the same networks."""
+    rows = measure_rounds(read_repository(release / server_folder(0)))
+    table = Table(*rows[0], title=name)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    return rows
 
 
 if __name__ == "__main__":

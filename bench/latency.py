@@ -28,6 +28,12 @@ time from the planned arrival), stages by the servers' own statistics, calls thr
 (`--network`), and cold starts in fresh processes. Prints tables and writes bench/results/latency.json, raw samples
 included, latency.html and pictures. `--check` writes nothing and compares the ratios with those of the committed
 latency.json.
+
+A coded release takes turns with a masked one, the unprotected model on a tritonserver, and the same in this process;
+then through every `--network`. What its device spends on the head, on sharing and on decoding is told apart. It writes
+coded-latency.json:
+
+    .venv/bin/python bench/latency.py model_repository/fashion-coded-r1 --network 20,100 --network 50,100
 """
 
 import argparse
@@ -38,10 +44,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from privdfs_bench.coded import is_coded
 from privdfs_bench.releases import release_name
 from privdfs_bench.results import RESULTS, read_results
 from privdfs_bench.script import EXIT_ERROR, run, start
 from privdfs_bench.speed.check import MARGINS, bars, check_record, compare
+from privdfs_bench.speed.coded import measure_coded, show_coded, write_coded
 from privdfs_bench.speed.latency import COLD_STARTS, REFERENCE_RELEASE, given, measure, write
 from privdfs_bench.speed.network import NETWORKS, Network
 from privdfs_bench.speed.tables import bar_table, check_table, show
@@ -68,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def work() -> int:
+        if options.release.suffix != ".toml" and is_coded(options.release):
+            if options.check:
+                parser.error("--check is for masked releases: coded ones have no record of ratios yet")
+            results = measure_coded(options.release, options, console)
+            written = write_coded(options.out or RESULTS / release_name(options.release), results)
+            show_coded(results, console)
+            console.print(f"written to {written}", highlight=False, soft_wrap=True)
+            return 0
         with given(options.release, console) as release:
             name = release_name(release)
             out = options.out or (RESULTS if name == REFERENCE_RELEASE.name else RESULTS / name)
@@ -122,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         "reference)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    servers = "of a coded release, how many servers are called (default: 3)"
+    parser.add_argument("--servers", type=int, default=3, choices=range(1, 17), metavar="N", help=servers)
+    beside = "of a coded release, the masked one that takes turns with it (default: model_repository/fashion-resnet20)"
+    parser.add_argument("--beside", type=Path, default=REFERENCE_RELEASE, metavar="RELEASE", help=beside)
     crypten = "a Python that has crypten 0.4.1 and torch: the unprotected model under 2-party computation too"
     parser.add_argument("--crypten", type=Path, metavar="PYTHON", help=crypten)
     margins = ", ".join(f"{part} {margin:.0%}".replace("%", "%%") for part, margin in MARGINS.items())

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from privdfs import Bundle, Client, ConfigError
 from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL, CLIENT_FOLDER
+from privdfs_bench.coded_accuracy import coded_rows
+from privdfs_bench.pages.coded_privacy import is_coded
 from privdfs_bench.releases import (
     branch_graphs,
     bytes_up,
@@ -208,7 +210,7 @@ def table(entries: dict[str, dict[str, Any]]) -> Table:
     shown.add_column("")
     for name in entries:
         shown.add_column(name, justify="right")
-    rows = [_rows(entry) for entry in entries.values()]
+    rows = [coded_rows(entry) if is_coded(entry) else _rows(entry) for entry in entries.values()]
     for label in dict.fromkeys(label for row in rows for label in row):
         shown.add_row(label, *(row.get(label, "") for row in rows))
     return shown

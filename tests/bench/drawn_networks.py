@@ -77,5 +77,5 @@ def drawn_networks(kind: str = "pooled") -> CodedNetworks:
         Graph("branch", coded_graphs.round_graph(current.network, primes).SerializeToString(), round_signature(spec), 1)
         for current, primes, spec in zip(rounds, moduli, specs, strict=True)
     ]
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    digests = {name.removesuffix(".onnx"): hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return CodedNetworks(manifest, files, CodedGraphs(manifest, files), branches, digests)

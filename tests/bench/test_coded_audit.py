@@ -10,17 +10,21 @@ import pytest
 
 from privdfs import coding
 from privdfs.coding import Residues, draw
-from privdfs_bench.audit.coded import CodedJob, CodedVictim, coded_job, coded_view
+from privdfs_bench.audit.coded import CodedJob, CodedVictim, cliff_jobs, coded_job, coded_view
+from privdfs_bench.audit.coded_measure import broken_promises, measure_coded
+from privdfs_bench.audit.coded_report import write_coded_for, write_coded_page
 from privdfs_bench.audit.effort import EFFORTS
 from privdfs_bench.audit.jobs import job
 from privdfs_bench.audit.run import run
 from privdfs_bench.audit.wire import LEAST_P, check_wire
 from privdfs_bench.coded import CodedNetworks
+from privdfs_bench.pages.coded_privacy import NOTHING_YET, coded_tables
 from privdfs_bench.releases import nhwc
 from privdfs_training.attacks.classify import guess_class
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.data import DataSet, load_data
 from tests.bench.drawn_networks import drawn_networks
+from tests.trained import QUIET
 
 Shape = tuple[int, int, int]
 SMALL = replace(
@@ -171,3 +175,83 @@ def test_attackers_see_what_broken_sharings_show(
     one = coalition_job(victim, "dense", members, servers, len(members))
     assert above_mean_image(victim, one, tmp_path) > 0.5
     assert class_guessed(victim, one) > 0.3
+
+
+def test_more_servers_decode_the_feature_and_attackers_use_it(
+    victim_of: Callable[[CodedNetworks], CodedVictim], tmp_path: Path
+) -> None:
+    victim = victim_of(drawn_networks("rounds"))
+    wanted = {one.attack: one for one in cliff_jobs(victim)}
+    assert set(wanted) == {"linear", "dense", "decoder", "optimisation"}
+    for attack in ("linear", "optimisation"):
+        assert above_mean_image(victim, wanted[attack], tmp_path) > 0.3
+    view = coded_view(victim, wanted["decoder"])
+    feature = victim.plain[0].values[0][: len(view.shares)]
+    assert view.shares.ndim == 4  # a grid, as the head gives it
+    np.testing.assert_array_equal(view.shares.flatten(1).numpy(), feature)
+
+
+# ---------------------------------------------------------------------------------------------------- entries and pages
+
+
+@pytest.fixture(scope="module")
+def entry(data: DataSet, trained_release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of an audit with very little effort; and its page, pictures included, in `page`."""
+    victim = CodedVictim(drawn_networks(), trained_release, data, SMALL)
+    folder = tmp_path_factory.mktemp("audit")
+    found, done = measure_coded(victim, folder / "runs", QUIET, wire_bytes=300_000)
+    found["effort"] = "quick, changed"
+    page = write_coded_for(victim, "drawn", found, done, folder / "privacy.json", None)
+    return found | {"page": page}
+
+
+def test_an_entry_says_what_was_attacked_and_by_whom(entry: dict[str, Any]) -> None:
+    assert (entry["sharing"], entry["rounds"], entry["degree"]) == ("coded", 1, [2])
+    assert {"baseline", "encoder", "fusion"} == set(entry["digests"])
+    assert [(one["servers"], one["colluding"]) for one in entry["proven"]] == [(3, 1), (5, 2)]
+    linear = [tuple(one["members"]) for one in entry["coalitions"] if one["attack"] == "linear"]
+    assert len(linear) == len(set(linear)) == 3 + 10  # every coalition of one of three and of two of five
+    assert {one["attack"] for one in entry["coalitions"]} == {"linear", "dense", "decoder", "dense+answers"}
+    assert {size: one["members"] for size, one in entry["worst"].items()} == {"2": [0, 1], "3": [0, 1, 2]}
+    for one in entry["proven"]:
+        assert one["above_mean_image"] < 0.1
+        assert broken_promises(one) == [] or {flag.check for flag in broken_promises(one)} == {
+            "wire"
+        }  # chance: 1 in 100
+    assert entry["cliff_class"]["accuracy"] > 0.5  # the same classifier, where there is something to learn
+
+
+def test_its_page_and_table_keep_proven_and_measured_apart(entry: dict[str, Any], tmp_path: Path) -> None:
+    html = entry["page"].read_text()
+    assert html.index("proven to learn nothing") < html.index("What travels") < html.index("Every attack")
+    assert html.count("data:image/png;base64,") == 1
+    without = {key: value for key, value in entry.items() if key != "page"}
+    again = write_coded_page(entry["page"].parent, "drawn", without)
+    assert again.read_text() == html
+    text = coded_tables({"drawn": without, "masked": {"worst": {}}})
+    assert "| drawn | 1 of 3 |" in text
+    assert "| drawn | 2 of 5 |" in text
+    assert "| drawn | T + 1 |" in text
+    assert "masked" not in text
+    assert coded_tables({}) == NOTHING_YET
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"above_mean_image": 0.11}, "not at the floor"),
+        ({"class": {"accuracy": 0.115, "chance": 0.1, "images": 10_000}}, "class"),
+        ({"wire": [{"check": "uniform", "p": 1e-3}]}, "wire"),
+    ],
+)
+def test_what_cannot_be_chance_is_flagged(change: dict[str, Any], check: str) -> None:
+    fine = {
+        "servers": 3,
+        "colluding": 1,
+        "above_mean_image": 0.1,
+        "strongest": {"attack": "dense"},
+        "class": {"accuracy": 0.11, "chance": 0.1, "images": 10_000},
+        "wire": [{"check": "uniform", "p": 0.002}],
+    }
+    assert broken_promises(fine) == []
+    assert [flag.check for flag in broken_promises(fine | change)] == [check]

@@ -260,10 +260,8 @@ def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
     places = [member + 1 for member in job.members]
     decoded = []
     for images, plain in ((known, victim.plain[0]), (hidden, victim.plain[1])):
-        shares = networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding)[0][
-            :, list(job.members)
-        ]
-        values = coding.decode(shares, places, first.moduli).astype(np.int8)
+        shares = networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding)[0]
+        values = coding.decode(shares[:, list(job.members)], places, first.moduli).astype(np.int8)
         if not np.array_equal(values, plain.shared[0][: len(images)]):
             raise AttackError(f"servers {job.members} do not decode what was shared: this is not Shamir's scheme")
         decoded.append(_placed(values, plain.values[0][: len(images)]))

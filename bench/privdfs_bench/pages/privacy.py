@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from privdfs._format import largest_coalition
+from privdfs_bench.pages.coded_privacy import coded_tables, is_coded
 from privdfs_bench.pages.marks import BEGIN, END, commands, named, source
 from privdfs_bench.results import ROOT, read_results
 
@@ -27,6 +28,8 @@ def figures(folder: Path) -> str:
     rows.append("| --- " * 7 + "|")
     about = []
     for name, entry in entries.items():
+        if is_coded(entry):
+            continue
         shown = named(name, entry.get("graphs"))
         servers, broken = len(entry["worst"]), max(entry["undefended"].values())
         for size, one in entry["worst"].items():
@@ -41,9 +44,13 @@ def figures(folder: Path) -> str:
     return "\n\n".join(
         (
             BEGIN,
+            "### Masked shares: measured",
             "\n".join(rows),
             "\n".join(about),
             *keys_tables(entries),
+            "### Coded shares: proven up to T servers, measured beyond",
+            coded_tables(entries),
+            "### Other defences, and people",
             rivals_table(read_results(folder / "rivals.json")),
             people_table(read_results(folder / "reidentify.json")),
             END,

@@ -11,6 +11,7 @@ from privdfs._format import CLIENT_FOLDER
 from privdfs._manifest import decode_client_manifest
 from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
 from privdfs_bench.pages.bars import lied_to
+from privdfs_bench.pages.coded_privacy import is_coded
 from privdfs_bench.pages.marks import BEGIN, END, footnotes, named, source
 from privdfs_bench.releases import releases
 from privdfs_bench.results import ROOT, read_results
@@ -109,7 +110,11 @@ def _ms(value: float | None) -> str:
 
 
 def privacy_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of privacy.json: the worst coalition of each size, between the floors and the undefended split."""
+    """Markdown table of privacy.json: the worst coalition of each size, between the floors and the undefended split.
+
+    Of masked releases; of coded ones, what a minority learns needs no table, and PRIVACY.md has the rest.
+    """
+    results = {**results, "releases": {name: one for name, one in results["releases"].items() if not is_coded(one)}}
     marks, notes = footnotes(results, "privacy")
     graphs = {name: entry.get("graphs") for name, entry in results["releases"].items()}
     heads = [f"{named(name, graphs[name])}{mark}" for name, mark in marks.items()]

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from privdfs._coded_format import RESIDUES
+from privdfs._format import SHARE
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import short_digest
 from privdfs_export.engine import BuildOptions, build_engine
 from privdfs_export.precision import Precision, with_precision
-from privdfs_export.repository import Repository
+from privdfs_export.repository import Repository, StoredModel, Tensors
 from privdfs_export.sessions import session
 from privdfs_export.verify import relative_difference
 
@@ -31,15 +33,7 @@ def measure(repository: Repository, precision: Precision) -> dict[str, Any]:
         BenchError: TensorRT-RTX, or the golden examples, are missing.
         EngineError: it cannot be built.
     """
-    try:
-        rtx = importlib.import_module("tensorrt_rtx_bindings")
-    except ImportError as error:
-        msg = "TensorRT-RTX is not installed: run `make tensorrt`"
-        raise BenchError(msg) from error
-    golden = repository.model.golden
-    if golden is None:
-        msg = f"{repository.path} has no golden examples: export the release again with this version"
-        raise BenchError(msg)
+    rtx, golden = _rtx(), _golden(repository, repository.model)
     graph = with_precision(onnx.load_from_string(repository.model.graph), precision, repository.ranges)
     plan = build_engine(graph, BuildOptions(repository.model.config.max_batch_size), rtx)
     found: dict[str, Any] = {
@@ -57,3 +51,51 @@ def measure(repository: Repository, precision: Precision) -> dict[str, Any]:
         found["difference"] = float(f"{relative_difference(answers, golden['logits']):.2e}")
         found["agreement"] = float((answers.argmax(1) == golden["logits"].argmax(1)).mean())
     return found
+
+
+def measure_rounds(repository: Repository) -> list[dict[str, Any]]:
+    """Build every round of a coded release's server in float32.
+
+    Args:
+        repository: of the server, with golden examples.
+
+    Returns:
+        For each round seconds, bytes of plan and weights, and how many of the golden residues ONNX Runtime computes
+        otherwise; more than none is a fault.
+
+    Raises:
+        BenchError: TensorRT-RTX, or the golden examples, are missing.
+        EngineError: it cannot be built.
+    """
+    rtx, found = _rtx(), list[dict[str, Any]]()
+    for number, model in enumerate(repository.models, 1):
+        golden = _golden(repository, model)
+        plan = build_engine(onnx.load_from_string(model.graph), BuildOptions(model.config.max_batch_size), rtx)
+        residues = np.asarray(session(model.graph).run(None, {SHARE: golden[SHARE]})[0])
+        found.append(
+            {
+                "round": number,
+                "precision": "fp32",
+                "seconds": round(plan.seconds, 2),
+                "plan_bytes": len(plan.data),
+                "weights_bytes": plan.weights,
+                "golden_residues": residues.size,
+                "differing": int((residues != golden[RESIDUES]).sum()),
+            }
+        )
+    return found
+
+
+def _rtx() -> Any:  # noqa: ANN401 - it has no types
+    try:
+        return importlib.import_module("tensorrt_rtx_bindings")
+    except ImportError as error:
+        msg = "TensorRT-RTX is not installed: run `make tensorrt`"
+        raise BenchError(msg) from error
+
+
+def _golden(repository: Repository, model: StoredModel) -> Tensors:
+    if model.golden is None:
+        msg = f"{repository.path} has no golden examples: export the release again with this version"
+        raise BenchError(msg)
+    return model.golden

@@ -1,0 +1,66 @@
+"""The figures of docs/PRIVACY.md for coded releases: what was seen of what is proven, and what was measured of more."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from privdfs_bench.pages.marks import source
+
+NOTHING_YET = "No coded release has been audited yet: `python bench/privacy.py RELEASE`."
+
+
+def is_coded(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a result file is of a coded release; those of masked ones say nothing."""
+    return entry.get("sharing") == "coded"
+
+
+def coded_tables(releases: Mapping[str, Any]) -> str:
+    """Markdown of all coded releases in privacy.json: a table for the proof, one for the cliff, and where from."""
+    found = {name: entry for name, entry in releases.items() if is_coded(entry)}
+    if not found:
+        return NOTHING_YET
+    seen = [
+        (
+            "| release, proven | servers that may collude | strongest attack | above mean image | class guessed "
+            "(chance) | wire: uniform | two sharings of one image | any two values | any two calls |"
+        ),
+        "| --- " * 9 + "|",
+    ]
+    cliff = [
+        (
+            "| release, measured | servers together | strongest attack | PSNR | above class mean | above mean image "
+            "| SSIM | class guessed | undefended split |"
+        ),
+        "| --- " * 9 + "|",
+    ]
+    about = []
+    for name, entry in found.items():
+        seen += [_proven(name, one) for one in entry["proven"]]
+        worst = entry["worst"][min(entry["worst"], key=int)]
+        cliff.append(
+            f"| {name} | T + 1 | {worst['attack']} | {worst['psnr']:.2f} dB | {worst['psnr'] - worst['floor']:+.2f} dB "
+            f"| {worst['psnr'] - entry['floor']['mean_image']:+.2f} dB | {worst['ssim']:.3f} "
+            f"| {entry['cliff_class']['accuracy']:.1%} | {max(entry['undefended'].values()):.2f} dB |"
+        )
+        flags = ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none"
+        about.append(f"- {entry['release']}: {source(entry['made_by'])}; effort {entry['effort']}; flags: {flags}.")
+    told = (
+        "The last four columns say how often chance alone looks at least so bad: at most 0.001 would be a fault. What "
+        "more than T servers decode is the same for every N and T."
+    )
+    return "\n\n".join(("\n".join(seen), "\n".join(cliff), told, "\n".join(about)))
+
+
+def _proven(name: str, one: Mapping[str, Any]) -> str:
+    guess = one["class"]
+    chances = " | ".join(f"p = {check['p']:.2g}" for check in _in_order(one["wire"]))
+    return (
+        f"| {name} | {one['colluding']} of {one['servers']} | {one['strongest']['attack']} "
+        f"| {one['above_mean_image']:+.3f} dB | {guess['accuracy']:.1%} ({guess['chance']:.1%}) | {chances} |"
+    )
+
+
+def _in_order(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """As the table has them."""
+    order = ("uniform", "two sharings of one image", "two values", "two calls")
+    named = {check["check"]: check for check in checks}
+    return [named[name] for name in order]

@@ -1,0 +1,313 @@
+"""A coded release beside a masked one and the unprotected model, in one interleaved run; and its time on the device."""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from privdfs import Bundle, Client
+from privdfs._coded import Coded
+from privdfs._coded_format import round_bytes
+from privdfs._format import ENCODER_NAME, largest_coalition, server_folder
+from privdfs._images import load_image
+from privdfs._kinds import Answered, Outcome, Sent
+from privdfs_bench.coded import CodedNetworks, open_coded
+from privdfs_bench.releases import bytes_up, release_name, verified_graph
+from privdfs_bench.results import ROOT, made_by, write_results
+from privdfs_bench.speed.crypten import measure_crypten
+from privdfs_bench.speed.network import through
+from privdfs_bench.speed.percentiles import CONFIDENCE
+from privdfs_bench.speed.rounds import NETWORK_CALLS, NETWORK_WARM_UP, ORDER_SEED, WARM_UP, check_crypten, take_samples
+from privdfs_bench.speed.steps import interleaved
+from privdfs_bench.speed.stubs import stubs
+from privdfs_bench.speed.systems import (
+    FLOAT_BYTES,
+    TIMEOUT_S,
+    OnDevice,
+    OneServer,
+    Pixels,
+    PrivDFS,
+    System,
+    device_session,
+)
+from privdfs_bench.speed.tables import table as latency_table
+from privdfs_export.coded_writing import add_servers
+from privdfs_export.serve import serve_measured
+
+RESULT_NAME = "coded-latency.json"
+IMAGES = ROOT / "examples" / "images"
+#: Calls of each step on the device.
+DEVICE_CALLS = 200
+CRYPTEN_ANSWERS = 5
+#: Servers at each point of the curve.
+SERVERS = (3, 4, 5, 7)
+
+
+def measure_coded(release: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure one coded release.
+
+    Args:
+        release: Its folder.
+        options: Of the command line.
+        console: For progress.
+
+    Returns:
+        What goes into the result file.
+
+    Raises:
+        Error: A release cannot be used or served, or a server did not answer.
+    """
+    networks, servers = open_coded(release), options.servers
+    image = networks.manifest.image
+    images = [load_image(path, image) for path in sorted(IMAGES.glob("*.png"))]
+    graph = verified_graph(release / "baseline", "baseline")
+    masked = Bundle.open(options.beside / "client", allow_unsigned=True)
+    repositories = [release / server_folder(server) for server in range(servers)]
+    repositories += [options.beside / server_folder(server) for server in range(masked.n_servers)]
+    repositories += [release / "baseline"]
+    with ExitStack() as stack:
+        with console.status(f"starting {len(repositories)} tritonservers"):
+            endpoints = [one.endpoint for one in stack.enter_context(serve_measured(repositories))]
+        config = {
+            "release": networks.manifest.release,
+            "beside": masked.release,
+            "servers": servers,
+            "samples": options.samples,
+            "warmup": WARM_UP,
+        }
+        about = made_by(config, seed=ORDER_SEED, endpoint=endpoints[0])
+        with connected(release, networks, masked, endpoints, servers) as systems:
+            take_samples(systems, images, options.samples, WARM_UP, console)
+            summaries = {name: system.summary() for name, system in systems.items()}
+        through_networks = {}
+        for network in options.network:
+            with (
+                through(network, endpoints) as proxy,
+                connected(release, networks, masked, proxy.endpoints, servers) as systems,
+            ):
+                del systems["baseline_device"]
+                take_samples(systems, images, min(options.samples, NETWORK_CALLS), NETWORK_WARM_UP, console)
+                found = {name: system.summary() for name, system in systems.items()}
+                through_networks[network.name] = {
+                    "rtt_ms": network.rtt_ms,
+                    "mbit": network.mbit,
+                    "measured": proxy.measured,
+                    "systems": found,
+                    "ratios": ratios(found),
+                }
+    with console.status("time on the device"):
+        spent = device_ms(networks, images[0], servers)
+    results = {
+        "made_by": about,
+        "release": release_name(release),
+        "release_id": networks.manifest.release,
+        "digests": dict(networks.digests),
+        **sharing(networks, servers),
+        "confidence": CONFIDENCE,
+        "systems": summaries,
+        "ratios": ratios(summaries),
+        "networks": through_networks,
+        "device_ms": spent,
+    }
+    if options.crypten is not None:
+        with console.status("CrypTen"):
+            found = measure_crypten(options.crypten, graph, images[0][np.newaxis], CRYPTEN_ANSWERS)
+        check_crypten(found["logits"], graph, images[0])
+        results["crypten"] = found
+        results["ratios"]["crypten_p50_to_coded_p50"] = round(found["p50_ms"] / summaries["coded"]["p50_ms"], 1)
+    return results
+
+
+def sharing(networks: CodedNetworks, servers: int) -> dict[str, Any]:
+    """What every entry says of how a coded release shares."""
+    rounds = networks.rounds
+    up, down = (sum(way) for way in zip(*map(round_bytes, rounds), strict=True))
+    return {
+        "sharing": "coded",
+        "servers": servers,
+        "colluding": largest_coalition(servers),
+        "rounds": len(rounds),
+        "degree": [each.degree for each in rounds],
+        "moduli": [list(each.moduli) for each in rounds],
+        "bytes_up": up,
+        "bytes_down": down,
+    }
+
+
+@contextmanager
+def connected(
+    release: Path, networks: CodedNetworks, masked: Bundle, endpoints: Sequence[str], servers: int
+) -> Iterator[dict[str, System]]:
+    """The systems, not called yet.
+
+    Args:
+        release: Folder of the coded release.
+        networks: Of it.
+        masked: The other release.
+        endpoints: Of the servers of both, in that order, and of the unprotected model.
+        servers: Of the coded release.
+    """
+    own, others, baseline = endpoints[:servers], endpoints[servers:-1], endpoints[-1:]
+    graph, image = verified_graph(release / "baseline", "baseline"), networks.manifest.image
+    up, down = (sum(way) for way in zip(*map(round_bytes, networks.rounds), strict=True))
+    answer = FLOAT_BYTES * len(networks.manifest.classes)
+    shape = (1, image.height, image.width, image.channels)
+    with ExitStack() as stack:
+        (stub,) = stack.enter_context(stubs(baseline))
+        bundle = Bundle.open(release / "client", allow_unsigned=True)
+        coded = PrivDFS(stack.enter_context(Client(bundle, own, timeout=TIMEOUT_S)))
+        beside = PrivDFS(stack.enter_context(Client(masked, others, timeout=TIMEOUT_S)))
+        whole = OneServer(stub.ModelInfer, "baseline", ("image", "UINT8", shape), lambda one: one.tobytes())
+        what = f"coded shares, {servers} servers, T = {largest_coalition(servers)}, rounds: {len(networks.rounds)}"
+        yield {
+            "coded": System(what, [up] * servers, [down] * servers, coded.classify),
+            "masked": System(
+                f"masked shares, {masked.release}", bytes_up(masked), [answer] * masked.n_servers, beside.classify
+            ),
+            "baseline_triton": System(
+                "unprotected, pixels to 1 server", [int(np.prod(shape))], [answer], whole.classify
+            ),
+            "baseline_device": System("unprotected, on the device", [], [], OnDevice(graph).classify),
+        }
+
+
+def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
+    """Of the coded release against the others."""
+    others = [name for name in systems if name != "coded"]
+    found = {f"coded_p50_to_{name}_p50": systems["coded"]["p50_ms"] / systems[name]["p50_ms"] for name in others}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def device_ms(networks: CodedNetworks, image: Pixels, servers: int) -> dict[str, float]:
+    """Median milliseconds of one image on the device: steps take turns.
+
+    Args:
+        networks: The release.
+        image: uint8 [height, width, channels].
+        servers: N, with the default T.
+
+    Returns:
+        `head`: the network up to the values that are shared. `sharing`: the first round's randomness and shares.
+        `decoding`: all that follows answers: finding liars, decoding, sharing again, and the fusion. And the ratio of
+        the last two to the first.
+    """
+    kind = Coded.check(networks.device, networks.manifest, servers, None)
+    pixels = image[np.newaxis]
+    head = device_session(head_graph(networks.files[ENCODER_NAME]))
+    residues = networks.plain(pixels).residues
+    outcomes = [[Outcome(server, 0.0, one) for server in range(servers)] for one in residues]
+
+    def whole() -> list[float]:
+        """Milliseconds of all that follows the first round's answers, without servers."""
+        sent: Sent | Answered = kind.begin(pixels)
+        started = time.perf_counter()
+        for answers in outcomes:
+            assert isinstance(sent, Sent)  # noqa: S101  only the last round is followed by an answer
+            sent = kind.take(sent, answers)
+        return [(time.perf_counter() - started) * 1e3]
+
+    decoding: list[float] = []
+    ways: dict[str, Callable[[], object]] = {
+        "head": lambda: head.run(None, {"image": pixels}),
+        "encode": lambda: kind.begin(pixels),
+        "whole": lambda: decoding.extend(whole()),
+    }
+    found = interleaved(ways, DEVICE_CALLS)
+    shared, decoded = max(0.0, found["encode"] - found["head"]), statistics.median(decoding)
+    spent = {"head": found["head"], "sharing": shared, "decoding": decoded}
+    spent["sharing_and_decoding_to_head"] = (shared + decoded) / found["head"]
+    return {name: round(value, 4) for name, value in spent.items()}
+
+
+def head_graph(encoder: bytes) -> bytes:
+    """The encoder up to the values that are shared, as ONNX."""
+    graph = onnx.load_from_string(encoder)
+    return onnx.utils.Extractor(graph).extract_model(["image"], ["values"]).SerializeToString()
+
+
+def coded_points(release: Path, samples: int, console: Console) -> list[dict[str, Any]]:
+    """What a call costs with more servers, and what a server spends.
+
+    Args:
+        release: Folder of a coded release.
+        samples: Calls at each point.
+        console: For progress.
+
+    Returns:
+        A point for each number of servers with its default T that decodes; others need T = 1.
+
+    Raises:
+        Error: The release cannot be used or served, or a server did not answer.
+    """
+    networks, points = open_coded(release), list[dict[str, Any]]()
+    image = networks.manifest.image
+    shape = (image.height, image.width, image.channels)
+    pixels = np.random.default_rng(ORDER_SEED).integers(0, 256, shape, dtype=np.uint8)
+    with tempfile.TemporaryDirectory(prefix="privdfs-scaling-") as folder:
+        copy = copied(release, Path(folder), max(SERVERS))
+        for servers in SERVERS:
+            with serve_measured([copy / server_folder(server) for server in range(servers)]) as running:
+                endpoints = [one.endpoint for one in running]
+                with Client(copy / "client", endpoints, allow_unsigned=True, timeout=TIMEOUT_S) as client:
+                    coded = PrivDFS(client)
+                    system = System(f"{servers} servers", [], [], coded.classify)
+                    take_samples({"coded": system}, [pixels], samples, WARM_UP, console)
+            summary = system.summary()
+            kept = {name: summary[name] for name in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms")}
+            points.append(sharing(networks, servers) | kept)
+    return points
+
+
+def copied(release: Path, folder: Path, servers: int) -> Path:
+    """A release with folders for so many servers."""
+    copy = folder / release.name
+    shutil.copytree(release, copy)
+    present = len(list(copy.glob("server-*")))
+    if present < servers:
+        add_servers(copy, servers)
+    return copy
+
+
+def write_coded(out: Path, results: Mapping[str, Any]) -> Path:
+    """Write the result file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = out / RESULT_NAME
+    write_results(path, results)
+    return path
+
+
+def show_coded(results: Mapping[str, Any], console: Console) -> None:
+    """Print the tables of a run, and the bars."""
+    console.print(latency_table("Latency of one call on loopback, ms", results["systems"]))
+    for name, network in results["networks"].items():
+        console.print(latency_table(f"\nLatency through the network {name}, ms", network["systems"]))
+    told = "\n".join(f"{name}: {value:g}" for name, value in results["ratios"].items())
+    spent = ", ".join(f"{name} {value:.3f}" for name, value in results["device_ms"].items())
+    console.print(f"\n{told}\non the device, ms: {spent}\n", highlight=False)
+    shown = Table("bar", "limit", "measured", title="Bars", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for what, limit, measured in bars(results):
+        shown.add_row(what, limit, "not measured" if measured is None else f"{measured:.3g}")
+    console.print(shown)
+
+
+def bars(results: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
+    """The bars of coded releases: what, the limit, and what was measured."""
+    found = results["ratios"]
+    return [
+        ("coded p50 / masked p50, loopback (one round)", "<= 1.5", found["coded_p50_to_masked_p50"]),
+        ("sharing and decoding / head, on the device", "<= 2", results["device_ms"]["sharing_and_decoding_to_head"]),
+        ("CrypTen p50 / coded p50", ">= 30", found.get("crypten_p50_to_coded_p50")),
+    ]
