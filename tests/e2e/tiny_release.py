@@ -19,7 +19,7 @@ from privdfs._format import (
     ServerSpec,
 )
 from privdfs._manifest import encode_manifest
-from privdfs._verify import read_server_manifest
+from privdfs._verify import server_manifest
 from privdfs_export import writing
 from privdfs_export.writing import Sidecar
 
@@ -55,7 +55,7 @@ def write_server(folder: Path, index: int, *, onnx_bytes: bytes | None = None, s
     writing.write_server(server, client_manifest(index + 1), index, chosen, "python", Sidecar())
     if script is not None:
         (server / "branch" / "1" / "model.py").write_bytes(script)
-        manifest = read_server_manifest(server)
+        manifest = server_manifest(server)
         files = {name: sha256_file(server / name) for name in manifest.files}
         (server / MANIFEST_NAME).write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
 

@@ -8,7 +8,7 @@ import msgspec
 
 from privdfs._files import sha256_file
 from privdfs._manifest import encode_manifest
-from privdfs._verify import read_server_manifest
+from privdfs._verify import server_manifest
 from privdfs_export.triton import ModelSpec, TensorSpec, write_model
 from tests.sdk.tiny_release import CLASSES, MAX_BATCH, build_release
 
@@ -36,6 +36,6 @@ def write_wire_release(folder: Path, scripts: Mapping[int, str] | None = None) -
         if scripts and i in scripts:
             (server / "branch" / "1" / "model.py").write_text(scripts[i], encoding="utf-8")
         files = {name: sha256_file(server / name) for name in written}
-        manifest = msgspec.structs.replace(read_server_manifest(server), files=files)
+        manifest = msgspec.structs.replace(server_manifest(server), files=files)
         (server / "manifest.json").write_bytes(encode_manifest(manifest))
     return folder
