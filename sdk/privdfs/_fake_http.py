@@ -9,7 +9,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +18,7 @@ import msgspec
 
 from privdfs import _messages as messages
 from privdfs._http import STATUSES
+from privdfs._tls import WIRES_OWN
 
 _PATH = re.compile(r"/v2/models/([^/]+)/(config|infer)")
 _CODES = {name: code for code, name in reversed(STATUSES.items())} | {"INVALID_ARGUMENT": 400}
@@ -35,8 +36,9 @@ class CallFailedError(Exception):
 class Caller:
     """Who waits for an answer, as far as a fake asks."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, headers: Mapping[str, str]) -> None:
         self._connection = connection
+        self._headers = headers
 
     def is_active(self) -> bool:
         """Whether the caller still waits."""
@@ -45,6 +47,11 @@ class Caller:
             return not readable or bool(socket.socket.recv(self._connection, 1, socket.MSG_PEEK))
         except OSError:
             return False
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """The headers of the caller's own, such as a token, as gRPC calls them."""
+        pairs = [(name.lower(), value) for name, value in self._headers.items()]
+        return [pair for pair in pairs if pair[0] not in WIRES_OWN]
 
 
 #: A request of gRPC's and its caller to the answer of gRPC's.
@@ -125,7 +132,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _handle(self, body: bytes) -> tuple[bytes, bytes]:
         """The JSON of an answer, and the bytes that follow it."""
-        matched, caller = _PATH.fullmatch(self.path), Caller(self.connection)
+        matched, caller = _PATH.fullmatch(self.path), Caller(self.connection, self.headers)
         if matched is None:
             raise CallFailedError("NOT_FOUND")
         if matched[2] == "config":

@@ -8,6 +8,10 @@ import msgspec
 from privdfs._wire import ModelConfig, Query, Tensor, TensorType
 
 
+#: What msgspec raises about bytes that a server sent.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class _Size(msgspec.Struct, frozen=True):
     binary_data_size: int | None = None
 
@@ -61,7 +65,7 @@ def read_config(data: bytes) -> ModelConfig | None:
     """What the JSON of a model's configuration says; None when it is not one."""
     try:
         config = _read_config(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return None
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     return ModelConfig(parameters, _types(config.input), _types(config.output), config.max_batch_size)
@@ -71,7 +75,7 @@ def read_tensors(data: bytes, json_length: int) -> tuple[Tensor, ...] | None:
     """The tensors of an answer, whose JSON takes so many bytes; None when it is not one."""
     try:
         outputs = _read_answer(memoryview(data)[:json_length]).outputs
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return None
     tensors: list[Tensor] = []
     position = json_length

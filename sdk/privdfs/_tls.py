@@ -21,7 +21,7 @@ Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 _HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 _TOKEN = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
 #: What the wires themselves say in headers; a second one of these could change where a request ends.
-_WIRES_OWN = frozenset(
+WIRES_OWN = frozenset(
     {
         "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive",
         "upgrade", "expect", "te", "trailer", "accept-encoding", "user-agent", "inference-header-content-length",
@@ -145,7 +145,7 @@ def _check_header(header: object) -> None:
             f"the token's header {_shown_header(header)} has upper-case letters, which HTTP/2 does not allow: write "
             "it in lower case, here and in the server's settings"
         )
-    wired = header in _WIRES_OWN or header.startswith("grpc-") or header.endswith("-bin")
+    wired = header in WIRES_OWN or header.startswith("grpc-") or header.endswith("-bin")
     if not _HEADER.fullmatch(header) or wired:
         raise ConfigError(
             "the token's header cannot carry a token: use lower-case letters, digits and -_. (1 to "

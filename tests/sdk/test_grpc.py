@@ -21,7 +21,6 @@ from tritonclient.grpc import service_pb2 as service_messages
 from privdfs import _messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION
 from privdfs._dial import Trouble
-from privdfs._drive import Ask, carry_out
 from privdfs._grpc import STATUSES, GrpcConnection, _new_http
 from privdfs._security import make_security
 from privdfs._stream import Stream
@@ -29,34 +28,18 @@ from privdfs._tls import TLS
 from privdfs._wire import Reply
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S
+from tests.sdk.exchanges import ask, finish
 from tests.thorough import count
 
 
-class One:
-    """An exchange of one ask."""
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.done = False
-        self.reply: Reply[Any] | None = None
-        self.wake = float("inf")
-
-    def begin(self) -> list[Ask]:
-        return [self.ask]
-
-    def take(self, ask: Ask, reply: Reply[Any]) -> list[Ask]:
-        self.done, self.reply = True, reply
-        return []
-
-    def tick(self) -> list[Ask]:
-        return []
+def call(connection: GrpcConnection, message: bytes = b"", method: str = "ModelConfig") -> Reply[bytes]:
+    return ask(connection.call(method, message, HANG_S))
 
 
-def call(connection: GrpcConnection, message: bytes = b"", method: str = "ModelConfig") -> Reply[Any]:
-    one = One(Ask(connection.call(method, message, HANG_S)))
-    carry_out(one)
-    assert one.reply is not None
-    return one.reply
+@pytest.fixture
+def wire() -> str:
+    """The fakes of this module speak gRPC alone."""
+    return "grpc"
 
 
 triton: Any = service_messages  # protobuf has no types
@@ -243,8 +226,7 @@ def test_an_application_that_logs_everything_does_not_log_tokens(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     connection = GrpcConnection(0, fakes[0].endpoint)
-    one = One(Ask(connection.call("ModelConfig", b"", HANG_S, [("authorization", "Bearer zz-secret")])))
-    carry_out(one)
+    ask(connection.call("ModelConfig", b"", HANG_S, [("authorization", "Bearer zz-secret")]))
     connection.close()
     assert not [record for record in caplog.records if record.name.startswith(("hpack", "h2"))]
 
@@ -324,14 +306,6 @@ def test_mutated_answers_are_answers_or_trouble() -> None:
         kinds.add("trouble" if reply.trouble else reply.status)
         connection.close()
     assert {"trouble", "OK"} <= kinds
-
-
-def finish(steps: Any) -> Reply[Any]:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
 
 
 def test_the_messages_are_those_of_triton() -> None:
