@@ -45,16 +45,16 @@ class Door:
     owner: int | None = None
 
     def lead_to(self, target: str, owner: int | None = None) -> None:
-        """Send new connections to another server, "host:port"."""
-        host, port = target.split(":")
-        self.target, self.owner = (host, int(port)), owner
+        """Send new connections to another server, given by its endpoint."""
+        self.target, self.owner = _address(target), owner
 
 
 class Proxies:
     """One door for each target, on an event loop of their own; a context manager."""
 
     def __init__(self, targets: Sequence[str]) -> None:
-        self.doors = [Door((host, int(port)), "none", 0.1, []) for host, port in (t.split(":") for t in targets)]
+        self.doors = [Door(_address(target), "none", 0.1, []) for target in targets]
+        self._schemes = ["".join(target.partition("://")[:2]) if "://" in target else "" for target in targets]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._forgotten: set[asyncio.StreamWriter] = set()
@@ -91,7 +91,7 @@ class Proxies:
                 await self._serve(index, reader, writer)
 
             server = await asyncio.start_server(accept, "127.0.0.1", 0)
-            door.endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            door.endpoint = f"{self._schemes[index]}127.0.0.1:{server.sockets[0].getsockname()[1]}"
             self._servers.append(server)
 
     async def _end(self) -> None:
@@ -162,6 +162,12 @@ class Proxies:
                     continue
                 await _write(writer, data, trouble)
         writer.close()
+
+
+def _address(endpoint: str) -> tuple[str, int]:
+    """Host and port of an endpoint of either wire."""
+    host, port = endpoint.rpartition("://")[2].split(":")
+    return host, int(port)
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes, trouble: Trouble) -> None:

@@ -4,13 +4,14 @@ Each server of the release gets a tritonserver process of its own, as if it belo
 
 - It serves a private copy of the files that its manifest lists, made from the very bytes that were checked. What else
   lies in the folder is never looked at, and nothing is ever written there.
-- It listens on 127.0.0.1 only, speaks gRPC only, loads nothing but what it started with, completes no configuration,
-  keeps no cache and no trace. The calls that clients do not need (shared memory, model repository, statistics, trace,
-  logging) ask for a secret that only the program that started the servers knows.
+- It listens on 127.0.0.1 only, speaks gRPC, and HTTP where that is asked for, loads nothing but what it started with,
+  completes no configuration, keeps no cache and no trace. The calls that clients do not need (shared memory, model
+  repository, statistics, trace, logging) ask for a secret that only the program that started the servers knows.
 - It ends with the process that asked for it, however that process ends.
 """
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from privdfs._command_line import signals_interrupt
+from privdfs._config import WireName
 from privdfs._errors import BundleIntegrityError, Error
 from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER, server_folder
@@ -52,19 +54,22 @@ _RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
 _ADMIN = "privdfs-admin"
 #: For gRPC clients of servers on this machine: without it they would ask the proxy of `http_proxy` and its like.
 LOOPBACK_OPTIONS = (("grpc.enable_http_proxy", 0),)
-#: The gRPC metadata that carries the secret of a server (`RunningServer.admin`), as Triton spells it.
+#: What carries the secret of a server (`RunningServer.admin`), as Triton spells it: gRPC's metadata, HTTP's header.
 ADMIN_HEADER = f"triton-grpc-protocol-{_ADMIN}"
+HTTP_ADMIN_HEADER = _ADMIN
 
 
 @dataclass(frozen=True)
 class RunningServer:
     """One tritonserver: its repository's folder, where it listens, its log, its keeper, and the id it answers with.
 
-    `copy` is the copy of the folder that it reads, `admin` the secret that its restricted calls ask for.
+    `http` is the endpoint of its HTTP service, None where it has none. `copy` is the copy of the folder that it reads,
+    `admin` the secret that its restricted calls ask for.
     """
 
     repository: Path
     endpoint: str
+    http: str | None
     copy: Path
     log: Path
     keeper: "subprocess.Popen[bytes]"
@@ -74,17 +79,22 @@ class RunningServer:
 
 @contextmanager
 def serve(
-    repositories: Sequence[Path], *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+    repositories: Sequence[Path],
+    *,
+    wire: WireName = "grpc",
+    tritonserver: str | Path | None = None,
+    log_dir: Path | None = None,
 ) -> Iterator[list[str]]:
     """Run one local tritonserver for each repository; they are ready inside the `with`, and gone after it.
 
     Args:
         repositories: servers' folders of releases (`server-0`, `baseline`, …), each with its manifest.
+        wire: which endpoints are wanted; HTTP is served only then.
         tritonserver: the program; without it that on PATH, else that of `make triton`.
         log_dir: where the servers' logs go; without it a temporary folder, which is kept only after an error.
 
     Yields:
-        The endpoints, "127.0.0.1:PORT", in the order of the repositories.
+        The endpoints, "127.0.0.1:PORT" or "http://127.0.0.1:PORT", in the order of the repositories.
 
     Raises:
         privdfs.BundleError: a folder is not what its manifest says.
@@ -92,8 +102,8 @@ def serve(
         TritonserverMissingError: no tritonserver was found.
         TritonserverFailedError: a server ended or did not become ready.
     """
-    with serve_measured(repositories, tritonserver=tritonserver, log_dir=log_dir) as servers:
-        yield [server.endpoint for server in servers]
+    with serve_measured(repositories, http=wire == "http", tritonserver=tritonserver, log_dir=log_dir) as servers:
+        yield _endpoints(servers)
 
 
 @contextmanager
@@ -101,6 +111,7 @@ def serve_measured(
     repositories: Sequence[Path],
     *,
     foreign: Sequence[Path] = (),
+    http: bool = False,
     tritonserver: str | Path | None = None,
     log_dir: Path | None = None,
 ) -> Iterator[list[RunningServer]]:
@@ -109,6 +120,7 @@ def serve_measured(
     Args:
         repositories: as for `serve`.
         foreign: repositories with a manifest that do not belong to a release: only their files are checked.
+        http: whether they serve HTTP too.
         tritonserver: as for `serve`.
         log_dir: as for `serve`.
 
@@ -116,21 +128,25 @@ def serve_measured(
         The servers, with the secret that such calls ask for (`ADMIN_HEADER`), in the order of the repositories.
     """
     checked = [*map(_check, repositories), *map(read_repository, foreign)]
-    with _running(checked, tritonserver, log_dir) as servers:
+    with _running(checked, tritonserver, log_dir, http=http) as servers:
         yield servers
 
 
 @contextmanager
 def serve_release(
-    release_dir: Path, *, tritonserver: str | Path | None = None, log_dir: Path | None = None
+    release_dir: Path,
+    *,
+    wire: WireName = "grpc",
+    tritonserver: str | Path | None = None,
+    log_dir: Path | None = None,
 ) -> Iterator[list[str]]:
     """Run local tritonservers for all servers of a release; see `serve`.
 
     Yields:
         The endpoints of server 0..N-1, in order.
     """
-    with _running(_check_release(Path(release_dir)), tritonserver, log_dir) as servers:
-        yield [server.endpoint for server in servers]
+    with _running(_check_release(Path(release_dir)), tritonserver, log_dir, http=wire == "http") as servers:
+        yield _endpoints(servers)
 
 
 def start_at(path: Path, port: int, log: Path) -> RunningServer:
@@ -145,7 +161,7 @@ def start_at(path: Path, port: int, log: Path) -> RunningServer:
         privdfs.BundleError: The folder is not what its manifest says.
         ServeError: The server cannot be started.
     """
-    return _start(find_tritonserver(), _check(path), log, port)
+    return _start(find_tritonserver(), _check(path), log, port=port)
 
 
 def kill(server: RunningServer) -> None:
@@ -204,7 +220,7 @@ def _check_release(path: Path) -> list[Repository]:
 
 @contextmanager
 def _running(
-    repositories: Sequence[Repository], tritonserver: str | Path | None, log_dir: Path | None
+    repositories: Sequence[Repository], tritonserver: str | Path | None, log_dir: Path | None, *, http: bool
 ) -> Iterator[list[RunningServer]]:
     """Servers that are ready inside the `with`, and gone after it."""
     program = find_tritonserver(tritonserver)
@@ -218,7 +234,7 @@ def _running(
     failed = False
     try:
         for index, repository in enumerate(repositories):
-            servers.append(_start(program, repository, logs / f"{index}-{repository.path.name}.log"))
+            servers.append(_start(program, repository, logs / f"{index}-{repository.path.name}.log", http=http))
         deadline = time.monotonic() + READY_LIMIT_S
         for index, repository in enumerate(repositories):
             servers[index] = _make_ready(program, repository, servers[index], deadline)
@@ -234,10 +250,18 @@ def _running(
                 shutil.rmtree(logs, ignore_errors=True)
 
 
-def _start(program: Path, repository: Repository, log: Path, port: int | None = None) -> RunningServer:
+def _endpoints(servers: Sequence[RunningServer]) -> list[str]:
+    """Of HTTP where there is any, else of gRPC."""
+    return [server.http or server.endpoint for server in servers]
+
+
+def _start(
+    program: Path, repository: Repository, log: Path, *, port: int | None = None, http: bool = False
+) -> RunningServer:
     """Start a tritonserver for a private copy of a repository, on that port, or on one that is free at this moment."""
     token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
     endpoint = f"127.0.0.1:{_free_port() if port is None else port}"
+    web = f"http://127.0.0.1:{_free_port()}" if http else None
     copy = None
     try:
         copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))
@@ -247,7 +271,7 @@ def _start(program: Path, repository: Repository, log: Path, port: int | None = 
         keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(copy)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*keeper, *_command(program, repository, copy, endpoint, token, admin)],
+                [*keeper, *_command(program, repository, copy, token, [*_grpc(endpoint, admin), *_http(web, admin)])],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -261,12 +285,35 @@ def _start(program: Path, repository: Repository, log: Path, port: int | None = 
             msg = f"cannot write a copy of {repository.path} and its log ({error}): free some space, or set TMPDIR"
             raise ServeError(msg) from error
         raise
-    return RunningServer(repository.path, endpoint, copy, log, process, token, admin)
+    return RunningServer(repository.path, endpoint, web, copy, log, process, token, admin)
 
 
-def _command(program: Path, repository: Repository, copy: Path, endpoint: str, token: str, admin: str) -> list[str]:
-    """The hardened command line of one tritonserver, for the private copy of a repository."""
+def _grpc(endpoint: str, admin: str) -> list[str]:
     address, port = endpoint.split(":")
+    return [
+        "--allow-grpc=true",
+        f"--grpc-address={address}",
+        f"--grpc-port={port}",
+        "--reuse-grpc-port=false",
+        f"--grpc-restricted-protocol={_RESTRICTED}:{_ADMIN}={admin}",
+    ]
+
+
+def _http(endpoint: str | None, admin: str) -> list[str]:
+    if endpoint is None:
+        return ["--allow-http=false"]
+    address, port = endpoint.removeprefix("http://").split(":")
+    return [
+        "--allow-http=true",
+        f"--http-address={address}",
+        f"--http-port={port}",
+        "--reuse-http-port=false",
+        f"--http-restricted-api={_RESTRICTED}:{HTTP_ADMIN_HEADER}={admin}",
+    ]
+
+
+def _command(program: Path, repository: Repository, copy: Path, token: str, services: Sequence[str]) -> list[str]:
+    """The hardened command line of one tritonserver, for the private copy of a repository."""
     trusted = any(plan.version_compatible for plan in repository.plans)
     return [
         str(program.absolute()),
@@ -277,15 +324,10 @@ def _command(program: Path, repository: Repository, copy: Path, endpoint: str, t
         "--strict-readiness=true",
         "--exit-on-error=true",
         "--exit-timeout-secs=3",
-        "--allow-http=false",
         "--allow-metrics=false",
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
-        "--allow-grpc=true",
-        f"--grpc-address={address}",
-        f"--grpc-port={port}",
-        "--reuse-grpc-port=false",
-        f"--grpc-restricted-protocol={_RESTRICTED}:{_ADMIN}={admin}",
+        *services,
         "--trace-config=level=OFF",
         "--log-verbose=0",
         f"--backend-config=python,shm-region-prefix-name={copy.name}",
@@ -302,7 +344,7 @@ def _make_ready(program: Path, repository: Repository, server: RunningServer, de
         status = _end(server)
         if not _PORT_TAKEN.search(_read_log(server.log)):
             raise _failed(server, f"ended with status {status} before it was ready")
-        server = _start(program, repository, server.log)
+        server = _start(program, repository, server.log, http=server.http is not None)
     raise _failed(server, f"lost its port to another program {_PORT_ATTEMPTS} times")
 
 
@@ -331,9 +373,21 @@ def _is_ready(server: RunningServer) -> bool:
     with InferenceServerClient(server.endpoint, channel_args=list(LOOPBACK_OPTIONS)) as client:
         try:
             metadata = client.get_server_metadata(as_json=True, client_timeout=2) or {}
-            return metadata.get("name") == server.token and bool(client.is_server_ready(client_timeout=2))
+            ready = metadata.get("name") == server.token and bool(client.is_server_ready(client_timeout=2))
         except InferenceServerException:
             return False
+    return ready and (server.http is None or _says_over_http(server.http, server.token))
+
+
+def _says_over_http(endpoint: str, token: str) -> bool:
+    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=2)
+    try:
+        connection.request("GET", "/v2")
+        return f'"name":"{token}"'.encode() in connection.getresponse().read(1 << 16)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _free_port() -> int:
@@ -388,6 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "release", type=Path, metavar="RELEASE", help="folder of the release, with client and server-0 …"
     )
+    parser.add_argument("--http", action="store_true", help="serve HTTP too, on a port of its own, for clients of that")
     parser.add_argument("--json", action="store_true", help="print endpoints and logs as one line of JSON")
     parser.add_argument("--tritonserver", metavar="PATH", help="the tritonserver to run")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="where the servers' logs go")
@@ -397,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with signals_interrupt():
             repositories = _check_release(options.release)
-            with _running(repositories, options.tritonserver, options.log_dir) as servers:
+            with _running(repositories, options.tritonserver, options.log_dir, http=options.http) as servers:
                 _show(repositories[0].manifest.release, servers, as_json=options.json)
                 _watch(servers, parent)
     except KeyboardInterrupt:
@@ -413,6 +468,7 @@ def _show(release: str, servers: Sequence[RunningServer], *, as_json: bool) -> N
         found = {
             "release": release,
             "endpoints": [server.endpoint for server in servers],
+            **({} if servers[0].http is None else {"http": [server.http for server in servers]}),
             "logs": [str(server.log) for server in servers],
         }
         print(json.dumps(found), flush=True)
@@ -420,6 +476,8 @@ def _show(release: str, servers: Sequence[RunningServer], *, as_json: bool) -> N
     print(f"{'server':<10}  {'endpoint':<21}  log")
     for server in servers:
         print(f"{server.repository.name:<10}  {server.endpoint:<21}  {server.log}")
+        if server.http is not None:
+            print(f"{'':<10}  {server.http}")
     print(f"Release {release} is being served; Ctrl-C ends it.", flush=True)
 
 

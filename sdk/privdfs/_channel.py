@@ -14,7 +14,6 @@ Guarantees:
 - Errors carry the name of a status, never a server's text, which could hold anything, shares included.
 """
 
-import importlib
 import logging
 import math
 import os
@@ -27,9 +26,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from privdfs import _messages as messages
 from privdfs._coded_format import CodedManifest, branch_model, round_signature
-from privdfs._config import Server
+from privdfs._config import Server, wire_of
 from privdfs._constants import BREAKER_FAILURES, BREAKER_LAST_S, MAX_ABS_LOGIT, RELOAD_AFTER_S
 from privdfs._core import Share
 from privdfs._drive import Ask
@@ -50,20 +48,20 @@ from privdfs._format import (
     TensorSpec,
     branch_signature,
 )
-from privdfs._grpc import Connection, Reply
 from privdfs._manifest import AnyClientManifest
-from privdfs._messages import Message
 from privdfs._onnx import partition_feed
 from privdfs._routing import Replicas
 from privdfs._security import make_security
+from privdfs._wire import Connection, ModelConfig, Query, Reply, Tensor, TensorType
+from privdfs._wires import connection_class
 
 #: Statuses after which trying the same replica again may help. An inference changes nothing on the server,
 #: and the same share tells it nothing new, so asking again is always safe. After other statuses it would not help.
 _PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
 
-#: Element types as a configuration numbers them, and as an answer spells them.
-_TYPES = {"int8": messages.TYPE_INT8, "int32": messages.TYPE_INT32, "float32": messages.TYPE_FP32}
-_DATATYPES = {"int8": (np.dtype("i1"), "INT8"), "float32": (np.dtype("<f4"), "FP32")}
+#: Element types as KServe spells them, and how an answer's bytes are read.
+DATATYPES = {"int8": "INT8", "int32": "INT32", "float32": "FP32"}
+_DTYPES = {"int8": np.dtype("i1"), "float32": np.dtype("<f4")}
 
 _log = logging.getLogger("privdfs")
 _ADVICE = "the server is faulty or dishonest; tell its operator"
@@ -139,7 +137,8 @@ class ServerChannel:
         self._stamp: tuple[object, ...] = (
             () if server.tls is None else server.tls.stamp()
         )  # before the files are read: no change is missed
-        self._security = None if server.tls is None else make_security(server.tls)
+        self._connection = connection_class(wire_of(server.endpoints[0]))  # all replicas have the same wire
+        self._security = None if server.tls is None else make_security(server.tls, self._connection.protocol)
         self._looked_at = time.monotonic()
         self.replicas = Replicas(branch.server, server.endpoints, self._open, self._usable)
 
@@ -163,7 +162,7 @@ class ServerChannel:
         if connection.checked:  # it is asked once more, from the start
             connection.checked, connection.passed = False, 0
         model = self._branch.models[connection.passed]
-        return self._ask(connection, "ModelConfig", messages.new("ModelConfigRequest", name=model.name), remaining)
+        return Ask(connection.ask_config(model.name, remaining, self._headers()))
 
     def ask_branch(self, connection: Connection, share: Share, remaining: float, timeout: float) -> Ask:
         """Ask an endpoint for the answer to this server's share.
@@ -188,46 +187,39 @@ class ServerChannel:
             raise RuntimeError("a share was about to be sent on a connection that has not passed the check")
         if len(model.inputs) != (1 if share.partition is None else 2):
             raise RuntimeError("a share of a keyed release was about to be sent without its partition, or another with")
-        request = messages.new("ModelInferRequest", model_name=model.name)
-        request.parameters["timeout"].int64_param = round(timeout * 1e6)
-        request.inputs.add(name=SHARE, datatype="INT8", shape=share.values.shape)
-        request.raw_input_contents.append(share.values.tobytes())
+        inputs = [Tensor(SHARE, "INT8", share.values.shape, share.values.tobytes())]
         for name, feed in partition_feed(share.partition, batch).items():
-            request.inputs.add(name=name, datatype="INT32", shape=feed.shape)
-            request.raw_input_contents.append(feed.astype("<i4").tobytes())
-        request.outputs.add(name=model.output.name)
-        return self._ask(connection, "ModelInfer", request, remaining)
+            inputs.append(Tensor(name, "INT32", feed.shape, feed.astype("<i4").tobytes()))
+        query = Query(model.name, tuple(inputs), model.output.name, round(timeout * 1e6))
+        return Ask(connection.ask_model(query, remaining, self._headers()))
 
-    def read_config(self, connection: Connection, reply: Reply) -> Failure | None:
+    def read_config(self, connection: Connection, reply: Reply[ModelConfig]) -> Failure | None:
         """Judge an endpoint by the configuration of a model it serves.
 
         None: it fits. Once all models do, the connection is `checked`, and shares may be sent on it; until then there
         is more to ask.
         """
         model = self._branch.models[connection.passed]
-        failure = None
-        if reply.message is None:
-            failure = self._failure(connection, reply, model.name)
-        else:
-            response = _parsed("ModelConfigResponse", reply.message)
-            error = _judge_config(self._branch, model, connection.endpoint, response.config if response else None)
+        failure = self._failure(connection, reply, model.name)
+        if failure is None:
+            error = _judge_config(self._branch, model, connection.endpoint, reply.message)
             failure = None if error is None else Failure(error, again=False)
         connection.passed = connection.passed + 1 if failure is None else 0
         connection.checked = connection.passed == len(self._branch.models)
         return failure
 
-    def read_answer(self, connection: Connection, share: Share, reply: Reply) -> "npt.NDArray[Any] | Failure":
+    def read_answer(
+        self, connection: Connection, share: Share, reply: Reply[tuple[Tensor, ...]]
+    ) -> "npt.NDArray[Any] | Failure":
         """Judge the answer to a share: logits or residues, or why there are none.
 
         A server that failed is checked again before it is sent another share.
         """
         model = self._branch.models[share.round]
-        if reply.message is None:
-            failure = self._failure(connection, reply, model.name)
-        else:
+        failure = self._failure(connection, reply, model.name)
+        if failure is None:
             try:
-                response = _parsed("ModelInferResponse", reply.message)
-                return _read_tensor(self.server, model, len(share.values), response)
+                return _read_tensor(self.server, model, len(share.values), reply.message)
             except AnswerError as problem:
                 failure = Failure(problem, again=False)
         connection.checked, connection.passed = False, 0
@@ -255,13 +247,12 @@ class ServerChannel:
             self.server,
         )
 
-    def _ask(self, connection: Connection, method: str, request: Message, remaining: float) -> Ask:
+    def _headers(self) -> tuple[tuple[str, str], ...]:
         token = self._config.token
-        headers = () if token is None else token.metadata()
-        return Ask(connection.call(method, request.SerializeToString(), remaining, headers))
+        return () if token is None else token.metadata()
 
     def _open(self, endpoint: str) -> Connection:
-        return Connection(self.server, endpoint, self._security)
+        return self._connection(self.server, endpoint, self._security)
 
     def _usable(self, connection: Connection) -> bool:
         """Whether another call may run on an idle connection."""
@@ -277,14 +268,17 @@ class ServerChannel:
         if stamp == self._stamp:
             return
         try:
-            self._security, self._stamp = make_security(tls), stamp
+            self._security, self._stamp = make_security(tls, self._connection.protocol), stamp
         except ConfigError as error:
             _log.warning("the certificates of server %d changed but cannot be used yet: %s", self.server, error.message)
         else:
             self.replicas.forgive()
 
-    def _failure(self, connection: Connection, reply: Reply, model: str) -> Failure:
+    def _failure(self, connection: Connection, reply: Reply[Any], model: str) -> Failure | None:
+        """Why a reply holds no message; None for one that does, even if it cannot be read."""
         trouble = reply.trouble
+        if trouble is None and reply.status == "OK":
+            return None
         if trouble is None:
             return Failure(self._error(connection.endpoint, reply.status, model), again=reply.status in _PASSING)
         error = ServerUnavailableError(f"{connection.endpoint} {trouble.what}: {trouble.advice}", self.server)
@@ -327,7 +321,6 @@ class Channels(Sequence[ServerChannel]):
         pairs = zip(branches(manifest, len(servers)), servers, strict=True)
         self._channels = [ServerChannel(branch, server) for branch, server in pairs]
         self._pid = os.getpid()
-        _load_libraries()
 
     @overload
     def __getitem__(self, index: int) -> ServerChannel: ...
@@ -356,30 +349,11 @@ class Channels(Sequence[ServerChannel]):
             warnings.warn("a privdfs client was dropped without close()", ResourceWarning, stacklevel=1)
 
 
-def _load_libraries() -> None:
-    """Import what would otherwise delay the first call."""
-    importlib.import_module("h2.connection")
-    messages.message_class("ModelInferRequest")
-
-
-def _parsed(name: str, data: bytes) -> Message | None:
-    """A message that a server sent; None when it is none of that kind."""
-    from google.protobuf.message import DecodeError
-
-    message = messages.new(name)
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        return None
-    return message
-
-
-def _judge_config(branch: Branch, model: BranchModel, where: str, config: Message | None) -> ServerError | None:
+def _judge_config(branch: Branch, model: BranchModel, where: str, config: ModelConfig | None) -> ServerError | None:
     """Whether an endpoint serves this branch: release and server first, then shapes."""
     if config is None:
         return AnswerError(f"{where} gave an unreadable answer to the release check: {_ADVICE}", branch.server)
-    release = config.parameters[RELEASE_PARAMETER].string_value if RELEASE_PARAMETER in config.parameters else ""
-    server = config.parameters[SERVER_PARAMETER].string_value if SERVER_PARAMETER in config.parameters else ""
+    release, server = (config.parameters.get(name, "") for name in (RELEASE_PARAMETER, SERVER_PARAMETER))
     wanted = f"server {branch.server} of release {branch.release}"
     if release != branch.release:
         return ServerMismatchError(
@@ -392,11 +366,8 @@ def _judge_config(branch: Branch, model: BranchModel, where: str, config: Messag
             f"{where} is server {_quoted(server)} of the release, not {branch.server}: put the servers in order",
             branch.server,
         )
-    inputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input]
-    outputs = [(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output]
-    fits = inputs == [(each.name, _TYPES[each.dtype], each.sizes) for each in model.inputs]
-    fits = fits and outputs == [(model.output.name, _TYPES[model.output.dtype], model.output.sizes)]
-    if not fits or config.max_batch_size < branch.max_batch:
+    inputs = tuple(_type(each) for each in model.inputs)
+    if (config.inputs, config.outputs) != (inputs, (_type(model.output),)) or config.max_batch < branch.max_batch:
         return ServerMismatchError(
             f"{where} calls itself {wanted}, but its tensors differ: its folder was changed; "
             "start it from the release as exported",
@@ -405,27 +376,29 @@ def _judge_config(branch: Branch, model: BranchModel, where: str, config: Messag
     return None
 
 
-def _read_tensor(server: int, model: BranchModel, batch: int, response: Message | None) -> "npt.NDArray[Any]":
+def _type(tensor: TensorSpec) -> TensorType:
+    return TensorType(tensor.name, DATATYPES[tensor.dtype], tensor.sizes)
+
+
+def _read_tensor(server: int, model: BranchModel, batch: int, tensors: tuple[Tensor, ...] | None) -> "npt.NDArray[Any]":
     """The answer in a response: logits float32 [batch, classes], or residues int8 [batch, primes, outputs].
 
     Raises:
         AnswerError: it holds anything else.
     """
-    if response is None:
+    if tensors is None:
         raise AnswerError(f"gave an unreadable answer: {_ADVICE}", server)
-    outputs = response.outputs
-    if len(outputs) != 1 or len(response.raw_output_contents) != 1:
+    raws = [each.raw for each in tensors if each.raw is not None]
+    if len(tensors) != 1 or len(raws) != 1:
         raise AnswerError(
-            f"answered with {len(outputs)} tensors ({len(response.raw_output_contents)} of them raw) instead of one: "
-            f"{_ADVICE}",
-            server,
+            f"answered with {len(tensors)} tensors ({len(raws)} of them raw) instead of one: {_ADVICE}", server
         )
-    tensor, raw, wanted = outputs[0], response.raw_output_contents[0], model.output
-    dtype, datatype = _DATATYPES[wanted.dtype]
+    tensor, raw, wanted = tensors[0], raws[0], model.output
+    dtype, datatype = _DTYPES[wanted.dtype], DATATYPES[wanted.dtype]
     if (tensor.name, tensor.datatype) != (wanted.name, datatype):
         raise AnswerError(f"answered with another tensor than {wanted.name!r} of type {datatype}: {_ADVICE}", server)
     shape = (batch, *wanted.sizes)
-    if list(tensor.shape) != list(shape) or len(raw) != dtype.itemsize * math.prod(shape):
+    if tensor.shape != shape or len(raw) != dtype.itemsize * math.prod(shape):
         raise AnswerError(
             f"answered with shape {list(tensor.shape)[:8]} in {len(raw)} bytes instead of {list(shape)}: {_ADVICE}",
             server,

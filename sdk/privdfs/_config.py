@@ -19,8 +19,16 @@ from privdfs._tls import TLS, Token
 Wait: TypeAlias = Literal["all", "quorum"]
 
 _HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_ENDPOINT = re.compile(rf"(?P<host>{_HOST}):(?P<port>[0-9]{{1,5}})")
+#: "host:port" is gRPC, as ever. A web address may leave its port out, and end in one slash; it has no path.
+_ENDPOINT = re.compile(
+    rf"(?:(?:grpc://)?(?P<grpc>{_HOST}):(?P<grpc_port>[0-9]{{1,5}})"
+    rf"|(?P<scheme>https?)://(?P<http>{_HOST})(?::(?P<http_port>[0-9]{{1,5}}))?/?)"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_PORT = 65535
+
+#: How a server is spoken to.
+WireName: TypeAlias = Literal["grpc", "http"]
 
 _log = logging.getLogger("privdfs")
 
@@ -30,15 +38,17 @@ class Server:
     """One party: one trust domain that holds one branch, at one or more endpoints (its replicas).
 
     Attributes:
-        endpoints: "host:port" of every replica; all of them belong to this party and may see its share.
-        tls: how to connect; None means plaintext, which is accepted for loopback addresses only.
+        endpoints: of every replica, all of the same wire: "https://host" or "http://host:port" for HTTP, "host:port" or
+            "grpc://host:port" for gRPC. All of them belong to this party and may see its share.
+        tls: how to connect; None means plaintext, which is accepted for loopback addresses only. For "https://" it is
+            `TLS()`, which trusts the system's authorities, unless another is given.
         insecure: allow plaintext to other addresses too. Anybody on the way can then read the share.
         token: a secret that the server asks for; not over plaintext beyond loopback. The text, a function that gives
             the present one, or a `Token`, which can name another header than "authorization".
 
     Raises:
-        ConfigError: no endpoint, one that is not host:port, one named twice, plaintext beyond loopback, or an argument
-            of another type.
+        ConfigError: no endpoint, one of another form, one named twice, endpoints of different wires, `tls` with
+            "http://", plaintext beyond loopback, or an argument of another type.
     """
 
     endpoints: tuple[str, ...]
@@ -57,17 +67,21 @@ class Server:
         listed = _check_endpoints(endpoints)
         _check_tls(tls)
         check_flag(insecure, "insecure")
+        for endpoint in listed:
+            split_endpoint(endpoint)
+        tls = _tls_of_scheme(listed, tls)
         if tls is not None and insecure:
             raise ConfigError("a server has `tls` and `insecure=True`: drop one of them")
+        how = "write https://" if wire_of(listed[0]) == "http" else "pass tls=TLS(…)"
         for endpoint in listed:
             host = split_endpoint(endpoint)[0]
             if tls is None and not insecure and not is_loopback(host):
                 raise ConfigError(
                     f"{endpoint} is not on this machine and has no TLS, so anyone on the network could read the share: "
-                    "pass tls=TLS(…), or insecure=True for a network that you trust"
+                    f"{how}, or insecure=True for a network that you trust"
                 )
             if tls is None and token is not None and not is_loopback(host):
-                raise ConfigError(f"a token would be sent to {endpoint} in plaintext: pass tls=TLS(…)")
+                raise ConfigError(f"a token would be sent to {endpoint} in plaintext: {how}")
         refuse_repeated(listed)
         object.__setattr__(self, "endpoints", listed)
         object.__setattr__(self, "tls", tls)
@@ -169,6 +183,19 @@ def _check_endpoints(endpoints: object) -> tuple[str, ...]:
     return cast("tuple[str, ...]", listed)
 
 
+def _tls_of_scheme(endpoints: Sequence[str], tls: TLS | None) -> TLS | None:
+    """The TLS of a server, given what the schemes of its endpoints say."""
+    schemes = {endpoint.partition("://")[0] if wire_of(endpoint) == "http" else "grpc" for endpoint in endpoints}
+    if len(schemes) > 1:
+        raise ConfigError(
+            f"the endpoints of a server are of different kinds ({', '.join(sorted(schemes))}): its replicas share one "
+            "way to connect, so write all of them as https://…, all as http://…, or all as host:port"
+        )
+    if schemes == {"http"} and tls is not None:
+        raise ConfigError("tls is given for an endpoint that begins with http://: write https://, or drop `tls`")
+    return TLS() if schemes == {"https"} and tls is None else tls
+
+
 def _list(value: object, what: str, advice: str) -> tuple[object, ...]:
     if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)):
         raise ConfigError(f"{what} have the type {type(cast('object', value)).__name__}: pass {advice}")
@@ -234,18 +261,29 @@ def check_retries(retries: object) -> Retries:
 
 
 def split_endpoint(endpoint: object) -> tuple[str, int]:
-    """Host (without brackets, lower case) and port of "host:port".
+    """Host (without brackets, lower case) and port of an endpoint.
 
     Raises:
-        ConfigError: it has another form.
+        ConfigError: it is neither "host:port" nor a URL of one of the wires.
     """
     match = _ENDPOINT.fullmatch(endpoint) if isinstance(endpoint, str) else None
-    port = int(match["port"]) if match else 0
+    port = 0 if match is None else int(match["grpc_port"] or match["http_port"] or _DEFAULT_PORTS[match["scheme"]])
     if match is None or not 1 <= port <= _MAX_PORT:
         raise ConfigError(
-            f"the endpoint {shown(endpoint)} is not of the form host:port: write it as in a.example:8001 or [::1]:8001"
+            f"the endpoint {shown(endpoint)} is not of the form host:port: write it as in a.example:8001 or "
+            "[::1]:8001 for gRPC, and as in https://a.example or http://127.0.0.1:8000, without a path, for HTTP"
         )
-    return match["host"].strip("[]").lower(), port
+    return (match["grpc"] or match["http"]).strip("[]").lower(), port
+
+
+def authority(endpoint: str) -> str:
+    """Host and port as an endpoint spells them: what is told to the server."""
+    return endpoint.rpartition("://")[2].rstrip("/")
+
+
+def wire_of(endpoint: str) -> WireName:
+    """How an endpoint is spoken to."""
+    return "http" if endpoint.startswith(("http://", "https://")) else "grpc"
 
 
 def is_loopback(host: str) -> bool:

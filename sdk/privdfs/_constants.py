@@ -66,6 +66,9 @@ MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: A server may send so many bytes beside an answer (headers, settings, pings) before its connection is closed.
 MAX_OVERHEAD_BYTES = 256 * 1024
+#: Headers of an HTTP answer beyond this are refused: inference servers and proxies send a dozen.
+MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
 #: No trained branch gives such a logit; below it the fusion's float32 arithmetic stays finite.
 MAX_ABS_LOGIT = 1e6
 

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from privdfs._dial import Steps, Wait
-from privdfs._grpc import Reply
+from privdfs._wire import Reply
 
 
 def _nothing() -> None:
@@ -25,7 +25,7 @@ def _nothing() -> None:
 class Ask:
     """A remote call: the steps that carry it out, begun by a driver."""
 
-    steps: Steps[Reply]
+    steps: Steps[Reply[Any]]
     wanted: bool = True
     forget: Callable[[], None] = _nothing
 
@@ -54,7 +54,7 @@ class Exchange(Protocol):
         """What to ask first."""
         ...
 
-    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
+    def take(self, ask: Ask, reply: Reply[Any]) -> list[Ask]:
         """Judge a reply; what to ask next."""
         ...
 
@@ -129,7 +129,7 @@ class _Pump:
         for ask in list(self._waits):
             ask.abandon()
 
-    def _run(self, ask: Ask) -> Reply | None:
+    def _run(self, ask: Ask) -> Reply[Any] | None:
         try:
             wait = next(ask.steps)
         except StopIteration as end:

@@ -28,9 +28,9 @@ from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, F
 from privdfs._core import Call, Chunk, Share
 from privdfs._drive import Ask
 from privdfs._errors import ServerError, ServerTimeoutError
-from privdfs._grpc import Connection, Reply
 from privdfs._kinds import Outcome
 from privdfs._result import Health
+from privdfs._wire import Connection, Reply
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,7 +101,7 @@ class Trip:
             self._attempt(delivery)
         return self._flush()
 
-    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
+    def take(self, ask: Ask, reply: Reply[Any]) -> list[Ask]:
         """Judge a reply; a late one is dropped."""
         for delivery in self._deliveries:
             for attempt in delivery.running:
@@ -187,7 +187,7 @@ class Trip:
         )
         self._asks.append(attempt.ask)
 
-    def _take_check(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
+    def _take_check(self, delivery: _Delivery, attempt: _Attempt, reply: Reply[Any]) -> None:
         failure = delivery.channel.read_config(attempt.connection, reply)
         if failure is None and not attempt.connection.checked:  # it has more models
             attempt.ask = delivery.channel.ask_config(attempt.connection, self._call.deadline.remaining)
@@ -199,7 +199,7 @@ class Trip:
         else:
             self._failed(delivery, attempt, failure)
 
-    def _take_answer(self, delivery: _Delivery, attempt: _Attempt, reply: Reply) -> None:
+    def _take_answer(self, delivery: _Delivery, attempt: _Attempt, reply: Reply[Any]) -> None:
         read = delivery.channel.read_answer(attempt.connection, delivery.share, reply)
         if isinstance(read, Failure):
             self._failed(delivery, attempt, read)
@@ -311,7 +311,7 @@ class Checkup:
                 self._running[channel.ask_config(connection, self._call.deadline.remaining)] = channel, connection
         return list(self._running)
 
-    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
+    def take(self, ask: Ask, reply: Reply[Any]) -> list[Ask]:
         """Judge an answer; a replica that is well is tried again at once, whatever its breaker said."""
         channel, connection = self._running.pop(ask)
         failure = channel.read_config(connection, reply)

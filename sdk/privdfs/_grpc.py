@@ -1,27 +1,26 @@
 """One gRPC connection to one endpoint, on a socket of our own: HTTP/2 by the library h2, and gRPC's framing on it.
 
 Why not grpcio: its channels reconnect by themselves, whenever they like, and do not say so. A share could then reach a
-server that was started in the place of the one that passed the release check. A `Connection` here is made once and
-never again (`_stream.py`), so `checked` is true of the very socket that a share goes out on. It also answers in one
-thread for all servers, and says what a certificate lacks.
-
-One call runs on a connection at a time. Neither headers nor status texts of a server get into errors: it can write
-there what it likes, shares included.
+server that was started in the place of the one that passed the release check. A connection here is made once and never
+again (`_stream.py`), so `checked` is true of the very socket that a share goes out on. It also answers in one thread
+for all servers, and says what a certificate lacks.
 """
 
 import logging
 import struct
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from privdfs._config import split_endpoint
-from privdfs._constants import IDLE_CONNECTION_S, MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION, MAX_OVERHEAD_BYTES
+from privdfs import _messages as messages
+from privdfs._constants import MAX_ANSWER_BYTES, MAX_OVERHEAD_BYTES
 from privdfs._dial import Steps, Trouble
+from privdfs._messages import Message
 from privdfs._security import Security
-from privdfs._stream import Stream
+from privdfs._wire import Connection, Headers, ModelConfig, Query, Reply, Tensor
+
+M = TypeVar("M")
 
 # It would log headers, tokens among them, for an application that logs everything it is given.
 if logging.getLogger("hpack").level == logging.NOTSET:
@@ -46,16 +45,6 @@ _MAX_TIMEOUT_MS = 99_999_999  # eight digits, the most that gRPC allows
 _NOT_GRPC = "check that this is the server's gRPC port, and that both sides use TLS or neither"
 
 
-@dataclass(frozen=True, repr=False)
-class Reply:
-    """How a call ended: with a message, or the name of a gRPC status, or what happened to the connection."""
-
-    message: bytes | None
-    status: str
-    ms: float
-    trouble: Trouble | None = None
-
-
 @dataclass
 class _Answer:
     """What has come of an answer so far."""
@@ -67,51 +56,33 @@ class _Answer:
     ended: bool = False
 
 
-class Connection:
-    """A connection to one endpoint of a server, and whether it has passed the release check.
+class GrpcConnection(Connection):
+    """A connection that speaks gRPC."""
 
-    It is made with its first call, and never made again.
-
-    Args:
-        server: index of the server that the endpoint belongs to.
-        endpoint: "host:port".
-        security: TLS, or None for plaintext.
-    """
+    protocol = "h2"
+    service = "gRPC"
 
     def __init__(self, server: int, endpoint: str, security: Security | None = None) -> None:
-        self.server = server
-        self.endpoint = endpoint
-        self.security = security
-        self.checked = False
-        self.passed = 0  # models of the branch that were judged so far
-        self._stream = Stream(*split_endpoint(endpoint), security)
+        super().__init__(server, endpoint, security)
         self._http: Any = None  # h2's connection
         self._running = 0  # the id of HTTP/2's stream of the present call
-        self._calls = 0
-        self._busy = False
         self._greeting = b""  # the first bytes that came
-        self._leaving = False  # the server said that it will close the connection
-        self._used_at = time.monotonic()
 
-    @property
-    def stage(self) -> str:
-        """How far it got, to follow the endpoint in a sentence."""
-        return self._stream.stage
+    def ask_config(self, model: str, timeout: float, headers: Headers = ()) -> Steps[Reply[ModelConfig]]:
+        """Ask for the configuration of a model."""
+        request = messages.new("ModelConfigRequest", name=model)
+        return self._run(self._ask("ModelConfig", request, messages.read_config, timeout, headers))
 
-    @property
-    def reusable(self) -> bool:
-        """Whether another call may run on it, as far as is known without looking."""
-        return self._stream.is_open and not self._busy and self._calls < MAX_CALLS_PER_CONNECTION
+    def ask_model(self, query: Query, timeout: float, headers: Headers = ()) -> Steps[Reply[tuple[Tensor, ...]]]:
+        """Ask a model."""
+        request = messages.infer_request(query)
+        return self._run(self._ask("ModelInfer", request, messages.read_tensors, timeout, headers))
 
-    @property
-    def idle_s(self) -> float:
-        """Seconds since its last call."""
-        return time.monotonic() - self._used_at
+    def call(self, method: str, message: bytes, timeout: float, headers: Headers = ()) -> Steps[Reply[bytes]]:
+        """Send a request, serialised, to a method of Triton's service, and wait for the answer's message."""
+        return self._run(self._exchange(method, message, timeout, headers))
 
-    def fit(self) -> bool:
-        """Look whether it is still there for another call: the other side may have closed it meanwhile."""
-        if not self.reusable or self.idle_s > IDLE_CONNECTION_S:
-            return False
+    def _look(self) -> bool:
         from h2.exceptions import H2Error
 
         idle = _Answer(ended=True)
@@ -121,53 +92,20 @@ class Connection:
             return not self._leaving and self._stream.try_to_send(self._http.data_to_send())
         return False
 
-    def call(
-        self, method: str, message: bytes, timeout: float, headers: Sequence[tuple[str, str]] = ()
-    ) -> Steps[Reply]:
-        """Send a request and wait for its answer; a driver that closes these steps cancels the call.
-
-        Args:
-            method: of Triton's service, for example "ModelInfer".
-            message: the request, serialised.
-            timeout: seconds after which the server may give up.
-            headers: further ones, such as a token; HTTP/2's compression does not index them.
-        """
-        started = time.perf_counter()
-        self._busy, usable, trouble = True, False, None
-        status, body = "UNAVAILABLE", None
-        try:
-            if self._http is None:
-                yield from self._stream.open()
-                self._http = _new_http()
-            status, body = yield from self._exchange(method, message, timeout, headers)
-            usable = not self._leaving
-        except Trouble as caught:
-            trouble = caught
-        except GeneratorExit:
-            usable = not self._leaving and self._cancel()
-            raise
-        finally:
-            if not usable:  # whatever else was raised, such as KeyboardInterrupt, may have left h2 half-way
-                self.close()
-            self._busy, self._used_at = False, time.monotonic()
-        return Reply(body, status, (time.perf_counter() - started) * 1e3, trouble)
-
-    def close(self) -> None:
-        """Close it for good."""
-        self.checked, self.passed = False, 0
-        self._stream.close()
-
-    def interrupt(self) -> None:
-        """End it under a call that runs on it in another thread."""
-        self._stream.interrupt()
+    def _ask(
+        self, method: str, request: Message, read: Callable[[bytes], M | None], timeout: float, headers: Headers
+    ) -> Steps[tuple[str, M | None]]:
+        status, body = yield from self._exchange(method, request.SerializeToString(), timeout, headers)
+        return status, None if body is None else read(body)
 
     def _exchange(
-        self, method: str, message: bytes, timeout: float, headers: Sequence[tuple[str, str]]
+        self, method: str, message: bytes, timeout: float, headers: Headers
     ) -> Steps[tuple[str, bytes | None]]:
         from h2.exceptions import H2Error, StreamClosedError
 
+        if self._http is None:
+            self._http = _new_http()
         http, answer = self._http, _Answer()
-        self._calls += 1
         try:
             stream = self._running = http.get_next_available_stream_id()
             http.send_headers(stream, self._headers(method, timeout, headers))
@@ -229,7 +167,7 @@ class Connection:
             if self._greeting[3:] not in {b"", b"\x04"}:
                 raise Trouble("does not speak HTTP/2", _NOT_GRPC)
 
-    def _headers(self, method: str, timeout: float, more: Sequence[tuple[str, str]]) -> list[Any]:
+    def _headers(self, method: str, timeout: float, more: Headers) -> list[Any]:
         from hpack import HeaderTuple, NeverIndexedHeaderTuple
 
         ms = min(max(1, round(timeout * 1e3)), _MAX_TIMEOUT_MS)
@@ -237,7 +175,7 @@ class Connection:
             (b":method", b"POST"),
             (b":scheme", b"http" if self.security is None else b"https"),
             (b":path", b"/inference.GRPCInferenceService/" + method.encode()),
-            (b":authority", self.endpoint.encode()),
+            (b":authority", self._authority.encode()),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
             (b"user-agent", b"privdfs"),
@@ -247,10 +185,9 @@ class Connection:
         return [*(HeaderTuple(*pair) for pair in same), *(NeverIndexedHeaderTuple(*pair) for pair in private)]
 
     def _cancel(self) -> bool:
-        """Tell the server that nobody waits for its answer any more; whether the connection can still be used."""
         from h2.exceptions import H2Error
 
-        if not self._stream.is_open or self._http is None:
+        if self._http is None:
             return False
         with suppress(H2Error):
             self._http.reset_stream(self._running, _CANCEL)

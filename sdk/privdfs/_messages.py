@@ -1,4 +1,4 @@
-"""The few protobuf messages of the KServe v2 protocol that a client needs, with the fields that it needs.
+"""gRPC's way to write what both wires carry: the few protobuf messages of the KServe v2 protocol that a client needs.
 
 The definition is https://github.com/kserve/open-inference-protocol and Triton's model_config.proto; fields that are not
 listed here are skipped when a message is read. Written as a table, so that neither generated code nor tritonclient is
@@ -6,9 +6,12 @@ needed; the messages live in a pool of their own and do not meet those of triton
 """
 
 import functools
+import itertools
 from typing import Any, TypeAlias
 
-#: Protobuf's messages have no types; their objects do not leave `_grpc.py` and `testing.py`.
+from privdfs._wire import ModelConfig, Query, Tensor, TensorType
+
+#: Protobuf's messages have no types; their objects do not leave this module, `_grpc.py` and `testing.py`.
 Message: TypeAlias = Any
 
 #: Message -> field -> (number, type); "*" before a type: repeated; "map": from text to that message.
@@ -43,8 +46,54 @@ _FIELDS: dict[str, dict[str, tuple[int, str]]] = {
     "ModelConfigResponse": {"config": (1, "ModelConfig")},
 }
 
-#: Triton's numbers for the types of tensors (its enum DataType).
-TYPE_INT8, TYPE_INT32, TYPE_FP32 = 6, 8, 11
+#: Triton's numbers for the types of tensors that a release has (its enum DataType).
+TYPE_NUMBERS = {"INT8": 6, "INT32": 8, "FP32": 11}
+_TYPES = {number: name for name, number in TYPE_NUMBERS.items()}
+
+
+def infer_request(query: Query) -> Message:
+    """The ModelInferRequest of a query."""
+    request = new("ModelInferRequest", model_name=query.model)
+    request.parameters["timeout"].int64_param = query.timeout_us
+    for tensor in query.inputs:
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        request.raw_input_contents.append(tensor.raw)
+    request.outputs.add(name=query.output)
+    return request
+
+
+def read_config(data: bytes) -> ModelConfig | None:
+    """What a ModelConfigResponse says; None when it is not one."""
+    response = _parsed("ModelConfigResponse", data)
+    if response is None:
+        return None
+    config = response.config
+    parameters = {name: config.parameters[name].string_value for name in config.parameters}
+    return ModelConfig(parameters, _types(config.input), _types(config.output), config.max_batch_size)
+
+
+def read_tensors(data: bytes) -> tuple[Tensor, ...] | None:
+    """The tensors of a ModelInferResponse; None when it is not one."""
+    response = _parsed("ModelInferResponse", data)
+    if response is None or len(response.raw_output_contents) > len(response.outputs):
+        return None
+    pairs = itertools.zip_longest(response.outputs, response.raw_output_contents)
+    return tuple(Tensor(each.name, each.datatype, tuple(each.shape), raw) for each, raw in pairs)
+
+
+def _types(tensors: Any) -> tuple[TensorType, ...]:  # noqa: ANN401 - protobuf has no types
+    return tuple(TensorType(each.name, _TYPES.get(each.data_type, ""), tuple(each.dims)) for each in tensors)
+
+
+def _parsed(name: str, data: bytes) -> Message | None:
+    from google.protobuf.message import DecodeError
+
+    message = new(name)
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return None
+    return message
 
 
 def new(kind: str, /, **fields: Any) -> Message:  # noqa: ANN401 - protobuf has no types

@@ -11,8 +11,6 @@ from pathlib import Path
 from privdfs._errors import ConfigError
 from privdfs._tls import TLS
 
-#: What is asked for by ALPN.
-PROTOCOL = "h2"
 #: What a server's certificate lacks, to follow the endpoint in a sentence, and what to do about it; by the numbers of
 #: OpenSSL's verification errors (x509_vfy.h).
 _LACKS = {
@@ -49,8 +47,8 @@ class Security:
     named: bool
 
 
-def make_security(tls: TLS) -> Security:
-    """Read the files of a `TLS` and make them ready for connections.
+def make_security(tls: TLS, protocol: str) -> Security:
+    """Read the files of a `TLS` and make them ready for connections on which this protocol is asked for by ALPN.
 
     Raises:
         ConfigError: as `TLS.read`; or OpenSSL does not take this device's certificate.
@@ -59,7 +57,7 @@ def make_security(tls: TLS) -> Security:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION  # HTTP/2 forbids it (RFC 9113, 9.2.1)
-    context.set_alpn_protocols([PROTOCOL])  # here and not for each connection: threads share the context
+    context.set_alpn_protocols([protocol])  # here and not for each connection: threads share the context
     if pems.roots is None:
         context.load_default_certs()
     else:

@@ -10,9 +10,11 @@ import ssl
 from contextlib import suppress
 
 from privdfs._dial import READ, WRITE, Steps, Trouble, Wait, dial
-from privdfs._security import NOT_PINNED, PROTOCOL, Security, explain
+from privdfs._security import NOT_PINNED, Security, explain
 
 _CHUNK = 64 * 1024
+#: What a server means that knows nothing of ALPN.
+_IMPLIED = {"http/1.1": (None,)}
 
 
 class Stream:
@@ -22,10 +24,13 @@ class Stream:
         host: name or address.
         port: TCP port.
         security: TLS, or None for plaintext.
+        protocol: what is to be spoken on it, as ALPN calls it.
+        service: what serves that, for errors.
     """
 
-    def __init__(self, host: str, port: int, security: Security | None) -> None:
+    def __init__(self, host: str, port: int, security: Security | None, *, protocol: str, service: str) -> None:
         self._host, self._port = host, port
+        self._protocol, self._service = protocol, service
         self._security = security
         self._socket: socket.socket | None = None
         self._out = bytearray()
@@ -180,9 +185,11 @@ class Stream:
         peer = self._tls.getpeercert(binary_form=True)
         if security.pinned and peer not in security.pinned:
             raise Trouble(*NOT_PINNED, again=False)
-        if self._tls.selected_alpn_protocol() != PROTOCOL:
+        if self._tls.selected_alpn_protocol() not in {self._protocol, *_IMPLIED.get(self._protocol, ())}:
             raise Trouble(
-                f"does not speak {PROTOCOL} over TLS", "give the port of the server's gRPC service", again=False
+                f"does not speak {self._protocol} over TLS",
+                f"give the port of the server's {self._service} service",
+                again=False,
             )
 
     def _raw(self) -> Steps[bytes]:
@@ -209,9 +216,9 @@ class Stream:
             return _left()
         self._lost = True
         if self._security is None:
-            also = "that this is its gRPC port, and that both sides use TLS or neither"
+            also = f"that this is its {self._service} port, and that both sides use TLS or neither"
         elif not self._shaken:
-            also = "that this is its gRPC port, and that it uses TLS"
+            also = f"that this is its {self._service} port, and that it uses TLS"
         elif self._security.named:
             also = "and that it accepts this device's certificate"
         else:

@@ -20,6 +20,13 @@ Pem: TypeAlias = "str | PathLike[str] | bytes | None"
 
 _HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,127}")
 _TOKEN = re.compile(r"[!-~](?:[ -~]{0,8190}[!-~])?")
+#: What the wires themselves say in headers; a second one of these could change where a request ends.
+WIRES_OWN = frozenset(
+    {
+        "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive",
+        "upgrade", "expect", "te", "trailer", "accept-encoding", "user-agent", "inference-header-content-length",
+    }
+)  # fmt: skip
 #: What Triton's --grpc-restricted-protocol looks for; a name follows, which is not a secret.
 _TRITON_HEADER = "triton-grpc-protocol-"
 
@@ -138,10 +145,11 @@ def _check_header(header: object) -> None:
             f"the token's header {_shown_header(header)} has upper-case letters, which HTTP/2 does not allow: write "
             "it in lower case, here and in the server's settings"
         )
-    if not _HEADER.fullmatch(header) or header.startswith("grpc-") or header.endswith("-bin"):
+    wired = header in WIRES_OWN or header.startswith("grpc-") or header.endswith("-bin")
+    if not _HEADER.fullmatch(header) or wired:
         raise ConfigError(
             "the token's header cannot carry a token: use lower-case letters, digits and -_. (1 to "
-            "128 of them), not beginning with `grpc-` and not ending with `-bin`"
+            "128 of them), not beginning with `grpc-`, not ending with `-bin`, and not a header of HTTP's own"
         )
 
 

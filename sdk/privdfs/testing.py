@@ -1,4 +1,4 @@
-"""A programmable server for tests of applications: it speaks real gRPC on loopback, and fails the way it is told to.
+"""A programmable server for tests of applications: it speaks real gRPC or HTTP on loopback, and fails as it is told to.
 
     from privdfs import Bundle, Client
     from privdfs.testing import FakeServer, Fault
@@ -11,7 +11,7 @@
         assert client.predict("photo.jpg").answered == (True, False, True)
 
 A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is not a
-server for production: it has no batching and no limits. It needs grpcio: pip install privdfs[testing].
+server for production: it has no batching and no limits. For gRPC it needs grpcio: pip install privdfs[testing].
 """
 
 import threading
@@ -27,7 +27,9 @@ import numpy.typing as npt
 
 from privdfs import _messages as messages
 from privdfs._bundle import Bundle
-from privdfs._channel import branches
+from privdfs._channel import DATATYPES, branches
+from privdfs._config import WireName
+from privdfs._fake_http import CallFailedError, Handler, HttpFace
 from privdfs._format import PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, ClientManifest
 from privdfs._local import open_branches, open_client
 
@@ -40,7 +42,6 @@ __all__ = ["Answer", "FakeServer", "Fault"]
 #: coded release shares int8 [batch, primes, values] and the number of the round, from 1 -> residues int8
 Answer = Callable[..., npt.NDArray[Any]]
 
-_TYPES = {"int8": messages.TYPE_INT8, "int32": messages.TYPE_INT32, "float32": messages.TYPE_FP32}
 _DATATYPES = {
     "float16": "FP16",
     "float32": "FP32",
@@ -57,10 +58,11 @@ class Fault:
 
     Attributes:
         delay: seconds to wait before anything else.
-        status: name of the gRPC status code to fail with, for example "UNAVAILABLE".
+        status: name of the gRPC status code to fail with, for example "UNAVAILABLE"; over HTTP the one that it stands
+            for there, such as 503.
         logits: replaces the answer's logits, or residues: an array -> one of any shape and type.
         round: of a coded release, the only round that it goes wrong in, from 1; None: in all.
-        response: last word on the protobuf message that is sent.
+        response: last word on the protobuf message that is sent, or over HTTP turned into what is sent.
     """
 
     delay: float = 0.0
@@ -77,10 +79,11 @@ class FakeServer:
         bundle: the client's part of the release.
         server: which server of the release to be.
         answer: from shares (and partitions) to logits.
-        credentials: `grpc.ServerCredentials` for TLS; plaintext when None.
+        wire: "grpc" or "http".
+        credentials: for TLS, `grpc.ServerCredentials`, or for HTTP an `ssl.SSLContext`; plaintext when None.
 
     Attributes:
-        endpoint: "127.0.0.1:port".
+        endpoint: "127.0.0.1:port", or for HTTP "http://127.0.0.1:port", with TLS "https://…".
         received: the shares received, int8 [batch, K] or [batch, primes, values], oldest first.
         rounds: the round of each, from 1.
         partitions: in a keyed release, the partitions that came with them, int32 [batch, 1].
@@ -89,10 +92,15 @@ class FakeServer:
         check_fault: what goes wrong when it is asked what it serves (`response` edits the ModelConfigResponse).
     """
 
-    def __init__(self, bundle: Bundle, server: int, answer: Answer, *, credentials: Any = None) -> None:  # noqa: ANN401 - grpcio has no types
-        import grpc  # pyright: ignore[reportMissingTypeStubs]
-
-        self._grpc: Any = grpc
+    def __init__(
+        self,
+        bundle: Bundle,
+        server: int,
+        answer: Answer,
+        *,
+        wire: WireName = "grpc",
+        credentials: Any = None,  # noqa: ANN401 - grpcio has no types
+    ) -> None:
         masked = isinstance(bundle.manifest, ClientManifest)
         self._branch = branches(bundle.manifest, bundle.n_servers if masked else server + 1)[server]
         self._masked = masked
@@ -105,25 +113,19 @@ class FakeServer:
         self.fault: Fault | None = None
         self.check_fault: Fault | None = None
 
-        self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=32))
-        handlers = {"ModelConfig": self._answer_config, "ModelInfer": self._answer_share}
-        methods = {
-            name: self._grpc.unary_unary_rpc_method_handler(
-                handler, messages.message_class(f"{name}Request").FromString, _serialised
-            )
-            for name, handler in handlers.items()
-        }
-        service = self._grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
-        self._server.add_generic_rpc_handlers((service,))
-        if credentials is None:
-            port = self._server.add_insecure_port("127.0.0.1:0")
-        else:
-            port = self._server.add_secure_port("127.0.0.1:0", credentials)
-        self.endpoint = f"127.0.0.1:{port}"
-        self._server.start()
+        face = HttpFace if wire == "http" else _GrpcFace
+        self._face = face(self._answer_config, self._answer_share, credentials)
+        self.endpoint = self._face.endpoint
 
     @classmethod
-    def for_release(cls, release_dir: str | PathLike[str], server: int, *, credentials: Any = None) -> "Self":  # noqa: ANN401 - grpcio has no types
+    def for_release(
+        cls,
+        release_dir: str | PathLike[str],
+        server: int,
+        *,
+        wire: WireName = "grpc",
+        credentials: Any = None,  # noqa: ANN401 - grpcio has no types
+    ) -> "Self":
         """A fake that answers with the real branch of a release folder, run in this process."""
         bundle = open_client(release_dir)
         models = open_branches(release_dir, bundle.manifest, server)
@@ -132,12 +134,12 @@ class FakeServer:
             def answer(*tensors: npt.NDArray[Any]) -> npt.NDArray[Any]:
                 return models[0].run(dict(zip((SHARE, PARTITION), tensors, strict=False)))[0]
 
-            return cls(bundle, server, answer, credentials=credentials)
+            return cls(bundle, server, answer, wire=wire, credentials=credentials)
 
         def answer_round(share: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
             return models[number - 1].run({SHARE: share})[0]
 
-        return cls(bundle, server, answer_round, credentials=credentials)
+        return cls(bundle, server, answer_round, wire=wire, credentials=credentials)
 
     def __enter__(self) -> "Self":
         return self
@@ -151,7 +153,7 @@ class FakeServer:
     def close(self) -> None:
         """Stop at once: calls in progress fail, later ones find a dead port."""
         self._closing.set()
-        self._server.stop(None).wait()
+        self._face.close()
 
     def _answer_config(self, request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
         return self._model_config(request, context)  # looked up at every call, so that a test can replace it
@@ -166,8 +168,8 @@ class FakeServer:
         model = next((each for each in branch.models if each.name == request.name), branch.models[0])
         config: Any = messages.new("ModelConfig", name=request.name, max_batch_size=branch.max_batch)
         for each in model.inputs:
-            config.input.add(name=each.name, data_type=_TYPES[each.dtype], dims=each.sizes)
-        config.output.add(name=model.output.name, data_type=_TYPES[model.output.dtype], dims=model.output.sizes)
+            config.input.add(name=each.name, data_type=_number(each.dtype), dims=each.sizes)
+        config.output.add(name=model.output.name, data_type=_number(model.output.dtype), dims=model.output.sizes)
         config.parameters[RELEASE_PARAMETER].string_value = branch.release
         config.parameters[SERVER_PARAMETER].string_value = str(branch.server)
         return _edited(self.check_fault, messages.new("ModelConfigResponse", config=config))
@@ -202,7 +204,47 @@ class FakeServer:
         while time.monotonic() < until and context.is_active() and not self._closing.wait(0.005):
             pass
         if fault.status is not None:
-            context.abort(self._grpc.StatusCode[fault.status], "told to by the test")
+            raise CallFailedError(fault.status)
+
+
+class _GrpcFace:
+    """A server that answers the two methods a client calls."""
+
+    def __init__(self, config: Handler, infer: Handler, credentials: Any) -> None:  # noqa: ANN401 - grpcio has no types
+        import grpc  # pyright: ignore[reportMissingTypeStubs]
+
+        self._grpc: Any = grpc
+        self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=32))
+        methods = {
+            name: self._grpc.unary_unary_rpc_method_handler(
+                self._failing(handler), messages.message_class(f"{name}Request").FromString, _serialised
+            )
+            for name, handler in {"ModelConfig": config, "ModelInfer": infer}.items()
+        }
+        service = self._grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+        self._server.add_generic_rpc_handlers((service,))
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.endpoint = f"127.0.0.1:{port}"
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+
+    def _failing(self, handler: Handler) -> Handler:
+        def answer(request: Any, context: Any) -> Any:  # noqa: ANN401 - protobuf has no types
+            try:
+                return handler(request, context)
+            except CallFailedError as failed:
+                context.abort(self._grpc.StatusCode[failed.status], "told to by the test")
+
+        return answer
+
+
+def _number(dtype: str) -> int:
+    return messages.TYPE_NUMBERS[DATATYPES[dtype]]
 
 
 def _serialised(message: Any) -> bytes:  # noqa: ANN401 - protobuf has no types

@@ -1,5 +1,6 @@
 """Serving, on real tritonserver processes."""
 
+import http.client
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from privdfs._errors import BundleIntegrityError
 from privdfs_export import serve as serve_module
 from privdfs_export.errors import RepositoryError, TritonserverFailedError, TritonserverMissingError
-from privdfs_export.serve import ADMIN_HEADER, find_tritonserver, serve, serve_measured, serve_release
+from privdfs_export.serve import (
+    ADMIN_HEADER,
+    HTTP_ADMIN_HEADER,
+    RunningServer,
+    find_tritonserver,
+    serve,
+    serve_measured,
+    serve_release,
+)
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
 
@@ -73,9 +82,14 @@ def shares(count: int, seed: int = 0) -> np.ndarray:
 
 
 def _start_command(
-    release: Path, scratch: Path, *prefix: str, log_dir: Path | None = None, settings: dict[str, str] | None = None
+    release: Path,
+    scratch: Path,
+    *prefix: str,
+    log_dir: Path | None = None,
+    settings: dict[str, str] | None = None,
+    more: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
-    line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json"]
+    line = [*prefix, sys.executable, "-m", "privdfs_export.serve", str(release), "--json", *more]
     line += [] if log_dir is None else ["--log-dir", str(log_dir)]
     environment = {**os.environ, "TMPDIR": str(scratch), **(settings or {})}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -194,16 +208,69 @@ def test_whoever_started_a_server_can_read_its_statistics(release: Path) -> None
 def test_servers_listen_on_one_loopback_port_and_nowhere_else(endpoints: list[str]) -> None:
     for endpoint in endpoints:
         port = int(endpoint.split(":")[1])
-        (pid,) = [
-            pid
-            for pid in descendants(os.getpid())
-            if f"--grpc-port={port}" in command(pid) and "-I -S" not in command(pid)
-        ]
-        (where,) = listening(pid)
-        address, _, found = where.partition(":")
-        assert int(found, 16) == port
-        # 127.0.0.1, in host byte order, alone or mapped into IPv6
-        assert address.endswith("0100007F")
+        assert listening_ports(port) == {port}
+
+
+def listening_ports(port: int) -> set[int]:
+    """All ports of the server that has this one for gRPC; they are on loopback."""
+    (pid,) = [
+        pid for pid in descendants(os.getpid()) if f"--grpc-port={port}" in command(pid) and "-I -S" not in command(pid)
+    ]
+    found = [where.partition(":") for where in listening(pid)]
+    # 127.0.0.1, in host byte order, alone or mapped into IPv6
+    assert all(address.endswith("0100007F") for address, _, _ in found)
+    return {int(port, 16) for _, _, port in found}
+
+
+# ------------------------------------------------------------------------------------------------------------- HTTP
+
+
+@pytest.fixture(scope="module")
+def both(release: Path) -> Iterator[RunningServer]:
+    """A server that speaks HTTP too."""
+    with serve_measured([release / "server-0"], http=True) as (server,):
+        yield server
+
+
+def ask_over_http(server: RunningServer, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    assert server.http is not None
+    connection = http.client.HTTPConnection(server.http.removeprefix("http://"), timeout=10)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_http_is_one_more_loopback_port(both: RunningServer) -> None:
+    assert both.http is not None
+    ports = [int(endpoint.rpartition(":")[2]) for endpoint in (both.endpoint, both.http)]
+    assert listening_ports(ports[0]) == set(ports)
+    status, body = ask_over_http(both, "/v2/models/branch/config")
+    assert status == 200
+    assert json.loads(body)["parameters"]["privdfs_server"] == {"string_value": "0"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/systemsharedmemory/status",
+        "/v2/cudasharedmemory/status",
+        "/v2/models/branch/stats",
+        "/v2/models/stats",
+        "/v2/trace/setting",
+        "/v2/logging",
+    ],
+)
+def test_paths_that_clients_do_not_need_are_refused(both: RunningServer, path: str) -> None:
+    assert ask_over_http(both, path)[0] == 403
+    assert ask_over_http(both, path, {HTTP_ADMIN_HEADER: "guess"})[0] == 403
+    assert ask_over_http(both, path, {HTTP_ADMIN_HEADER: both.admin})[0] == 200
+
+
+def test_there_are_no_metrics_over_http(both: RunningServer) -> None:
+    assert ask_over_http(both, "/metrics")[0] in {400, 404}
 
 
 def test_what_the_manifest_does_not_list_is_not_served(release: Path, tmp_path: Path) -> None:
@@ -310,6 +377,14 @@ def test_the_command_ends_with_status_2_and_one_line(release: Path, arguments: l
 
 
 # ------------------------------------------------------------------------------------------------------ no orphans
+
+
+def test_the_command_serves_http_where_that_is_asked_for(release: Path, tmp_path: Path) -> None:
+    with _start_command(release, tmp_path, more=["--http"]) as started:
+        found = _first_line(started)
+        assert len({endpoint.removeprefix("http://") for endpoint in found["http"] + found["endpoints"]}) == 6
+        started.send_signal(signal.SIGINT)
+        assert started.wait(ENDED_S) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

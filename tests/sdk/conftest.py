@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from privdfs import AsyncClient, Bundle, Client
+from privdfs._config import WireName
 from privdfs.testing import FakeServer
 from tests.sdk.drivers import AsyncDriver, Driver, SyncDriver
 from tests.sdk.tiny_release import HEIGHT, WIDTH, build_release
@@ -42,10 +43,16 @@ def images() -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (10, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
+@pytest.fixture(params=["grpc", "http"])
+def wire(request: pytest.FixtureRequest) -> WireName:
+    """How the servers of a test are spoken to."""
+    return request.param
+
+
 @pytest.fixture
-def fakes(release: Path) -> Iterator[list[FakeServer]]:
+def fakes(release: Path, wire: WireName) -> Iterator[list[FakeServer]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(FakeServer.for_release(release, i)) for i in range(3)]
+        yield [stack.enter_context(FakeServer.for_release(release, i, wire=wire)) for i in range(3)]
 
 
 @pytest.fixture

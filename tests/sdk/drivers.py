@@ -16,6 +16,12 @@ T = TypeVar("T")
 HANG_S = 60
 
 
+def at(host: str, endpoint: str) -> str:
+    """The port of an endpoint, spoken to in the same way, at another host."""
+    scheme, separator, _ = endpoint.rpartition("://")
+    return f"{scheme}{separator}{host}:{endpoint.rpartition(':')[2]}"
+
+
 class AsyncDriver:
     """`AsyncClient` on an event loop of its own thread, called from any thread."""
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import trustme
@@ -37,16 +36,18 @@ from privdfs import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._config import WireName
 from privdfs._core import Call, Chunk, Decoded, Share
 from privdfs.testing import FakeServer, Fault
+from tests.sdk.certificates import credentials, scheme
 from tests.sdk.drivers import HANG_S, Driver
 
 
 @pytest.fixture
-def dead_port() -> Iterator[str]:
+def dead_port(wire: WireName) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'http://' if wire == 'http' else ''}127.0.0.1:{listener.getsockname()[1]}"
 
 
 def causes_of(caught: pytest.ExceptionInfo[NotEnoughAnswersError]) -> dict[int, type[Error]]:
@@ -301,11 +302,11 @@ def test_a_server_that_comes_back_is_used_again(
     assert client.predict(images[0]).answered == (True, True, True)
 
 
-def test_what_is_no_grpc_server_at_all(
+def test_what_is_no_server_at_all(
     connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and says nothing
-        silent = f"127.0.0.1:{listener.getsockname()[1]}"
+        silent = f"{endpoints[0].rpartition(':')[0]}:{listener.getsockname()[1]}"
         client = connect(release / "client", [silent, *endpoints[1:]])
         with pytest.raises(NotEnoughAnswersError) as caught:
             client.predict(images[0], timeout=1)
@@ -378,8 +379,9 @@ def test_a_server_of_another_release_gets_no_share(
     fakes: list[FakeServer],
     endpoints: list[str],
     images: np.ndarray,
+    wire: WireName,
 ) -> None:
-    with FakeServer.for_release(other_release, 1) as stranger:
+    with FakeServer.for_release(other_release, 1, wire=wire) as stranger:
         client = connect(release / "client", [endpoints[0], stranger.endpoint, endpoints[2]])
         with pytest.raises(NotEnoughAnswersError, match="serves release 'tiny-2', not tiny-1") as caught:
             client.predict(images[0])
@@ -697,16 +699,11 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def guarded(release: Path, authority: trustme.CA) -> Iterator[list[FakeServer]]:
+def guarded(release: Path, authority: trustme.CA, wire: WireName) -> Iterator[list[FakeServer]]:
     """Three servers that want a client certificate of the authority."""
-    issued = authority.issue_cert("127.0.0.1")
-    credentials = grpc.ssl_server_credentials(
-        [(issued.private_key_pem.bytes(), b"".join(pem.bytes() for pem in issued.cert_chain_pems))],
-        root_certificates=authority.cert_pem.bytes(),
-        require_client_auth=True,
-    )
+    own = credentials(authority.issue_cert("127.0.0.1"), authority, wire)
     with ExitStack() as stack:
-        yield [stack.enter_context(FakeServer.for_release(release, i, credentials=credentials)) for i in range(3)]
+        yield [stack.enter_context(FakeServer.for_release(release, i, wire=wire, credentials=own)) for i in range(3)]
 
 
 def test_mutual_tls(
@@ -746,7 +743,8 @@ def test_tls_that_does_not_fit_sends_nothing(
         "another authority": TLS(ca=stranger.cert_pem.bytes()),
         "plaintext": None,
     }[case]
-    client = connect(release / "client", [Server(fake.endpoint, tls) for fake in guarded], timeout=3)
+    servers = [Server(scheme(fake.endpoint, tls=tls is not None), tls) for fake in guarded]
+    client = connect(release / "client", servers, timeout=3)
     with pytest.raises(NotEnoughAnswersError) as caught:
         client.predict(images[0])
     assert set(causes_of(caught).values()) <= {ServerUnavailableError, ServerTimeoutError}

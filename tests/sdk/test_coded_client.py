@@ -25,7 +25,7 @@ from privdfs import (
 )
 from privdfs._coded_format import CodedManifest
 from privdfs._core import Share
-from privdfs._grpc import Connection
+from privdfs._grpc import GrpcConnection
 from privdfs.testing import FakeServer, Fault
 from tests.coded_release import build_coded_release, drawn, noise
 from tests.sdk.drivers import HANG_S, Driver
@@ -389,7 +389,7 @@ def test_a_share_of_a_round_is_refused_where_it_does_not_belong(bundle: Bundle, 
     channels = Channels(bundle.manifest, [Server(endpoint) for endpoint in at(servers, 3)])
     client = Client(bundle, at(servers, 3))
     own = client.encode(PHOTOS[0])
-    connection = Connection(0, servers[0].endpoint)
+    connection = GrpcConnection(0, servers[0].endpoint)
     connection.checked = True
     for share in (Share(1, own[1][None]), Share(0, own[0][None], round=2), Share(0, own[0][None], partition=3)):
         with pytest.raises(RuntimeError, match="about to be sent"):

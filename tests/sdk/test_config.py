@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trustme
 
-from privdfs import TLS, Bundle, BundleStore, ConfigError, Queries, Retries, Server
-from privdfs._config import check_min_answers, check_retries, check_servers, check_timeout
+from privdfs import TLS, Bundle, BundleStore, ConfigError, Queries, Retries, Server, Token
+from privdfs._config import check_min_answers, check_retries, check_servers, check_timeout, split_endpoint, wire_of
 from tests.sdk.drivers import Driver
 
 
@@ -37,13 +37,70 @@ def test_tls_and_insecure_contradict_each_other() -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["", "a.example", ":8001", "a.example:", "a.example:0", "a.example:65536", "a.example:http", "http://a.example:80",
+    ["", "a.example", ":8001", "a.example:", "a.example:0", "a.example:65536", "a.example:http", "https://",
+     "https://a.example/v2", "https://a.example//", "https://a.example?x=1", "https://a.example#x", "HTTPS://a.example",
+     "https://a.example:0", "https://a.example:65536", "https://:443", "https:// a", "ftp://a.example:21",
+     "grpc://a.example", "grpc://a.example:1/", "grpcs://a.example:1", "https://a.example\n", "https://user@a.example",
      "dns:///a:1", "unix:/tmp/socket", "a b:1", "a.example:80 ", "::1:8001", "a.example:٣",
      "a.example:80\n", "a\n.example:80", "a.example:80\0", None, 8001, b"a:1"],
 )  # fmt: skip
 def test_what_is_no_endpoint(endpoint: Any) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Server([endpoint], tls=TLS())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port", "wire"),
+    [
+        ("a.example:8001", "a.example", 8001, "grpc"),
+        ("grpc://[::1]:8001", "::1", 8001, "grpc"),
+        ("http://127.0.0.1:8000", "127.0.0.1", 8000, "http"),
+        ("http://localhost/", "localhost", 80, "http"),
+        ("https://A.example", "a.example", 443, "http"),
+        ("https://[2001:db8::1]:8443/", "2001:db8::1", 8443, "http"),
+    ],
+)
+def test_the_scheme_chooses_the_wire(endpoint: str, host: str, port: int, wire: str) -> None:
+    assert (split_endpoint(endpoint), wire_of(endpoint)) == ((host, port), wire)
+
+
+def test_https_means_tls_and_http_means_none() -> None:
+    assert Server("https://a.example").tls == TLS()
+    assert Server("https://a.example", TLS(pin=b"-----BEGIN ")).tls == TLS(pin=b"-----BEGIN ")
+    assert Server("http://127.0.0.1:8000").tls is None
+    assert Server("grpc://127.0.0.1:8001").tls is None
+    with pytest.raises(ConfigError, match="write https://"):
+        Server("http://a.example:8000")
+    assert Server("http://a.example:8000", insecure=True).tls is None
+    with pytest.raises(ConfigError, match="drop `tls`"):
+        Server("http://127.0.0.1:8000", TLS())
+    with pytest.raises(ConfigError, match="insecure"):
+        Server("https://a.example", insecure=True)
+    with pytest.raises(ConfigError, match="in plaintext: write https://"):
+        Server("http://a.example:8000", insecure=True, token="t")
+
+
+@pytest.mark.parametrize(
+    "endpoints",
+    [["https://a.example", "b.example:8001"], ["http://127.0.0.1:1", "https://127.0.0.1:2"],
+     ["grpc://127.0.0.1:1", "http://127.0.0.1:2"]],
+)  # fmt: skip
+def test_replicas_are_all_of_one_kind(endpoints: list[str]) -> None:
+    with pytest.raises(ConfigError, match="of different kinds"):
+        Server(endpoints, TLS())
+
+
+def test_one_place_under_two_schemes_is_one_place() -> None:
+    with pytest.raises(ConfigError, match="named twice"):
+        check_servers(["http://127.0.0.1:8000", "grpc://localhost:8000"], 2)
+    with pytest.raises(ConfigError, match="named twice"):
+        Server(["https://a.example", "https://A.example:443/"])
+
+
+@pytest.mark.parametrize("header", ["content-length", "transfer-encoding", "host", "inference-header-content-length"])
+def test_a_token_is_no_header_of_the_wires(header: str) -> None:
+    with pytest.raises(ConfigError, match="HTTP's own"):
+        Token("5", header=header)
 
 
 @pytest.mark.parametrize("endpoints", [None, 8001, b"127.0.0.1:1", {"127.0.0.1:1": 1}, {"127.0.0.1:1"}, object()])

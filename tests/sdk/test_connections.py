@@ -29,10 +29,11 @@ from privdfs import (
     ServerMismatchError,
     ServerTimeoutError,
 )
+from privdfs._config import WireName
 from privdfs._constants import BREAKER_FAILURES, MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Share
 from privdfs.testing import FakeServer, Fault
-from tests.sdk.drivers import HANG_S, AsyncDriver, Driver
+from tests.sdk.drivers import HANG_S, AsyncDriver, Driver, at
 from tests.wire_proxy import Proxies
 
 ALL = (True, True, True)
@@ -61,13 +62,15 @@ def test_whoever_takes_the_place_of_a_checked_server_gets_no_share(
     fakes: list[FakeServer],
     doors: Proxies,
     images: np.ndarray,
+    *,
+    wire: WireName,
     stranger: str,
-    drop: bool,  # noqa: FBT001 - a parameter of the test
+    drop: bool,
 ) -> None:
     source, index = {"another server": (release, 1), "another release": (other_release, 0)}[stranger]
     client = connect(release / "client", [door.endpoint for door in doors.doors], timeout=20)
     assert client.predict(images[0]).answered == ALL
-    with FakeServer.for_release(source, index) as other:
+    with FakeServer.for_release(source, index, wire=wire) as other:
         doors.doors[0].lead_to(other.endpoint)
         if drop:
             doors.drop(0)
@@ -93,11 +96,16 @@ def test_a_server_that_is_restarted_between_two_calls_is_checked_and_answers(
 
 
 def test_a_stranger_that_comes_in_the_middle_of_a_call_gets_no_share(
-    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], doors: Proxies, images: np.ndarray
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    doors: Proxies,
+    images: np.ndarray,
+    wire: WireName,
 ) -> None:
     client = connect(release / "client", [door.endpoint for door in doors.doors], timeout=20)
     client.predict(images[0])
-    with FakeServer.for_release(release, 2) as other:
+    with FakeServer.for_release(release, 2, wire=wire) as other:
 
         def swap(logits: np.ndarray) -> np.ndarray:
             doors.doors[0].lead_to(other.endpoint)
@@ -203,7 +211,8 @@ def test_threads_and_descriptors_are_bounded_while_servers_fail(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
-        those = [endpoints[0], *(f"127.0.0.1:{sock.getsockname()[1]}" for sock in (silent, dead))]
+        start = endpoints[0].rpartition(":")[0]
+        those = [endpoints[0], *(f"{start}:{sock.getsockname()[1]}" for sock in (silent, dead))]
         client = connect(release / "client", those, timeout=0.05, min_answers=1)
         client.predict(images[0], timeout=10)
         before = threading.active_count(), open_descriptors()
@@ -508,7 +517,7 @@ def test_no_proxy_of_the_environment_ever_gets_a_share(
             for spelling in (name, name.upper()):
                 monkeypatch.setenv(spelling, f"http://127.0.0.1:{proxy.getsockname()[1]}")
         servers = [
-            Server(f"{name}.example:{endpoint.rpartition(':')[2]}", insecure=True)
+            Server(at(f"{name}.example", endpoint), insecure=True)
             for name, endpoint in zip("abc", endpoints, strict=True)
         ]
         client = connect(release / "client", servers, allow_shared_hosts=True, timeout=20)
@@ -525,7 +534,7 @@ def test_a_name_server_that_is_slow_keeps_one_thread_for_each_name(
     names: Callable[[dict[str, float]], None],
 ) -> None:
     names({"slow.example": 2.0})
-    servers = [*endpoints[:2], Server(f"slow.example:{endpoints[2].rpartition(':')[2]}", insecure=True)]
+    servers = [*endpoints[:2], Server(at("slow.example", endpoints[2]), insecure=True)]
     client = connect(release / "client", servers, allow_shared_hosts=True, timeout=0.1, min_answers=2)
     for _ in range(8):
         with suppress(NotEnoughAnswersError):  # where this machine has no time for the others within 0.1 s either
@@ -543,7 +552,7 @@ def test_a_name_server_that_is_slow_keeps_no_descriptor_for_each_call(
     names: Callable[[dict[str, float]], None],
 ) -> None:
     names({"slower.example": 3.0})
-    servers = [*endpoints[:2], Server(f"slower.example:{endpoints[2].rpartition(':')[2]}", insecure=True)]
+    servers = [*endpoints[:2], Server(at("slower.example", endpoints[2]), insecure=True)]
     client = connect(release / "client", servers, allow_shared_hosts=True, timeout=0.1, min_answers=2)
     client.with_options(wait="quorum", timeout=20).predict(images[0])  # connects to the others
     before = open_descriptors()
@@ -560,7 +569,7 @@ def test_a_lookup_for_which_there_is_no_descriptor_or_thread_fails_for_its_serve
     def refuse(*_: object, **__: object) -> None:
         raise {"socket.socketpair": OSError(24, "too many"), "threading.Thread": RuntimeError("no thread")}[lacking]
 
-    servers = [*endpoints[:2], Server("nowhere.invalid:8001", insecure=True)]
+    servers = [*endpoints[:2], Server(at("nowhere.invalid", endpoints[2]), insecure=True)]
     with Client(release / "client", servers, allow_unsigned=True, min_answers=2, timeout=20) as client:
         with monkeypatch.context() as patch:
             module, name = lacking.split(".")
@@ -575,7 +584,9 @@ def test_a_name_with_an_empty_or_long_part_is_named(
     connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
 ) -> None:
     for name in ("a..b", "a" * 70 + ".example"):
-        client = connect(release / "client", [*endpoints[:2], Server(f"{name}:8001", insecure=True)], timeout=20)
+        client = connect(
+            release / "client", [*endpoints[:2], Server(at(name, endpoints[2]), insecure=True)], timeout=20
+        )
         with pytest.raises(NotEnoughAnswersError, match="cannot be found"):
             client.predict(images[0])
 
@@ -583,7 +594,7 @@ def test_a_name_with_an_empty_or_long_part_is_named(
 def test_a_name_that_does_not_resolve_is_named(
     connect: Callable[..., Driver], release: Path, endpoints: list[str], images: np.ndarray
 ) -> None:
-    servers = [*endpoints[:2], Server("nowhere.invalid:8001", insecure=True)]
+    servers = [*endpoints[:2], Server(at("nowhere.invalid", endpoints[2]), insecure=True)]
     with pytest.raises(NotEnoughAnswersError, match="cannot be found"):
         connect(release / "client", servers, timeout=20).predict(images[0])
 
@@ -606,7 +617,7 @@ def test_the_next_address_of_a_host_is_tried_when_the_first_does_not_answer(
         return [first, *real("127.0.0.1", port, type=socket.SOCK_STREAM)]
 
     monkeypatch.setattr("socket.getaddrinfo", two)
-    servers = [*endpoints[:2], Server(f"two.example:{endpoints[2].rpartition(':')[2]}", insecure=True)]
+    servers = [*endpoints[:2], Server(at("two.example", endpoints[2]), insecure=True)]
     client = connect(release / "client", servers, allow_shared_hosts=True, timeout=20)
     assert client.predict(images[0]).answered == ALL
 

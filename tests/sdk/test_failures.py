@@ -20,6 +20,7 @@ from privdfs import (
     ServerUnavailableError,
     _routing,
 )
+from privdfs._config import WireName
 from privdfs._constants import BREAKER_FAILURES
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, Driver
@@ -28,10 +29,10 @@ ALL = (True, True, True)
 
 
 @pytest.fixture
-def twins(release: Path) -> Iterator[list[list[FakeServer]]]:
+def twins(release: Path, wire: WireName) -> Iterator[list[list[FakeServer]]]:
     """Two replicas of every server."""
     with ExitStack() as stack:
-        yield [[stack.enter_context(FakeServer.for_release(release, i)) for _ in range(2)] for i in range(3)]
+        yield [[stack.enter_context(FakeServer.for_release(release, i, wire=wire)) for _ in range(2)] for i in range(3)]
 
 
 def servers_of(twins: list[list[FakeServer]]) -> list[Server]:
@@ -275,11 +276,16 @@ def test_options_that_make_no_sense(
 
 
 def test_health_names_every_replica(
-    connect: Callable[..., Driver], release: Path, other_release: Path, twins: list[list[FakeServer]]
+    connect: Callable[..., Driver],
+    release: Path,
+    other_release: Path,
+    twins: list[list[FakeServer]],
+    wire: WireName,
 ) -> None:
-    with FakeServer.for_release(other_release, 1) as stranger, socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+    stranger = FakeServer.for_release(other_release, 1, wire=wire)
+    with stranger, socket.create_server(("127.0.0.1", 0)) as silent:
         pairs = [[fake.endpoint for fake in pair] for pair in twins]
+        endpoint = f"{pairs[0][0].rpartition(':')[0]}:{silent.getsockname()[1]}"
         pairs[1][1], pairs[2][0] = stranger.endpoint, endpoint
         found = connect(release / "client", [Server(pair) for pair in pairs]).health(timeout=1)
     assert [(row.server, row.endpoint) for row in found] == [(i, end) for i, pair in enumerate(pairs) for end in pair]

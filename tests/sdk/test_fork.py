@@ -68,7 +68,7 @@ def look_up(host, port, *args, **options):
     return real("127.0.0.1", port, type=socket.SOCK_STREAM)
 
 socket.getaddrinfo = look_up
-servers[2] = privdfs.Server("slow.example:" + servers[2].rpartition(":")[2], insecure=True)
+servers[2] = privdfs.Server(servers[2].replace("127.0.0.1", "slow.example"), insecure=True)
 
 def make_with_name(**options):
     return privdfs.Client(

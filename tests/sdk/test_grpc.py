@@ -21,41 +21,25 @@ from tritonclient.grpc import service_pb2 as service_messages
 from privdfs import _messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION
 from privdfs._dial import Trouble
-from privdfs._drive import Ask, carry_out
-from privdfs._grpc import STATUSES, Connection, Reply, _new_http
+from privdfs._grpc import STATUSES, GrpcConnection, _new_http
 from privdfs._security import make_security
 from privdfs._stream import Stream
 from privdfs._tls import TLS
-from privdfs.testing import FakeServer
+from privdfs._wire import Reply
+from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S
+from tests.sdk.exchanges import ask, finish
 from tests.thorough import count
 
 
-class One:
-    """An exchange of one ask."""
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.done = False
-        self.reply: Reply | None = None
-        self.wake = float("inf")
-
-    def begin(self) -> list[Ask]:
-        return [self.ask]
-
-    def take(self, ask: Ask, reply: Reply) -> list[Ask]:
-        self.done, self.reply = True, reply
-        return []
-
-    def tick(self) -> list[Ask]:
-        return []
+def call(connection: GrpcConnection, message: bytes = b"", method: str = "ModelConfig") -> Reply[bytes]:
+    return ask(connection.call(method, message, HANG_S))
 
 
-def call(connection: Connection, message: bytes = b"", method: str = "ModelConfig") -> Reply:
-    one = One(Ask(connection.call(method, message, HANG_S)))
-    carry_out(one)
-    assert one.reply is not None
-    return one.reply
+@pytest.fixture
+def wire() -> str:
+    """The fakes of this module speak gRPC alone."""
+    return "grpc"
 
 
 triton: Any = service_messages  # protobuf has no types
@@ -107,7 +91,7 @@ def right(http: h2.connection.H2Connection, stream: int, body: bytes, status: st
 
 def test_a_right_answer() -> None:
     with server(lambda http, stream, _: right(http, stream, framed(b"abc"))) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         assert not connection.reusable
         for _ in range(3):
             reply = call(connection)
@@ -134,7 +118,7 @@ WRONG: dict[str, Answer] = {
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
 def test_what_is_no_answer_is_trouble_and_ends_the_connection(answer: Answer) -> None:
     with server(answer) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         reply = call(connection)
         assert reply.message is None
         assert reply.trouble is not None
@@ -143,11 +127,11 @@ def test_what_is_no_answer_is_trouble_and_ends_the_connection(answer: Answer) ->
 
 
 def test_an_answer_larger_than_it_can_be_is_cut_off(fakes: list[FakeServer]) -> None:
-    connection = Connection(0, fakes[0].endpoint)
-    small = messages.new("ModelConfigRequest", name="x" * 1_000_000).SerializeToString()  # it comes back in the answer
-    assert call(connection, small).status == "OK", "longer than HTTP/2's windows"
-    large = messages.new("ModelConfigRequest", name="x" * (MAX_ANSWER_BYTES - 1000)).SerializeToString()
-    assert call(connection, large).status == "OK"
+    connection = GrpcConnection(0, fakes[0].endpoint)
+    request = messages.new("ModelConfigRequest", name="branch").SerializeToString()
+    for size in (1_000_000, MAX_ANSWER_BYTES - 1000):  # longer than HTTP/2's windows
+        fakes[0].check_fault = Fault(response=lambda reply, size=size: setattr(reply.config, "name", "x" * size))
+        assert call(connection, request).status == "OK"
     connection.close()
 
     def flood(http: h2.connection.H2Connection, stream: int, sock: socket.socket) -> None:
@@ -164,7 +148,7 @@ def test_an_answer_larger_than_it_can_be_is_cut_off(fakes: list[FakeServer]) -> 
                 continue
 
     with server(flood) as endpoint:
-        reply = call(Connection(0, endpoint))
+        reply = call(GrpcConnection(0, endpoint))
         assert reply.trouble is not None
         assert "more than an answer can be" in reply.trouble.what
 
@@ -172,7 +156,7 @@ def test_an_answer_larger_than_it_can_be_is_cut_off(fakes: list[FakeServer]) -> 
 @pytest.mark.parametrize(("number", "name"), [*enumerate(STATUSES[1:], 1), (99, "UNKNOWN"), (-1, "UNKNOWN")])
 def test_a_status_is_known_by_its_name_and_the_connection_stays(number: int, name: str) -> None:
     with server(lambda http, stream, _: right(http, stream, b"", str(number))) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         reply = call(connection)
         assert (reply.message, reply.status, reply.trouble) == (None, name, None)
         assert connection.fit()
@@ -185,7 +169,7 @@ def test_what_answers_without_grpc_status(code: str, name: str) -> None:
         http.send_headers(stream, [(":status", code), ("location", "https://elsewhere.example")], end_stream=True)
 
     with server(answer) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         assert call(connection).status == name
         connection.close()
 
@@ -196,7 +180,7 @@ def test_a_status_of_any_length_is_read() -> None:
         http.send_headers(stream, [(":status", "2" * 5000)], end_stream=True)  # Python converts 4300 digits at most
 
     with server(answer) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         assert call(connection).status == "UNKNOWN"
         connection.close()
 
@@ -209,7 +193,7 @@ def test_a_server_that_refuses_a_request_before_all_of_it_came(trailers: bool) -
         http.reset_stream(stream, 0xB)
 
     with server(refuse, on=h2.events.RequestReceived) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         reply = call(connection, b"x" * 500_000)  # more than its window takes
         assert (reply.status, reply.trouble) == ("RESOURCE_EXHAUSTED", None)
         assert connection.fit()
@@ -217,7 +201,7 @@ def test_a_server_that_refuses_a_request_before_all_of_it_came(trailers: bool) -
 
 
 def test_a_connection_that_was_interrupted_before_its_first_call_is_not_made(fakes: list[FakeServer]) -> None:
-    connection = Connection(0, fakes[0].endpoint)
+    connection = GrpcConnection(0, fakes[0].endpoint)
     connection.interrupt()  # as `Client.close` does from another thread
     reply = call(connection)
     assert reply.trouble is not None
@@ -229,7 +213,7 @@ def test_a_connection_whose_state_is_not_known_is_not_used_again(monkeypatch: py
         raise KeyboardInterrupt
 
     with server(lambda http, stream, _: right(http, stream, framed(b"abc"))) as endpoint:
-        connection = Connection(0, endpoint)
+        connection = GrpcConnection(0, endpoint)
         call(connection)
         monkeypatch.setattr(connection._http, "receive_data", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -241,9 +225,8 @@ def test_an_application_that_logs_everything_does_not_log_tokens(
     fakes: list[FakeServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    connection = Connection(0, fakes[0].endpoint)
-    one = One(Ask(connection.call("ModelConfig", b"", HANG_S, [("authorization", "Bearer zz-secret")])))
-    carry_out(one)
+    connection = GrpcConnection(0, fakes[0].endpoint)
+    ask(connection.call("ModelConfig", b"", HANG_S, [("authorization", "Bearer zz-secret")]))
     connection.close()
     assert not [record for record in caplog.records if record.name.startswith(("hpack", "h2"))]
 
@@ -253,11 +236,11 @@ def test_a_goodbye_of_tls_is_seen_although_the_socket_stays_open() -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    security = make_security(TLS(ca=authority.cert_pem.bytes()))
+    security = make_security(TLS(ca=authority.cert_pem.bytes()), "h2")
     assert security.context.options & ssl.OP_NO_RENEGOTIATION
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = context.wrap_bio(incoming, outgoing, server_side=True)
-    stream = Stream("127.0.0.1", 1, security)
+    stream = Stream("127.0.0.1", 1, security, protocol="h2", service="gRPC")
     ours, other = socket.socketpair()
     with ours, other:
         ours.setblocking(False)
@@ -283,7 +266,7 @@ def test_a_goodbye_of_tls_is_seen_although_the_socket_stays_open() -> None:
 
 
 def test_a_connection_is_replaced_after_so_many_calls() -> None:
-    connection = Connection(0, "127.0.0.1:1")
+    connection = GrpcConnection(0, "127.0.0.1:1")
     connection._stream._socket = socket.socket()
     assert connection.reusable
     connection._calls = MAX_CALLS_PER_CONNECTION
@@ -298,9 +281,9 @@ def test_mutated_answers_are_answers_or_trouble() -> None:
     for _ in range(count(1_500, 10_000)):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        connection = Connection(0, "127.0.0.1:1")
+        connection = GrpcConnection(0, "127.0.0.1:1")
         connection._stream._socket = ours
-        connection._http = _new_http()
+        connection._http, connection._made = _new_http(), True
         http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         http.initiate_connection()
         steps = connection.call("ModelConfig", b"abc", 1.0)
@@ -325,14 +308,6 @@ def test_mutated_answers_are_answers_or_trouble() -> None:
     assert {"trouble", "OK"} <= kinds
 
 
-def finish(steps: Any) -> Reply:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
-
-
 def test_the_messages_are_those_of_triton() -> None:
     request = messages.new("ModelInferRequest", model_name="branch")
     request.parameters["timeout"].int64_param = 5
@@ -353,9 +328,11 @@ def test_the_messages_are_those_of_triton() -> None:
     answer = triton.ModelConfigResponse(config=config).SerializeToString()
     ours = messages.message_class("ModelConfigResponse").FromString(answer).config
     assert (ours.name, ours.max_batch_size, ours.parameters["privdfs_release"].string_value) == ("branch", 8, "r")
-    assert [(t.name, t.data_type, list(t.dims)) for t in ours.input] == [("share", messages.TYPE_INT8, [3])]
-    assert [(t.name, t.data_type, list(t.dims)) for t in ours.output] == [("logits", messages.TYPE_FP32, [10])]
-    assert triton_config.TYPE_INT32 == messages.TYPE_INT32
+    assert [(t.name, t.data_type, list(t.dims)) for t in ours.input] == [("share", messages.TYPE_NUMBERS["INT8"], [3])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in ours.output] == [
+        ("logits", messages.TYPE_NUMBERS["FP32"], [10])
+    ]
+    assert messages.TYPE_NUMBERS["INT32"] == triton_config.TYPE_INT32
 
     reply = triton.ModelInferResponse(model_name="branch", model_version="1")
     reply.outputs.add(name="logits", datatype="FP32", shape=[2, 10])

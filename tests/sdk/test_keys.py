@@ -15,6 +15,7 @@ from PIL import Image
 
 from privdfs import Bundle, BundleFormatError, Client, ConfigError, NotEnoughAnswersError, ServerMismatchError, UserKey
 from privdfs._cli import main
+from privdfs._config import WireName
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import Driver
 from tests.sdk.tiny_release import FAMILY
@@ -24,9 +25,9 @@ KEY = UserKey(SECRET)
 
 
 @pytest.fixture
-def keyed_fakes(keyed_release: Path) -> Iterator[list[FakeServer]]:
+def keyed_fakes(keyed_release: Path, wire: WireName) -> Iterator[list[FakeServer]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(FakeServer.for_release(keyed_release, i)) for i in range(3)]
+        yield [stack.enter_context(FakeServer.for_release(keyed_release, i, wire=wire)) for i in range(3)]
 
 
 def other_key(bundle: Bundle) -> UserKey:

@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import trustme
@@ -30,8 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from privdfs import TLS, Client, ConfigError, NotEnoughAnswersError, Server, Token
-from privdfs._config import check_servers
+from privdfs._config import WireName, check_servers
 from privdfs.testing import FakeServer
+from tests.sdk.certificates import credentials, scheme
 from tests.sdk.drivers import Driver
 
 ALL = (True, True, True)
@@ -40,13 +40,6 @@ ALL = (True, True, True)
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-def credentials(issued: trustme.LeafCert, authority: trustme.CA | None = None) -> Any:
-    """A server's credentials; with an authority it wants a client certificate of that one."""
-    pair = issued.private_key_pem.bytes(), b"".join(pem.bytes() for pem in issued.cert_chain_pems)
-    roots = None if authority is None else authority.cert_pem.bytes()
-    return grpc.ssl_server_credentials([pair], roots, require_client_auth=authority is not None)
 
 
 def leaf(issued: trustme.LeafCert) -> bytes:
@@ -59,11 +52,15 @@ def issued(authority: trustme.CA) -> list[trustme.LeafCert]:
 
 
 @pytest.fixture
-def fakes_with_tls(release: Path, authority: trustme.CA, issued: list[trustme.LeafCert]) -> Iterator[list[FakeServer]]:
+def fakes_with_tls(
+    release: Path, authority: trustme.CA, issued: list[trustme.LeafCert], wire: WireName
+) -> Iterator[list[FakeServer]]:
     """Three servers with a certificate each that want one of the client."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(issued[i], authority)))
+            stack.enter_context(
+                FakeServer.for_release(release, i, wire=wire, credentials=credentials(issued[i], authority, wire))
+            )
             for i in range(3)
         ]
 
@@ -101,7 +98,12 @@ def test_every_server_is_known_by_its_own_certificate(
 
 @pytest.mark.parametrize("case", ["expired", "not yet valid", "wrong name"])
 def test_a_server_certificate_that_does_not_hold(
-    connect: Callable[..., Driver], release: Path, authority: trustme.CA, images: np.ndarray, case: str
+    connect: Callable[..., Driver],
+    release: Path,
+    authority: trustme.CA,
+    images: np.ndarray,
+    wire: WireName,
+    case: str,
 ) -> None:
     now, day = dt.datetime.now(dt.timezone.utc), dt.timedelta(days=1)
     cert = {
@@ -110,9 +112,8 @@ def test_a_server_certificate_that_does_not_hold(
         "wrong name": lambda: authority.issue_cert("b.example"),
     }[case]()
     with ExitStack() as stack:
-        fakes = [
-            stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(cert))) for i in range(3)
-        ]
+        own = credentials(cert, wire=wire)
+        fakes = [stack.enter_context(FakeServer.for_release(release, i, wire=wire, credentials=own)) for i in range(3)]
         servers = [Server(fake.endpoint, TLS(ca=authority.cert_pem.bytes())) for fake in fakes]
         refused(connect, release, servers, images[0])
         pinned = [Server(fakes[0].endpoint, TLS(pin=leaf(cert))), *servers[1:]]
@@ -297,12 +298,13 @@ def test_tls_is_a_frozen_value(authority: trustme.CA) -> None:
 # ------------------------------------------------------------------------------------- what does not fit is said
 
 
-def served(stack: ExitStack, release: Path, cert: trustme.LeafCert, wants: trustme.CA | None = None) -> list[str]:
+def served(
+    stack: ExitStack, release: Path, wire: WireName, cert: trustme.LeafCert, wants: trustme.CA | None = None
+) -> list[str]:
     """Endpoints of three servers with this certificate."""
-    return [
-        stack.enter_context(FakeServer.for_release(release, i, credentials=credentials(cert, wants))).endpoint
-        for i in range(3)
-    ]
+    own = credentials(cert, wants, wire)
+    fakes = [FakeServer.for_release(release, i, wire=wire, credentials=own) for i in range(3)]
+    return [stack.enter_context(fake).endpoint for fake in fakes]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +327,8 @@ def test_the_error_says_what_does_not_fit(
     issued: list[trustme.LeafCert],
     images: np.ndarray,
     capfd: pytest.CaptureFixture[str],
+    *,
+    wire: WireName,
     case: str,
     said: str,
 ) -> None:
@@ -341,8 +345,8 @@ def test_the_error_says_what_does_not_fit(
         "plaintext": (issued[0], None),
     }[case]
     with ExitStack() as stack:
-        first, *others = served(stack, release, cert)
-        servers = [Server(first, tls), *(Server(endpoint, ca) for endpoint in others)]
+        first, *others = served(stack, release, wire, cert)
+        servers = [Server(scheme(first, tls=tls is not None), tls), *(Server(endpoint, ca) for endpoint in others)]
         capfd.readouterr()
         with pytest.raises(NotEnoughAnswersError) as caught:
             connect(release / "client", servers, timeout=20).predict(images[0])
@@ -355,7 +359,8 @@ def test_the_error_says_what_does_not_fit(
 def test_a_server_without_tls_is_named(
     connect: Callable[..., Driver], release: Path, authority: trustme.CA, endpoints: list[str], images: np.ndarray
 ) -> None:
-    servers = [Server(endpoint, TLS(ca=authority.cert_pem.bytes())) for endpoint in endpoints]
+    tls = TLS(ca=authority.cert_pem.bytes())
+    servers = [Server(scheme(endpoint, tls=True), tls) for endpoint in endpoints]
     with pytest.raises(NotEnoughAnswersError) as caught:
         connect(release / "client", servers, timeout=20).predict(images[0])
     said = {cause.message.partition(" ")[2] for cause in caught.value.causes.values()}
@@ -365,11 +370,11 @@ def test_a_server_without_tls_is_named(
 
 @pytest.mark.parametrize("key_type", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
 def test_types_of_keys(
-    connect: Callable[..., Driver], release: Path, images: np.ndarray, key_type: trustme.KeyType
+    connect: Callable[..., Driver], release: Path, images: np.ndarray, wire: WireName, key_type: trustme.KeyType
 ) -> None:
     authority = trustme.CA(key_type=key_type)
     with ExitStack() as stack:
-        endpoints = served(stack, release, authority.issue_cert("127.0.0.1", key_type=key_type), authority)
+        endpoints = served(stack, release, wire, authority.issue_cert("127.0.0.1", key_type=key_type), authority)
         tls = TLS(ca=authority.cert_pem.bytes(), **device_of(authority, key_type=key_type))
         assert (
             connect(release / "client", [Server(e, tls) for e in endpoints], timeout=20).predict(images[0]).answered
@@ -436,7 +441,7 @@ def test_an_ed25519_certificate_is_accepted(
 
 
 def test_tls_without_more_trusts_the_authorities_of_the_system(
-    release: Path, authority: trustme.CA, issued: list[trustme.LeafCert], tmp_path: Path
+    release: Path, authority: trustme.CA, issued: list[trustme.LeafCert], wire: WireName, tmp_path: Path
 ) -> None:
     """The store is what OpenSSL reads: here a file of the test's own, in a process without grpc's variable."""
     store = tmp_path / "system.pem"
@@ -452,7 +457,7 @@ def test_tls_without_more_trusts_the_authorities_of_the_system(
     plain = {name: value for name, value in os.environ.items() if name not in drop}
     plain["PYTHONPATH"] = os.pathsep.join(sys.path)
     with ExitStack() as stack:
-        line = [sys.executable, "-c", program, str(release / "client"), *served(stack, release, issued[0])]
+        line = [sys.executable, "-c", program, str(release / "client"), *served(stack, release, wire, issued[0])]
 
         def run(**more: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(line, env=plain | more, capture_output=True, text=True, timeout=60, check=False)
