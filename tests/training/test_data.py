@@ -42,6 +42,11 @@ def test_an_empty_variable_counts_as_none(data_folder: Path, tmp_path: Path, mon
             load_data(name, None)
 
 
+def packed(content: bytes) -> bytes:
+    """Compressed, always to the same bytes: they name tests, which two processes must collect alike."""
+    return gzip.compress(content, mtime=0)
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar100", "celeba-attributes", "imagenet"])
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     missing, file = tmp_path / "none", tmp_path / "file"
@@ -95,19 +100,19 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFi
     ("file", "content", "problem"),
     [
         ("train-images-idx3-ubyte.gz", b"not gzip", "not an idx file of 3"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\0" * 12), "not an idx file of 1"),
+        ("train-labels-idx1-ubyte.gz", packed(b"\0\0\x08\x03" + b"\0" * 12), "not an idx file of 1"),
         (
             "train-images-idx3-ubyte.gz",
-            gzip.compress(b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02" + b"\0" * 4),
+            packed(b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02" + b"\0" * 4),
             r"images are \(2, 2\), Fashion-MNIST's",
         ),
         (
             "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(b"\0\0\x08\x01\0\0\0\x09" + b"\1" * 5),
+            packed(b"\0\0\x08\x01\0\0\0\x09" + b"\1" * 5),
             "5 values where its header",
         ),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x02" + b"\1" * 2), "1000 images but 2 labels"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\x03\xe8" + b"\x0b" * 1000), "go up to 11"),
+        ("t10k-labels-idx1-ubyte.gz", packed(b"\0\0\x08\x01\0\0\0\x02" + b"\1" * 2), "1000 images but 2 labels"),
+        ("t10k-labels-idx1-ubyte.gz", packed(b"\0\0\x08\x01\0\0\x03\xe8" + b"\x0b" * 1000), "go up to 11"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, data_folder: Path, file: str, content: bytes, problem: str) -> None:
