@@ -22,7 +22,7 @@ from privdfs._format import ENCODER_NAME, largest_coalition, server_folder
 from privdfs._images import load_image
 from privdfs._kinds import Answered, Outcome, Sent
 from privdfs_bench.coded import CodedNetworks, open_coded
-from privdfs_bench.releases import bytes_up, release_name, verified_graph
+from privdfs_bench.releases import bytes_up, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.crypten import measure_crypten
 from privdfs_bench.speed.network import through
@@ -111,7 +111,7 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
         "made_by": about,
         "release": release_name(release),
         "release_id": networks.manifest.release,
-        "digests": dict(networks.digests),
+        "graphs": graph_digests(release),
         **sharing(networks, servers),
         "confidence": CONFIDENCE,
         "systems": summaries,
