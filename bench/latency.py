@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def work() -> int:
-        if options.release.suffix != ".toml" and is_coded(options.release):
+        if is_coded(options.release):
             if options.check:
                 parser.error("--check is for masked releases: coded ones have no record of ratios yet")
             results = measure_coded(options.release, options, console)

@@ -11,7 +11,16 @@ from torch import Tensor
 from privdfs import Bundle, ConfigError, UserKey
 from privdfs._coded_format import CodedManifest, branch_file, branch_model
 from privdfs._files import read_manifest_bytes, read_verified
-from privdfs._format import BRANCH_FILE, BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
+from privdfs._format import (
+    BRANCH_FILE,
+    BRANCH_MODEL,
+    CLIENT_FOLDER,
+    ENCODER_NAME,
+    FUSION_NAME,
+    MANIFEST_NAME,
+    key_spec,
+    server_folder,
+)
 from privdfs._format import bytes_up as manifest_bytes_up
 from privdfs._manifest import AnyClientManifest, decode_server_manifest, read_client_manifest, read_server_manifest
 from privdfs_bench.results import ROOT
@@ -127,11 +136,13 @@ def coded_digests(release: Path, client: CodedManifest) -> dict[str, str]:
 
 
 def is_coded(release: Path) -> bool:
-    """Whether a folder holds a coded release.
+    """Whether a folder holds a coded release; not where it holds none at all, which whoever opens it will say.
 
     Raises:
-        BundleError: it holds none at all, or a damaged one.
+        BundleError: its manifest is damaged, or of another version.
     """
+    if not (release / CLIENT_FOLDER / MANIFEST_NAME).exists():
+        return False
     return isinstance(read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER)), CodedManifest)
 
 
