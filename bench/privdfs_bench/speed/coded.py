@@ -80,14 +80,8 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
     with ExitStack() as stack:
         with console.status(f"starting {len(repositories)} tritonservers"):
             endpoints = [one.endpoint for one in stack.enter_context(serve_measured(repositories))]
-        config = {
-            "release": networks.manifest.release,
-            "beside": masked.release,
-            "servers": servers,
-            "samples": options.samples,
-            "warmup": WARM_UP,
-        }
-        about = made_by(config, seed=ORDER_SEED, endpoint=endpoints[0])
+        config = {"beside": masked.release, "samples": options.samples, "warmup": WARM_UP}
+        about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints[0])
         with connected(release, networks, masked, endpoints, servers) as systems:
             take_samples(systems, images, options.samples, WARM_UP, console)
             summaries = {name: system.summary() for name, system in systems.items()}
@@ -103,7 +97,6 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
     results = {
         "made_by": about,
         "release": release_name(release),
-        "release_id": networks.manifest.release,
         "graphs": graph_digests(release),
         **sharing(networks, servers),
         "confidence": CONFIDENCE,
