@@ -16,9 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from privdfs_bench.accuracy import measure, table
-from privdfs_bench.coded import is_coded
 from privdfs_bench.coded_accuracy import measure_coded
-from privdfs_bench.releases import release_name, releases
+from privdfs_bench.releases import is_coded, release_name, releases
 from privdfs_bench.results import merge_release, read_results, write_results
 from privdfs_bench.script import add_data, release_parser, run, start
 

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privdfs._format import server_folder
-from privdfs_bench.coded import is_coded
-from privdfs_bench.releases import release_name, releases
+from privdfs_bench.releases import is_coded, release_name, releases
 from privdfs_bench.results import made_by, read_results, write_results
 from privdfs_bench.script import release_parser, run, start
 from privdfs_bench.speed.engines import measure, measure_rounds

@@ -44,8 +44,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from privdfs_bench.coded import is_coded
-from privdfs_bench.releases import release_name
+from privdfs_bench.releases import is_coded, release_name
 from privdfs_bench.results import RESULTS, read_results
 from privdfs_bench.script import EXIT_ERROR, run, start
 from privdfs_bench.speed.check import MARGINS, bars, check_record, compare
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def work() -> int:
-        if options.release.suffix != ".toml" and is_coded(options.release):
+        if is_coded(options.release):
             if options.check:
                 parser.error("--check is for masked releases: coded ones have no record of ratios yet")
             results = measure_coded(options.release, options, console)

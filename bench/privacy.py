@@ -32,8 +32,7 @@ from privdfs_bench.audit.effort import EFFORTS, chosen
 from privdfs_bench.audit.measure import measure, table
 from privdfs_bench.audit.report import write_for
 from privdfs_bench.audit.victim import Victim
-from privdfs_bench.coded import is_coded
-from privdfs_bench.releases import release_name, releases
+from privdfs_bench.releases import is_coded, release_name, releases
 from privdfs_bench.results import ROOT, merge_release, read_results, write_results
 from privdfs_bench.script import add_data, add_threads, release_parser, run, start, whole_number
 from privdfs_training.attacks.perceptual import load_lpips

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from privdfs import ConfigError
 from privdfs._coded import Coded, CodedGraphs
-from privdfs._coded_format import CodedManifest, RoundSpec, branch_file, branch_model
+from privdfs._coded_format import CodedManifest, RoundSpec
 from privdfs._files import read_manifest_bytes, read_verified
-from privdfs._format import CLIENT_FOLDER, SHARE, server_folder
+from privdfs._format import CLIENT_FOLDER, SHARE
 from privdfs._kinds import Answered, Outcome, Sent
 from privdfs._local import open_branches
 from privdfs._manifest import read_client_manifest
 from privdfs._onnx import Graph
-from privdfs._verify import server_manifest
 from privdfs.coding import Residues
+from privdfs_bench.releases import coded_digests
 from privdfs_export.sessions import BATCH
 
 
@@ -150,15 +150,6 @@ def _unhidden(about: RoundSpec, images: int) -> tuple[Residues, Residues]:
     return np.zeros((images, 1, primes, about.values), np.int8), np.ones((primes, 1, 1), np.int8)
 
 
-def is_coded(release: Path) -> bool:
-    """Whether a folder holds a coded release.
-
-    Raises:
-        BundleError: It holds none at all, or a damaged one.
-    """
-    return isinstance(read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER)), CodedManifest)
-
-
 def open_coded(release: Path) -> CodedNetworks:
     """Open a coded release with the graphs of its device and of one server, which all servers have.
 
@@ -176,8 +167,6 @@ def open_coded(release: Path) -> CodedNetworks:
     manifest = read_client_manifest(read_manifest_bytes(client))
     if not isinstance(manifest, CodedManifest):
         raise ConfigError(f"{release} is a masked release, and this is for coded ones: pass the folder of one")
-    files, listed = read_verified(client, manifest.files), server_manifest(release / server_folder(0)).files
-    branches = open_branches(release, manifest, 0)
-    digests = {name.removesuffix(".onnx"): sha for name, sha in manifest.files.items() if name.endswith(".onnx")}
-    digests |= {branch_model(number): listed[branch_file(number)] for number in range(1, len(branches) + 1)}
+    files, branches = read_verified(client, manifest.files), open_branches(release, manifest, 0)
+    digests = coded_digests(release, manifest)
     return CodedNetworks(manifest, files, CodedGraphs(manifest, files), branches, digests)

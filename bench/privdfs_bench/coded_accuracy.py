@@ -13,7 +13,7 @@ from privdfs import CanaryError, Client, Queries, coding
 from privdfs._coded_format import CodedManifest, largest_degree, round_bytes
 from privdfs_bench.coded import CodedNetworks, open_coded
 from privdfs_bench.coded_client import TIMEOUT_S, local_client
-from privdfs_bench.releases import manifest_data, nhwc, release_name, verified_graph
+from privdfs_bench.releases import graph_digests, manifest_data, nhwc, release_name, verified_graph
 from privdfs_bench.results import made_by
 from privdfs_export import evaluate
 from privdfs_export.calibration import calibration_error
@@ -68,7 +68,7 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
         "rounds": len(manifest.rounds),
         "degree": [each.degree for each in manifest.rounds],
         "moduli": [list(each.moduli) for each in manifest.rounds],
-        "digests": dict(networks.digests),
+        "graphs": graph_digests(release),
         "data": manifest.accuracy.data,
         "backbone": manifest.made_by.config["backbone"]["name"],
         "images": len(labels),

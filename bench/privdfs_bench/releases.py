@@ -9,10 +9,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from privdfs import Bundle, ConfigError, UserKey
+from privdfs._coded_format import CodedManifest, branch_file, branch_model
 from privdfs._files import read_manifest_bytes, read_verified
-from privdfs._format import BRANCH_FILE, BRANCH_MODEL, CLIENT_FOLDER, ENCODER_NAME, FUSION_NAME, key_spec, server_folder
+from privdfs._format import (
+    BRANCH_FILE,
+    BRANCH_MODEL,
+    CLIENT_FOLDER,
+    ENCODER_NAME,
+    FUSION_NAME,
+    MANIFEST_NAME,
+    key_spec,
+    server_folder,
+)
 from privdfs._format import bytes_up as manifest_bytes_up
-from privdfs._manifest import AnyClientManifest, decode_client_manifest, decode_server_manifest
+from privdfs._manifest import AnyClientManifest, decode_server_manifest, read_client_manifest, read_server_manifest
 from privdfs_bench.results import ROOT
 from privdfs_training.config import DataConfig
 from privdfs_training.data import DataSet, in_memory, load_data
@@ -89,6 +99,8 @@ def verified_graph(folder: Path, model: str) -> bytes:
 def graph_digests(release: Path) -> dict[str, str]:
     """Digests of the graphs of a release, by name: `encoder`, `fusion`, and for each branch its server's folder.
 
+    Of a coded release `relay-1`, … too, and one `branch-1`, … for each round, which all servers have.
+
     Returns:
         16 hex digits of the SHA-256 of each.
 
@@ -96,7 +108,9 @@ def graph_digests(release: Path) -> dict[str, str]:
         BundleError: a manifest cannot be read.
         ConfigError: a server has no graph.
     """
-    client = decode_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
+    client = read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
+    if isinstance(client, CodedManifest):
+        return {name: short_digest(digest) for name, digest in coded_digests(release, client).items()}
     found = {"encoder": client.files[ENCODER_NAME], "fusion": client.files[FUSION_NAME]}
     for server in range(len(client.servers)):
         folder = release / server_folder(server)
@@ -106,6 +120,30 @@ def graph_digests(release: Path) -> dict[str, str]:
             raise ConfigError(msg)
         found[server_folder(server)] = files[BRANCH_FILE]
     return {name: short_digest(digest) for name, digest in found.items()}
+
+
+def coded_digests(release: Path, client: CodedManifest) -> dict[str, str]:
+    """Whole SHA-256 of the graphs of a coded release, by name: as `graph_digests`, whose errors it has."""
+    found = {name.removesuffix(".onnx"): digest for name, digest in client.files.items() if name.endswith(".onnx")}
+    folder = release / server_folder(0)
+    files = read_server_manifest(read_manifest_bytes(folder)).files
+    for number in range(1, len(client.rounds) + 1):
+        if branch_file(number) not in files:
+            msg = f"{folder} has no {branch_file(number)}: measure a release of the engine 'python' or 'onnxruntime'"
+            raise ConfigError(msg)
+        found[branch_model(number)] = files[branch_file(number)]
+    return found
+
+
+def is_coded(release: Path) -> bool:
+    """Whether a folder holds a coded release; not where it holds none at all, which whoever opens it will say.
+
+    Raises:
+        BundleError: its manifest is damaged, or of another version.
+    """
+    if not (release / CLIENT_FOLDER / MANIFEST_NAME).exists():
+        return False
+    return isinstance(read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER)), CodedManifest)
 
 
 def short_digest(digest: str) -> str:

@@ -17,13 +17,13 @@ from privdfs_bench.audit.effort import EFFORTS
 from privdfs_bench.audit.jobs import job
 from privdfs_bench.audit.run import run
 from privdfs_bench.audit.wire import LEAST_P, check_wire
-from privdfs_bench.coded import CodedNetworks
+from privdfs_bench.coded import open_coded
 from privdfs_bench.pages.coded_privacy import NOTHING_YET, coded_tables
 from privdfs_bench.releases import nhwc
 from privdfs_training.attacks.classify import guess_class
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.data import DataSet, load_data
-from tests.bench.drawn_networks import drawn_networks
+from tests.coded_release import build_coded_release
 from tests.trained import QUIET
 
 Shape = tuple[int, int, int]
@@ -76,16 +76,21 @@ def for_one(shape: Shape, moduli: Sequence[int]) -> Residues:
 
 
 @pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Coded releases of drawn weights: one round, and three."""
+    parent = tmp_path_factory.mktemp("coded")
+    return {kind: build_coded_release(parent / kind, kind) for kind in ("pooled", "rounds")}
+
+
+@pytest.fixture(scope="module")
 def data(data_folder: Path) -> DataSet:
     whole = load_data("fashion-mnist", data_folder)
     assert isinstance(whole, DataSet)
     return whole
 
 
-@pytest.fixture
-def victim_of(data: DataSet, trained_release: Path) -> Callable[[CodedNetworks], CodedVictim]:
-    """A victim with given graphs; its baseline is that of a masked release of the same data."""
-    return lambda networks: CodedVictim(networks, trained_release, data, SMALL)
+def victim_of(folder: Path, data: DataSet) -> CodedVictim:
+    return CodedVictim(open_coded(folder), folder, data, SMALL)
 
 
 def images_of(data: DataSet) -> Any:
@@ -96,8 +101,8 @@ def images_of(data: DataSet) -> Any:
 
 
 @pytest.mark.parametrize(("servers", "colluding"), [(3, 1), (5, 2)])
-def test_real_sharings_look_like_noise(data: DataSet, servers: int, colluding: int) -> None:
-    checks = check_wire(drawn_networks("rounds"), images_of(data), servers, colluding, 400_000)
+def test_real_sharings_look_like_noise(folders: dict[str, Path], data: DataSet, servers: int, colluding: int) -> None:
+    checks = check_wire(open_coded(folders["rounds"]), images_of(data), servers, colluding, 400_000)
     assert [one.check for one in checks] == ["uniform", "two sharings of one image", "two values", "two calls"]
     assert all(one.p > 1e-6 for one in checks), checks  # chance alone fails this once in 250,000 times
     assert all(one.compared > 0 for one in checks)
@@ -114,12 +119,13 @@ def test_real_sharings_look_like_noise(data: DataSet, servers: int, colluding: i
 )
 def test_broken_randomness_is_seen_on_the_wire(
     monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path],
     data: DataSet,
     broken: Callable[[Shape, Sequence[int]], Residues],
     caught_by: set[str],
 ) -> None:
     monkeypatch.setattr(coding, "draw", broken)
-    checks = check_wire(drawn_networks(), images_of(data), 3, 1, 1_000_000)
+    checks = check_wire(open_coded(folders["pooled"]), images_of(data), 3, 1, 1_000_000)
     assert {one.check for one in checks if one.p <= LEAST_P} >= caught_by
 
 
@@ -144,16 +150,16 @@ def class_guessed(victim: CodedVictim, one: CodedJob) -> float:
 
 @pytest.mark.parametrize("attack", ["linear", "dense", "dense+answers"])
 def test_as_many_as_may_collude_learn_nothing(
-    victim_of: Callable[[CodedNetworks], CodedVictim], tmp_path: Path, attack: str
+    folders: dict[str, Path], data: DataSet, tmp_path: Path, attack: str
 ) -> None:
-    victim = victim_of(drawn_networks("rounds"))
+    victim = victim_of(folders["rounds"], data)
     for members, servers, colluding in (((1,), 3, 1), ((0, 3), 5, 2)):
         one = coalition_job(victim, attack, members, servers, colluding)
         assert above_mean_image(victim, one, tmp_path) < 0.1
 
 
-def test_as_many_as_may_collude_do_not_know_the_class(victim_of: Callable[[CodedNetworks], CodedVictim]) -> None:
-    victim = victim_of(drawn_networks())
+def test_as_many_as_may_collude_do_not_know_the_class(folders: dict[str, Path], data: DataSet) -> None:
+    victim = victim_of(folders["pooled"], data)
     guessed = class_guessed(victim, coalition_job(victim, "dense", (0, 2), 5, 2))
     assert guessed < 0.25  # ten classes, 200 images: seven deviations
 
@@ -164,23 +170,24 @@ def test_as_many_as_may_collude_do_not_know_the_class(victim_of: Callable[[Coded
 )
 def test_attackers_see_what_broken_sharings_show(
     monkeypatch: pytest.MonkeyPatch,
-    victim_of: Callable[[CodedNetworks], CodedVictim],
+    folders: dict[str, Path],
+    data: DataSet,
     tmp_path: Path,
     broken: str,
     servers: int,
     members: tuple[int, ...],
 ) -> None:
     monkeypatch.setattr(coding, "draw", globals()[broken])
-    victim = victim_of(drawn_networks())
+    victim = victim_of(folders["pooled"], data)
     one = coalition_job(victim, "dense", members, servers, len(members))
     assert above_mean_image(victim, one, tmp_path) > 0.5
     assert class_guessed(victim, one) > 0.3
 
 
 def test_more_servers_decode_the_feature_and_attackers_use_it(
-    victim_of: Callable[[CodedNetworks], CodedVictim], tmp_path: Path
+    folders: dict[str, Path], data: DataSet, tmp_path: Path
 ) -> None:
-    victim = victim_of(drawn_networks("rounds"))
+    victim = victim_of(folders["rounds"], data)
     wanted = {one.attack: one for one in cliff_jobs(victim)}
     assert set(wanted) == {"linear", "dense", "decoder", "optimisation"}
     for attack in ("linear", "optimisation"):
@@ -195,9 +202,9 @@ def test_more_servers_decode_the_feature_and_attackers_use_it(
 
 
 @pytest.fixture(scope="module")
-def entry(data: DataSet, trained_release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def entry(data: DataSet, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of an audit with very little effort; and its page, pictures included, in `page`."""
-    victim = CodedVictim(drawn_networks(), trained_release, data, SMALL)
+    victim = victim_of(folders["pooled"], data)
     folder = tmp_path_factory.mktemp("audit")
     found, done = measure_coded(victim, folder / "runs", QUIET, wire_bytes=300_000)
     found["effort"] = "quick, changed"
@@ -207,7 +214,7 @@ def entry(data: DataSet, trained_release: Path, tmp_path_factory: pytest.TempPat
 
 def test_an_entry_says_what_was_attacked_and_by_whom(entry: dict[str, Any]) -> None:
     assert (entry["sharing"], entry["rounds"], entry["degree"]) == ("coded", 1, [2])
-    assert {"baseline", "encoder", "fusion"} == set(entry["digests"])
+    assert {"encoder", "fusion", "branch-1"} == set(entry["graphs"])
     assert [(one["servers"], one["colluding"]) for one in entry["proven"]] == [(3, 1), (5, 2)]
     linear = [tuple(one["members"]) for one in entry["coalitions"] if one["attack"] == "linear"]
     assert len(linear) == len(set(linear)) == 3 + 10  # every coalition of one of three and of two of five

@@ -71,6 +71,12 @@ def test_the_readme_has_one_line_for_each_release(results: Path) -> None:
     assert readme.figures(results).splitlines()[4:-2] == [
         "| small | 3 | 95.00% | **94.12%** | +1.00 dB | 32 | 1/15.0 |"
     ]
+    whole = json.loads((results / "accuracy.json").read_text())
+    coded = {"sharing": "coded", "degree": [2, 1], "baseline": 0.95, "fused": 0.94, "bytes_up": 3136}
+    whole["releases"]["mine-coded"] = coded | {"baseline_macs": 300, "client_macs": 20}
+    (results / "accuracy.json").write_text(json.dumps(whole))
+    last = readme.figures(results).splitlines()[-3]
+    assert last == "| mine-coded | 3 or more | 95.00% | **94.00%** | none, proven | 3,136 a server | 1/15.0 |"
     (results / "privacy.json").write_text(json.dumps({"releases": {}}))
     assert "| **94.12%** | not measured | 32 |" in readme.figures(results)
 

@@ -40,8 +40,8 @@ def test_no_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_manifest_of_another_version(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change(release, lambda fields: fields.update(format_version=2))
-    assert "format version '2'" in told(capsys, release)
+    change(release, lambda fields: fields.update(format_version=3))
+    assert "format version '3'" in told(capsys, release)
 
 
 def test_a_release_that_names_no_data_set(release: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from privdfs_bench.audit.jobs import Job, job
 from privdfs_bench.audit.measure import attack, short
 from privdfs_bench.audit.run import Done, floors
 from privdfs_bench.audit.wire import LEAST_P, check_wire
-from privdfs_bench.releases import nhwc
+from privdfs_bench.releases import nhwc, short_digest
 from privdfs_bench.results import made_by
 from privdfs_training.attacks import selfchecks
 from privdfs_training.attacks.classify import guess_class
@@ -137,7 +137,7 @@ def _entry(
         "rounds": len(rounds),
         "degree": [each.degree for each in rounds],
         "moduli": [list(each.moduli) for each in rounds],
-        "digests": victim.digests,
+        "graphs": {name: short_digest(digest) for name, digest in victim.networks.digests.items()},
         "data": f"{victim.data.name}, attackers trained on the training half, scored on the test half",
         "floor": floor,
         "undefended": undefended,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from privdfs_bench.pages.marks import source
+from privdfs_bench.pages.marks import named, source
 
 NOTHING_YET = "No coded release has been audited yet: `python bench/privacy.py RELEASE`."
 
@@ -11,6 +11,11 @@ NOTHING_YET = "No coded release has been audited yet: `python bench/privacy.py R
 def is_coded(entry: Mapping[str, Any]) -> bool:
     """Whether an entry of a result file is of a coded release; those of masked ones say nothing."""
     return entry.get("sharing") == "coded"
+
+
+def masked_alone(results: Mapping[str, Any]) -> dict[str, Any]:
+    """A result file without its coded releases."""
+    return {**results, "releases": {name: one for name, one in results["releases"].items() if not is_coded(one)}}
 
 
 def coded_tables(releases: Mapping[str, Any]) -> str:
@@ -34,11 +39,13 @@ def coded_tables(releases: Mapping[str, Any]) -> str:
     ]
     about = []
     for name, entry in found.items():
-        seen += [_proven(name, one) for one in entry["proven"]]
+        shown = named(name, entry.get("graphs"))
+        seen += [_proven(shown, one) for one in entry["proven"]]
         worst = entry["worst"][min(entry["worst"], key=int)]
+        above = (worst["psnr"] - floor for floor in (worst["floor"], entry["floor"]["mean_image"]))
         cliff.append(
-            f"| {name} | T + 1 | {worst['attack']} | {worst['psnr']:.2f} dB | {worst['psnr'] - worst['floor']:+.2f} dB "
-            f"| {worst['psnr'] - entry['floor']['mean_image']:+.2f} dB | {worst['ssim']:.3f} "
+            f"| {shown} | T + 1 | {worst['attack']} | {worst['psnr']:.2f} dB "
+            f"| {' | '.join(f'{db:+.2f} dB' for db in above)} | {worst['ssim']:.3f} "
             f"| {entry['cliff_class']['accuracy']:.1%} | {max(entry['undefended'].values()):.2f} dB |"
         )
         flags = ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none"

@@ -7,6 +7,7 @@ from typing import Any
 
 from privdfs._format import largest_coalition
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
+from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.marks import BEGIN, END, source
 from privdfs_bench.results import ROOT, read_results
 
@@ -25,6 +26,7 @@ def figures(folder: Path) -> str:
     accuracy, privacy, sweeps, seeds, accuracy_of_seeds = (
         read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "frontier", "seeds", "seeds-accuracy")
     )
+    accuracy, privacy = (masked_alone(one) if one else one for one in (accuracy, privacy))
     if not sweeps:
         return f"{BEGIN}\n\nNot measured yet: `python bench/frontier.py`.\n\n{END}"
     floors = {name: floor["class_mean"] for name, floor in sweeps["floors"].items()}

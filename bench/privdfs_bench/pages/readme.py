@@ -1,8 +1,11 @@
 """The figures of README.md: one row for each release."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from privdfs_bench.pages.bars import point_of_release
+from privdfs_bench.pages.coded_privacy import is_coded
 from privdfs_bench.pages.marks import BEGIN, END, named
 from privdfs_bench.results import ROOT, read_results
 
@@ -26,6 +29,9 @@ def figures(folder: Path) -> str:
     for name, entry in accuracy.items():
         leakage = "not measured"
         shown = named(name, entry.get("graphs"))
+        if is_coded(entry):
+            rows.append(_coded_row(shown, entry))
+            continue
         if name in privacy:
             leakage = f"{point_of_release(name, entry, privacy[name])['above']:+.2f} dB"
         rows.append(
@@ -33,3 +39,12 @@ def figures(folder: Path) -> str:
             f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
     return "\n\n".join((BEGIN, "\n".join(rows), END))
+
+
+def _coded_row(shown: str, entry: Mapping[str, Any]) -> str:
+    """Of a coded release: servers are chosen with the client, and a minority learns nothing."""
+    fewest = max(entry["degree"]) + 1
+    return (
+        f"| {shown} | {fewest} or more | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | none, proven "
+        f"| {entry['bytes_up']:,} a server | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
+    )

@@ -8,10 +8,11 @@ import msgspec
 
 from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER
-from privdfs._manifest import decode_client_manifest
+from privdfs._manifest import read_client_manifest
 from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
 from privdfs_bench.pages.bars import lied_to
-from privdfs_bench.pages.coded_privacy import is_coded
+from privdfs_bench.pages.coded_privacy import masked_alone
+from privdfs_bench.pages.coded_results import coded_accuracy_table, coded_latency_table
 from privdfs_bench.pages.marks import BEGIN, END, footnotes, named, source
 from privdfs_bench.releases import releases
 from privdfs_bench.results import ROOT, read_results
@@ -20,7 +21,8 @@ DOCUMENT = ROOT / "docs" / "RESULTS.md"
 
 
 def accuracy_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of all releases in accuracy.json."""
+    """Markdown table of all masked releases in accuracy.json."""
+    results = masked_alone(results)
     marks, notes = footnotes(results, "accuracy")
     rows = [
         (
@@ -75,7 +77,7 @@ def calibration_table() -> str:
     """Markdown table of what the manifests of all releases state about their probabilities."""
     rows = ["| release | expected calibration error | before calibration |", "| --- | --- | --- |"]
     for path in releases([]):
-        manifest = decode_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
+        manifest = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
         error = manifest.accuracy.calibration
         if error is not msgspec.UNSET:
             rows.append(f"| {manifest.release} | {error.after:.2%} | {error.before:.2%} |")
@@ -114,7 +116,7 @@ def privacy_table(results: Mapping[str, Any]) -> str:
 
     Of masked releases; of coded ones, what a minority learns needs no table, and PRIVACY.md has the rest.
     """
-    results = {**results, "releases": {name: one for name, one in results["releases"].items() if not is_coded(one)}}
+    results = masked_alone(results)
     marks, notes = footnotes(results, "privacy")
     graphs = {name: entry.get("graphs") for name, entry in results["releases"].items()}
     heads = [f"{named(name, graphs[name])}{mark}" for name, mark in marks.items()]
@@ -163,8 +165,10 @@ def figures(folder: Path) -> str:
     accuracy, privacy, latency = (read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "latency"))
     tables = {
         "Accuracy": accuracy_table(accuracy),
+        "Accuracy of coded releases": coded_accuracy_table(accuracy),
         "Calibration": calibration_table(),
         "Privacy": privacy_table(privacy),
         "Latency": latency_table(latency),
+        "Latency of coded releases": coded_latency_table(folder),
     }
     return "\n\n".join((BEGIN, *(f"## {name}\n\n{table}" for name, table in tables.items()), END))

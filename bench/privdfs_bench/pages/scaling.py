@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from privdfs_bench.pages.coded_results import coded_scaling_table
 from privdfs_bench.pages.marks import BEGIN, END, source
 from privdfs_bench.results import ROOT, read_results
 
@@ -44,7 +45,8 @@ def figures(folder: Path) -> str:
     made_by = results["made_by"]
     cores = made_by["machine"]["cores"]
     about = f"{source(made_by)}, {cores} cores."
-    return "\n\n".join((BEGIN, "\n".join(growth), told, "\n".join(loads), about, END))
+    coded = ("### Coded releases with more servers", coded_scaling_table(results))
+    return "\n\n".join((BEGIN, "\n".join(growth), told, "\n".join(loads), about, *coded, END))
 
 
 def queueing(service_ms: float, load: float) -> tuple[float, float, int]:

@@ -22,10 +22,11 @@ from privdfs._format import ENCODER_NAME, largest_coalition, server_folder
 from privdfs._images import load_image
 from privdfs._kinds import Answered, Outcome, Sent
 from privdfs_bench.coded import CodedNetworks, open_coded
-from privdfs_bench.releases import bytes_up, release_name, verified_graph
+from privdfs_bench.errors import BenchError
+from privdfs_bench.releases import bytes_up, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.crypten import measure_crypten
-from privdfs_bench.speed.network import through
+from privdfs_bench.speed.network import Network, Proxy, through
 from privdfs_bench.speed.percentiles import CONFIDENCE
 from privdfs_bench.speed.rounds import NETWORK_CALLS, NETWORK_WARM_UP, ORDER_SEED, WARM_UP, check_crypten, take_samples
 from privdfs_bench.speed.steps import interleaved
@@ -70,62 +71,74 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
     networks, servers = open_coded(release), options.servers
     image = networks.manifest.image
     images = [load_image(path, image) for path in sorted(IMAGES.glob("*.png"))]
-    graph = verified_graph(release / "baseline", "baseline")
     masked = Bundle.open(options.beside / "client", allow_unsigned=True)
+    if masked.masked.image != image:
+        raise BenchError(f"{masked.release} takes other images: name a masked release of the same data with --beside")
     repositories = [release / server_folder(server) for server in range(servers)]
     repositories += [options.beside / server_folder(server) for server in range(masked.n_servers)]
     repositories += [release / "baseline"]
     with ExitStack() as stack:
         with console.status(f"starting {len(repositories)} tritonservers"):
             endpoints = [one.endpoint for one in stack.enter_context(serve_measured(repositories))]
-        config = {
-            "release": networks.manifest.release,
-            "beside": masked.release,
-            "servers": servers,
-            "samples": options.samples,
-            "warmup": WARM_UP,
-        }
-        about = made_by(config, seed=ORDER_SEED, endpoint=endpoints[0])
+        config = {"beside": masked.release, "samples": options.samples, "warmup": WARM_UP}
+        about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints[0])
         with connected(release, networks, masked, endpoints, servers) as systems:
             take_samples(systems, images, options.samples, WARM_UP, console)
             summaries = {name: system.summary() for name, system in systems.items()}
-        through_networks = {}
+        far = {}
         for network in options.network:
             with (
                 through(network, endpoints) as proxy,
                 connected(release, networks, masked, proxy.endpoints, servers) as systems,
             ):
-                del systems["baseline_device"]
-                take_samples(systems, images, min(options.samples, NETWORK_CALLS), NETWORK_WARM_UP, console)
-                found = {name: system.summary() for name, system in systems.items()}
-                through_networks[network.name] = {
-                    "rtt_ms": network.rtt_ms,
-                    "mbit": network.mbit,
-                    "measured": proxy.measured,
-                    "systems": found,
-                    "ratios": ratios(found),
-                }
+                far[network.name] = _far(systems, network, proxy, images, options.samples, console)
     with console.status("time on the device"):
         spent = device_ms(networks, images[0], servers)
     results = {
         "made_by": about,
         "release": release_name(release),
-        "release_id": networks.manifest.release,
-        "digests": dict(networks.digests),
+        "graphs": graph_digests(release),
         **sharing(networks, servers),
         "confidence": CONFIDENCE,
         "systems": summaries,
         "ratios": ratios(summaries),
-        "networks": through_networks,
+        "networks": far,
         "device_ms": spent,
     }
     if options.crypten is not None:
         with console.status("CrypTen"):
-            found = measure_crypten(options.crypten, graph, images[0][np.newaxis], CRYPTEN_ANSWERS)
-        check_crypten(found["logits"], graph, images[0])
-        results["crypten"] = found
-        results["ratios"]["crypten_p50_to_coded_p50"] = round(found["p50_ms"] / summaries["coded"]["p50_ms"], 1)
+            _add_crypten(results, options.crypten, verified_graph(release / "baseline", "baseline"), images[0])
     return results
+
+
+def _add_crypten(results: dict[str, Any], python: Path, graph: bytes, image: Pixels) -> None:
+    """The unprotected model of the release under 2-party computation, and how much slower that is."""
+    found = measure_crypten(python, graph, image[np.newaxis], CRYPTEN_ANSWERS)
+    check_crypten(found["logits"], graph, image)
+    results["crypten"] = found
+    ratio = found["p50_ms"] / results["systems"]["coded"]["p50_ms"]
+    results["ratios"]["crypten_p50_to_coded_p50"] = round(ratio, 1)
+
+
+def _far(
+    systems: dict[str, System],
+    network: Network,
+    proxy: Proxy,
+    images: Sequence[Pixels],
+    samples: int,
+    console: Console,
+) -> dict[str, Any]:
+    """Rounds through a network, of the systems that use one."""
+    used = {name: system for name, system in systems.items() if name != "baseline_device"}
+    take_samples(used, images, min(samples, NETWORK_CALLS), NETWORK_WARM_UP, console)
+    found = {name: system.summary() for name, system in used.items()}
+    return {
+        "rtt_ms": network.rtt_ms,
+        "mbit": network.mbit,
+        "measured": proxy.measured,
+        "systems": found,
+        "ratios": ratios(found),
+    }
 
 
 def sharing(networks: CodedNetworks, servers: int) -> dict[str, Any]:
