@@ -4,7 +4,8 @@ Guarantees:
 
 - Nothing is written before every graph gives the very integers of plain int64 arithmetic on every test image, from
   shares made with fresh randomness, and whichever servers answer. Only the head, which is floating point, may move a
-  value by one level, as in masked releases; all that follows is exact.
+  value by one level, as in masked releases; all that follows is exact, but for the last step: probabilities and the
+  baseline are floating point again, and compared within a tolerance.
 - The release appears whole, under its final name, or not at all.
 - The release id is derived from the bytes of the graphs, and depends neither on N nor on T.
 """
@@ -84,7 +85,8 @@ def export_coded(
     built = build_coded_graphs(trained, temperature)
     pixels, labels = data.sample("test")
     images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
-    compared = _compare(trained, built, images, console)
+    _check_baseline(trained.system, built, images[:BATCH])
+    compared = _compare(trained, built, temperature, images, console)
     accuracy = _accuracy(trained, built, compared, temperature, data, images, labels.numpy())
     parity.check_data(data.name, accuracy.fused, trained.accuracy["coded"], None)
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
@@ -120,7 +122,21 @@ class Compared:
     seen: tuple[int, ...]
 
 
-def _compare(trained: TrainedCodedSystem, built: CodedGraphs, images: NDArray[np.uint8], console: Console) -> Compared:
+def _check_baseline(system: CodedSystem, built: CodedGraphs, images: NDArray[np.uint8]) -> None:
+    """Compare the unprotected model with torch."""
+    with torch.inference_mode():
+        trained = system.baseline(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    (exported,) = run_batched(built.baseline.session, {IMAGE: images})
+    parity.check_floats("baseline", exported.astype(np.float32), trained)
+
+
+def _compare(
+    trained: TrainedCodedSystem,
+    built: CodedGraphs,
+    temperature: float,
+    images: NDArray[np.uint8],
+    console: Console,
+) -> Compared:
     """Compare every round with plain integers, on all images; the servers that answer change from batch to batch."""
     system, rounds = trained.system, round_specs(trained.rounds)
     needed = max(coding.needed_answers(each.degree, 1) for each in rounds)
@@ -143,7 +159,7 @@ def _compare(trained: TrainedCodedSystem, built: CodedGraphs, images: NDArray[np
             head = system.values(pixels).flatten(1).numpy().astype(np.int8)
         parity.check_shares("encoder", ran.values[0], head)
         moved += int(np.count_nonzero(ran.values[0] != head))
-        compared += _compare_exactly(system, rounds, ran, seen)
+        compared += _compare_exactly(system, rounds, ran, temperature, seen)
         found.append(ran)
     console.print(
         f"{len(images)} images, {compared:,} integers: none differs from plain arithmetic; of the head's values "
@@ -156,12 +172,16 @@ def _compare(trained: TrainedCodedSystem, built: CodedGraphs, images: NDArray[np
     )
 
 
-def _compare_exactly(system: CodedSystem, rounds: Sequence[RoundSpec], ran: CodedRun, seen: NDArray[np.int64]) -> int:
+def _compare_exactly(
+    system: CodedSystem, rounds: Sequence[RoundSpec], ran: CodedRun, temperature: float, seen: NDArray[np.int64]
+) -> int:
     """Compare what was decoded and shared with plain integers; how many numbers were compared."""
     first = system.polynomials[0].inputs
-    shared, results, _ = system.run(ran.values[0].reshape(-1, *first).astype(np.int64))
+    shared, results, logits = system.run(ran.values[0].reshape(-1, *first).astype(np.int64))
     count = 0
     for index, (about, answers, expected) in enumerate(zip(rounds, ran.answers, results, strict=True)):
+        for residues in (ran.shares[index], answers):
+            parity.check_residues(f"round {index + 1}", residues, about.moduli)
         decoded = coding.decode(answers, [server + 1 for server in ran.chosen[index]], about.moduli)
         pairs = [(decoded, expected)]
         if index + 1 < len(rounds):
@@ -173,6 +193,8 @@ def _compare_exactly(system: CodedSystem, rounds: Sequence[RoundSpec], ran: Code
                 raise ParityError(message, f"round {index + 1}", differing, 0)
             count += have.size
         seen[index] = max(seen[index], int(np.abs(expected).max()))
+    probabilities = torch.softmax(torch.from_numpy(logits / np.float32(temperature)), dim=1).numpy()
+    parity.check_floats("fusion", ran.probabilities, probabilities)
     return count
 
 

@@ -1,6 +1,7 @@
 """Parity: before anything is written, every graph must compute what the trained network computes, on real images."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,24 @@ def check_floats(name: str, exported: NDArray[np.float32], trained: NDArray[np.f
     if not difference <= FLOAT_TOLERANCE:  # written so that NaN fails
         message = f"{name}: differs from the trained network by {difference:.2e} (allowed: {FLOAT_TOLERANCE:.0e})."
         raise ParityError(message, name, difference, FLOAT_TOLERANCE)
+
+
+def check_residues(name: str, residues: NDArray[np.int8], moduli: Sequence[int]) -> None:
+    """Refuse residues that are congruent to the right ones and not the same: clients take centred ones alone.
+
+    Args:
+        name: Of the round; used in messages.
+        residues: int8 [..., primes, values], from a graph.
+        moduli: The primes.
+
+    Raises:
+        ParityError: One exceeds half its prime.
+    """
+    halves = np.array(moduli)[:, np.newaxis] // 2
+    beyond = int(np.count_nonzero(np.abs(residues.astype(np.int16)) > halves))
+    if beyond:
+        message = f"{name}: {beyond} of {residues.size} residues exceed half their prime, so they are not centred."
+        raise ParityError(message, name, beyond, 0)
 
 
 def check_accuracy(exported: float, trained: float) -> None:
