@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="endpoint of a server; once for every server, in the release's order (replicas: A:1,B:1)",
+        help="endpoint of a server, host:port (gRPC) or https://host (HTTP); once for every server, in the release's "
+        "order (replicas: A:1,B:1)",
     )
     parser.add_argument("--servers", metavar="FILE", help="JSON file that says all this for each server by itself")
     each = parser.add_argument_group("connections", "Those with [*]: once for all servers, or once for each, in order.")

@@ -103,7 +103,8 @@ class Token:
     Attributes:
         value: the token, or a fast function that returns the current one; it runs for every call.
         header: lower case. With "authorization" the token goes as "Bearer <value>"; for a secret of Triton's
-            --grpc-restricted-protocol it is "triton-grpc-protocol-<key>", and the token goes as it is.
+            --grpc-restricted-protocol it is "triton-grpc-protocol-<key>", of --http-restricted-api "<key>", and the
+            token goes as it is.
 
     Raises:
         ConfigError: a header that cannot carry a token, or a token that is not text, empty, longer than 8192
@@ -217,7 +218,7 @@ def _private_key(pem: bytes) -> Any:  # noqa: ANN401 - any of cryptography's kin
     try:
         return load_pem_private_key(pem, password=None)
     except TypeError:
-        raise ConfigError("TLS key has a password, which gRPC cannot ask for: decrypt it (openssl pkey)") from None
+        raise ConfigError("TLS key has a password, which cannot be asked for: decrypt it (openssl pkey)") from None
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError("TLS key holds no private key, or a damaged one: pass the right file") from None
 

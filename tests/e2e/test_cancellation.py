@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from privdfs import AsyncClient, Bundle, Client, NotEnoughAnswersError, Retries, Server
+from privdfs._config import WireName
 from privdfs_export.serve import serve_release
 from tests.e2e.wire_release import write_wire_release
 from tests.sdk.tiny_release import CLASSES, HEIGHT, WIDTH
@@ -70,11 +73,16 @@ class Slow:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
-    folder = tmp_path_factory.mktemp("slow")
+    with serve_slow(tmp_path_factory.mktemp("slow"), WORK_S, "grpc") as served:
+        yield served
+
+
+@contextmanager
+def serve_slow(folder: Path, work_s: float, wire: WireName) -> Iterator[Slow]:
     notes = folder / "notes.txt"
-    scripts = {i: SCRIPT.format(server=i, work=WORK_S, classes=len(CLASSES), notes=str(notes)) for i in (0, 1)}
+    scripts = {i: SCRIPT.format(server=i, work=work_s, classes=len(CLASSES), notes=str(notes)) for i in (0, 1)}
     release = write_wire_release(folder / "release", scripts)
-    with serve_release(release) as endpoints:
+    with serve_release(release, wire=wire) as endpoints:
         yield Slow(Bundle.open(release / "client", allow_unsigned=True), endpoints, notes)
 
 
@@ -119,3 +127,18 @@ def test_cancelling_a_task_stops_its_servers(slow: Slow, image: np.ndarray) -> N
             assert await asyncio.to_thread(slow.wait_for, 2) == ["started", "cancelled"]
 
     asyncio.run(run())
+
+
+def test_over_http_a_server_finishes_what_it_began_and_the_device_does_not_wait(
+    tmp_path: Path, image: np.ndarray
+) -> None:
+    """Triton 2.51 does not look at HTTP's connections while a model runs: a closed one stops nothing."""
+    with ExitStack() as stack:
+        slow = stack.enter_context(serve_slow(tmp_path, 3.0, "http"))
+        options: Any = {"timeout": 1.0, "min_answers": 2, "allow_shared_hosts": True}
+        client = stack.enter_context(Client(slow.bundle, slow.servers, **options))
+        client.warmup(timeout=WORK_S)
+        assert client.predict(image).answered == (False, True, True)
+        assert slow.wait_for(1) == ["started"], "it still works when the call has ended"
+        assert slow.wait_for(2) == ["started", "finished"]
+        assert client.predict(image, timeout=WORK_S).answered == (True, True, True), "on a new connection"

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from privdfs import AsyncClient, Bundle, Client, NotEnoughAnswersError, Result, Retries, Server, ServerError
+from privdfs._config import WireName
 from privdfs._local import open_branches
 from privdfs_export.serve import RunningServer, serve_measured
 from tests.e2e.processes import descendants
@@ -41,8 +42,9 @@ GRACE_S = 0.05 if THOROUGH else 10.0
 class World:
     """Three tritonservers with two doors each, and what the right answers are."""
 
-    def __init__(self, release: Path, proxies: Proxies, stack: ExitStack) -> None:
+    def __init__(self, release: Path, wire: WireName, proxies: Proxies, stack: ExitStack) -> None:
         self.proxies = proxies
+        self.wire = wire
         self._release, self._stack = release, stack
         self.running = [self._serve(i) for i in range(3)]
         self.bundle = Bundle.open(release / "client", allow_unsigned=True)
@@ -53,13 +55,13 @@ class World:
         self.start_what_ended()
         for index, door in enumerate(self.proxies.doors):
             door.trouble = "none"
-            door.lead_to(self.running[index // 2].endpoint, index // 2)
+            door.lead_to(self.endpoint(index // 2), index // 2)
             self.proxies.drop(index)
             door.sent.clear()
 
     def replace(self, index: int, server: int) -> None:
         """Another server of the release stands where a door leads, as after a restart or behind a load balancer."""
-        self.proxies.doors[index].lead_to(self.running[server].endpoint, server)
+        self.proxies.doors[index].lead_to(self.endpoint(server), server)
         self.proxies.drop(index)
 
     def start_what_ended(self) -> bool:
@@ -83,6 +85,9 @@ class World:
                 if not excused or time.monotonic() > until:
                     raise
 
+    def endpoint(self, server: int) -> str:
+        return self.running[server].http or self.running[server].endpoint
+
     def runs(self, server: int) -> bool:
         return self.running[server].keeper.poll() is None
 
@@ -95,9 +100,10 @@ class World:
         keeper.wait()
 
     def _serve(self, server: int) -> RunningServer:
-        (started,) = self._stack.enter_context(serve_measured([self._release / f"server-{server}"]))
+        folder = self._release / f"server-{server}"
+        (started,) = self._stack.enter_context(serve_measured([folder], http=self.wire == "http"))
         for door in self.proxies.doors[2 * server : 2 * server + 2]:
-            door.lead_to(started.endpoint, server)
+            door.lead_to(started.http or started.endpoint, server)
         return started
 
     def expected(self, image: np.ndarray, answered: tuple[bool, ...]) -> np.ndarray:
@@ -110,11 +116,12 @@ class World:
         return [bytes(record) for door in self.proxies.doors for owner, record in door.sent if owner == server]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     release = write_wire_release(tmp_path_factory.mktemp("wire") / "release")
-    with Proxies(["127.0.0.1:1"] * 6) as proxies, ExitStack() as stack:
-        yield World(release, proxies, stack)
+    scheme = {"grpc": "", "http": "http://"}[request.param]
+    with Proxies([f"{scheme}127.0.0.1:1"] * 6) as proxies, ExitStack() as stack:
+        yield World(release, request.param, proxies, stack)
 
 
 class Wire(RuleBasedStateMachine):

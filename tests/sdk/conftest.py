@@ -43,7 +43,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (10, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-@pytest.fixture(params=["grpc", "http"])
+@pytest.fixture(scope="session", params=["grpc", "http"])
 def wire(request: pytest.FixtureRequest) -> WireName:
     """How the servers of a test are spoken to."""
     return request.param

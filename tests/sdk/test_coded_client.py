@@ -24,8 +24,9 @@ from privdfs import (
     coding,
 )
 from privdfs._coded_format import CodedManifest
+from privdfs._config import WireName
 from privdfs._core import Share
-from privdfs._grpc import GrpcConnection
+from privdfs._wires import connection_class
 from privdfs.testing import FakeServer, Fault
 from tests.coded_release import build_coded_release, drawn, noise
 from tests.sdk.drivers import HANG_S, Driver
@@ -52,9 +53,9 @@ def rounds(bundle: Bundle) -> CodedManifest:
 
 
 @pytest.fixture(scope="module")
-def running(release: Path) -> Iterator[list[FakeServer]]:
+def running(release: Path, wire: WireName) -> Iterator[list[FakeServer]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(FakeServer.for_release(release, index)) for index in range(MOST)]
+        yield [stack.enter_context(FakeServer.for_release(release, index, wire=wire)) for index in range(MOST)]
 
 
 @pytest.fixture
@@ -339,9 +340,9 @@ def test_what_was_decoded_changes_nothing_that_servers_see(
 
 
 def test_a_retry_sends_the_same_share_to_the_same_server(
-    connect: Callable[..., Driver], bundle: Bundle, release: Path, servers: list[FakeServer]
+    connect: Callable[..., Driver], bundle: Bundle, release: Path, servers: list[FakeServer], wire: WireName
 ) -> None:
-    with FakeServer.for_release(release, 1) as replica:
+    with FakeServer.for_release(release, 1, wire=wire) as replica:
         servers[1].fault = Fault(status="UNAVAILABLE", round=2)
         listed = [servers[0].endpoint, Server([servers[1].endpoint, replica.endpoint]), servers[2].endpoint]
         client, twice = connect(bundle, listed), 0
@@ -383,13 +384,15 @@ def test_no_share_is_sent_before_the_models_of_all_rounds_have_passed_the_check(
     assert not any(server.received for server in servers)
 
 
-def test_a_share_of_a_round_is_refused_where_it_does_not_belong(bundle: Bundle, servers: list[FakeServer]) -> None:
+def test_a_share_of_a_round_is_refused_where_it_does_not_belong(
+    bundle: Bundle, servers: list[FakeServer], wire: WireName
+) -> None:
     from privdfs._channel import Channels
 
     channels = Channels(bundle.manifest, [Server(endpoint) for endpoint in at(servers, 3)])
     client = Client(bundle, at(servers, 3))
     own = client.encode(PHOTOS[0])
-    connection = GrpcConnection(0, servers[0].endpoint)
+    connection = connection_class(wire)(0, servers[0].endpoint)
     connection.checked = True
     for share in (Share(1, own[1][None]), Share(0, own[0][None], round=2), Share(0, own[0][None], partition=3)):
         with pytest.raises(RuntimeError, match="about to be sent"):
