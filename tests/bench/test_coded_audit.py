@@ -1,5 +1,7 @@
 """The audit of coded releases: sharings that are right pass every look, and each kind of broken one is caught."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from privdfs import coding
+from privdfs._manifest import read_client_manifest
 from privdfs.coding import Residues, draw
 from privdfs_bench.audit.coded import CodedJob, CodedVictim, cliff_jobs, coded_job, coded_view
 from privdfs_bench.audit.coded_measure import broken_promises, measure_coded
@@ -20,6 +23,7 @@ from privdfs_bench.audit.wire import LEAST_P, check_wire
 from privdfs_bench.coded import open_coded
 from privdfs_bench.pages.coded_privacy import NOTHING_YET, coded_tables
 from privdfs_bench.releases import nhwc
+from privdfs_export.leakage import record_leakage
 from privdfs_training.attacks.classify import guess_class
 from privdfs_training.attacks.decoder import DecoderBudget
 from privdfs_training.data import DataSet, load_data
@@ -262,3 +266,15 @@ def test_what_cannot_be_chance_is_flagged(change: dict[str, Any], check: str) ->
     }
     assert broken_promises(fine) == []
     assert [flag.check for flag in broken_promises(fine | change)] == [check]
+
+
+def test_the_cliff_goes_into_the_manifest(entry: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    release, results = tmp_path / "drawn", tmp_path / "privacy.json"
+    shutil.copytree(folders["pooled"], release)
+    # Its own attacks are too weak for a manifest, which is another test's.
+    without = {key: value for key, value in entry.items() if key != "page"} | {"flags": []}
+    results.write_text(json.dumps({"releases": {"drawn": without}}, allow_nan=False))
+    rows = record_leakage(release, results)
+    assert [row.coalition for row in rows] == [(0, 1), (0, 1, 2)]
+    assert {row.psnr for row in rows} == {entry["worst"]["2"]["psnr"]}
+    assert read_client_manifest((release / "client" / "manifest.json").read_bytes()).leakage == rows
