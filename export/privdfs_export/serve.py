@@ -27,13 +27,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from privdfs._command_line import signals_interrupt
+from privdfs._coded_format import CodedManifest
+from privdfs._command_line import signals_interrupt, whole_number
 from privdfs._config import WireName
 from privdfs._errors import BundleIntegrityError, Error
 from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER, server_folder
 from privdfs._manifest import read_client_manifest
 from privdfs._verify import server_folders
+from privdfs.coding import MAX_SERVERS
 from privdfs_export._keeper import remove
 from privdfs_export.errors import ServeError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository, read_repository
@@ -202,10 +204,21 @@ def _check(path: Path) -> Repository:
     return repository
 
 
-def _check_release(path: Path) -> list[Repository]:
-    """Read all servers' folders of a release, and check that they belong together."""
+def _check_release(path: Path, count: int | None = None) -> list[Repository]:
+    """Read the servers' folders of a release, or the first ones, and check that they belong together."""
     client = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))
     folders = server_folders(path, client)
+    if count is not None:
+        if not isinstance(client, CodedManifest):
+            msg = f"{path} is a masked release, which needs all its {len(folders)} servers: leave out --servers"
+            raise ServeError(msg)
+        if count > len(folders):
+            msg = (
+                f"{path} has folders for {len(folders)} servers, not {count}: add some with "
+                f"`privdfs-export servers {path} --servers {count}`"
+            )
+            raise ServeError(msg)
+        folders = folders[:count]
     repositories = [_check(folder) for folder in folders]
     for index, repository in enumerate(repositories):
         manifest = repository.manifest
@@ -442,6 +455,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "release", type=Path, metavar="RELEASE", help="folder of the release, with client and server-0 …"
     )
+    parser.add_argument(
+        "--servers",
+        type=whole_number(1, MAX_SERVERS),
+        metavar="N",
+        help="of a coded release: serve the first N servers alone",
+    )
     parser.add_argument("--http", action="store_true", help="serve HTTP too, on a port of its own, for clients of that")
     parser.add_argument("--json", action="store_true", help="print endpoints and logs as one line of JSON")
     parser.add_argument("--tritonserver", metavar="PATH", help="the tritonserver to run")
@@ -451,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parent = os.getppid()
     try:
         with signals_interrupt():
-            repositories = _check_release(options.release)
+            repositories = _check_release(options.release, options.servers)
             with _running(repositories, options.tritonserver, options.log_dir, http=options.http) as servers:
                 _show(repositories[0].manifest.release, servers, as_json=options.json)
                 _watch(servers, parent)

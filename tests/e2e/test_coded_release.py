@@ -1,8 +1,12 @@
 """Coded releases on real tritonservers: every residue is that of ONNX Runtime and of plain integers, in every round."""
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from privdfs import AsyncClient, Client, NotEnoughAnswersError, ServerMismatchError, coding
 from privdfs_export.cli import main
 from privdfs_export.serve import find_tritonserver, serve, serve_release
+from privdfs_export.serve import main as serve_main
 from privdfs_export.sessions import session
 from tests.coded_release import build_coded_release, drawn, noise
 
@@ -142,6 +147,33 @@ def test_without_one_server_the_answer_is_the_same(release: Path, endpoints: lis
         expected, found = local.predict_batch(images), client.predict_batch(images)
     assert [each.probability for each in found] == [each.probability for each in expected]
     assert all(each.answered == (True, True, False, True) for each in found)
+
+
+def test_the_command_serves_as_many_servers_as_are_asked_for(release: Path) -> None:
+    line = [sys.executable, "-m", "privdfs_export.serve", str(release), "--json", "--servers", "3"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+            assert (said["release"], len(said["endpoints"])) == (drawn().manifest.release, 3)
+            with Client(release / "client", said["endpoints"], allow_unsigned=True, timeout=30) as client:
+                assert client.predict(noise(1)[0]).answered == (True,) * 3
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("servers", "told"), [("5", "has folders for 4 servers, not 5: add some"), ("0", "--servers"), ("17", "--servers")]
+)
+def test_servers_that_are_not_there(release: Path, capsys: pytest.CaptureFixture[str], servers: str, told: str) -> None:
+    with pytest.raises(SystemExit) if servers != "5" else nullcontext():
+        assert serve_main([str(release), "--servers", servers]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_masked_release_is_served_whole(trained_release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve_main([str(trained_release), "--servers", "2"]) == 2
+    assert "needs all its 3 servers: leave out --servers" in capsys.readouterr().err
 
 
 def test_the_baseline_is_served_beside_the_rounds(release: Path) -> None:

@@ -19,7 +19,9 @@ from privdfs_export.precision import PRECISIONS, Precision
 from privdfs_export.repository import read_repository
 from privdfs_export.serve import serve_release
 from privdfs_export.verify import check_repository
+from tests.coded_release import build_coded_release
 from tests.trained import shifted_images
+from tests.training.coded_systems import KINDS
 
 
 def missing() -> str | None:
@@ -44,6 +46,16 @@ def test_plans_answer_what_their_graphs_answer(trained_release: Path, tmp_path: 
     for folder in ("server-0", "server-1", "server-2", "baseline"):
         found = [check.found for check in check_repository(read_repository(tmp_path / "planned" / folder))]
         assert any("golden examples on" in text for text in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_of_coded_rounds_are_exact(tmp_path: Path, kind: str) -> None:
+    release = build_coded_release(tmp_path / "release", kind)
+    checks = plan_release(release, tmp_path / "planned", PlanOptions())  # a plan with one other residue is refused
+    rounds = len(read_repository(release / "server-0").models)
+    assert sum("no residue differs" in check.found for check in checks) == 3 * rounds
+    found = [check.found for check in check_repository(read_repository(tmp_path / "planned" / "server-1"))]
+    assert sum("golden examples on" in text for text in found) == rounds
 
 
 @pytest.mark.skipif(shutil.which("tritonserver") is None, reason="no tritonserver on PATH with a TensorRT backend")
