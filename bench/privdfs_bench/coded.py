@@ -119,7 +119,14 @@ class CodedNetworks:
         ]
         return np.concatenate(parts)
 
-    def sharings(self, images: NDArray[np.uint8], plain: Plain, servers: int, colluding: int) -> list[Residues]:
+    def sharings(
+        self,
+        images: NDArray[np.uint8],
+        plain: Plain,
+        servers: int,
+        colluding: int,
+        members: Sequence[int] | None = None,
+    ) -> list[Residues]:
         """One sharing of every image in every round: all that travels to servers, made by the client's code.
 
         Args:
@@ -127,17 +134,19 @@ class CodedNetworks:
             plain: What the rounds compute of them. The client decodes these integers, whoever answers.
             servers: N.
             colluding: T.
+            members: Servers whose shares are kept; None keeps all.
 
         Returns:
-            For each round int8 [images, N, primes, values].
+            For each round int8 [images, servers kept, primes, values].
         """
+        kept = range(servers) if members is None else members
         kind = Coded.check(self.device, self.manifest, servers, colluding)
         parts: list[list[Residues]] = [[] for _ in self.rounds]
         for at in range(0, len(images), BATCH):
             sent: Sent | Answered = kind.begin(images[at : at + BATCH])
             for index, residues in enumerate(plain.residues):
                 assert isinstance(sent, Sent)  # noqa: S101  only the last round is followed by an answer
-                parts[index].append(np.stack(sent.shares, axis=1))
+                parts[index].append(np.stack([sent.shares[one] for one in kept], axis=1))
                 # Answers that lie on a constant polynomial decode to the same integers as the servers' own.
                 answers = residues[at : at + BATCH]
                 sent = kind.take(sent, [Outcome(server, 0.0, answers) for server in range(kind.needed)])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from privdfs import coding
+from privdfs._coded_format import RoundSpec
 from privdfs._format import ENCODER_NAME, largest_coalition
 from privdfs.coding import Residues
 from privdfs_bench.audit.attacks import NAMED
@@ -22,7 +23,7 @@ from privdfs_bench.audit.jobs import Job, guided, job, undefended
 from privdfs_bench.audit.through_head import through_graph
 from privdfs_bench.audit.victim import Attacked
 from privdfs_bench.coded import CodedNetworks, Plain, open_coded
-from privdfs_bench.releases import manifest_data, nhwc
+from privdfs_bench.releases import ENCODED_AT_ONCE, manifest_data, nhwc
 from privdfs_training.attacks.diffusion import DiffuseBudget
 from privdfs_training.attacks.optimise import OptimiseBudget
 from privdfs_training.attacks.perceptual import Lpips
@@ -183,7 +184,10 @@ def coded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
     known, hidden = victim.data.train_images[: job.pairs], victim.data.test_images[: job.targets]
     own, hears = _Coalition(networks, job), NAMED[job.attack].hears_answers
     parts = [
-        own.sees(networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding), hears=hears)
+        own.sees(
+            networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding, job.members),
+            hears=hears,
+        )
         for images, plain in ((known, train), (hidden, test))
     ]
     return ServerView(
@@ -209,13 +213,13 @@ class _Coalition:
         self.members = list(job.members)
 
     def sees(self, sharings: Sequence[Residues], *, hears: bool) -> tuple[Tensor, Tensor]:
-        """Shares and, to an attack that hears them, answers of all rounds, from what travels to all servers."""
+        """Shares and, to an attack that hears them, answers of all rounds, from what travels to the members."""
         if not hears:
             return self._shares(sharings), torch.zeros(len(sharings[0]), 0)
         answers = [
-            self.networks.answer(number, shares[:, member]).reshape(len(shares), -1)
+            self.networks.answer(number, shares[:, column]).reshape(len(shares), -1)
             for number, shares in enumerate(sharings)
-            for member in self.members
+            for column in range(len(self.members))
         ]
         return self._shares(sharings), torch.from_numpy(np.concatenate(answers, axis=1)).float()
 
@@ -232,7 +236,7 @@ class _Coalition:
                         each.moduli,
                         coding.draw((len(wanted), colluding, each.values), each.moduli),
                         servers,
-                    )
+                    )[:, self.members]
                     for each, values in zip(rounds, plain.shared, strict=True)
                 ]
             )
@@ -243,14 +247,23 @@ class _Coalition:
         """Of the members; and, since they know how sharing works, what they would decode if they were enough."""
         parts: list[NDArray[np.int8]] = []
         for each, shares in zip(self.networks.rounds, sharings, strict=True):
-            seen = shares[:, self.members]
-            parts.append(seen.reshape(len(seen), -1))
+            parts.append(shares.reshape(len(shares), -1))
             if len(self.members) > 1:
                 factors = coding.weights(each.moduli, [member + 1 for member in self.members]).astype(np.int64)
-                decoded = np.einsum("pa,bapv->bpv", factors, seen.astype(np.int64))
-                centred = [coding.centred(decoded[:, at], prime) for at, prime in enumerate(each.moduli)]
-                parts.append(np.concatenate(centred, axis=1).astype(np.int8))
+                parts.append(np.concatenate([_interpolated(some, each, factors) for some in _pieces(shares)]))
         return torch.from_numpy(np.concatenate(parts, axis=1))
+
+
+def _pieces(shares: Residues) -> list[Residues]:
+    """Some images at a time: int64 takes eight times the memory."""
+    return [shares[at : at + ENCODED_AT_ONCE] for at in range(0, len(shares), ENCODED_AT_ONCE)]
+
+
+def _interpolated(shares: Residues, about: RoundSpec, factors: NDArray[np.int64]) -> NDArray[np.int8]:
+    """What shares decode to modulo each prime, int8 [images, primes * values]."""
+    decoded = np.einsum("pa,bapv->bpv", factors, shares.astype(np.int64))
+    centred = [coding.centred(decoded[:, column], prime) for column, prime in enumerate(about.moduli)]
+    return np.concatenate(centred, axis=1).astype(np.int8)
 
 
 def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
@@ -260,8 +273,9 @@ def _decoded_view(victim: CodedVictim, job: CodedJob) -> ServerView:
     places = [member + 1 for member in job.members]
     decoded = []
     for images, plain in ((known, victim.plain[0]), (hidden, victim.plain[1])):
-        shares = networks.sharings(nhwc(images), plain.first(len(images)), job.servers, job.colluding)[0]
-        values = coding.decode(shares[:, list(job.members)], places, first.moduli).astype(np.int8)
+        first_of = plain.first(len(images))
+        shares = networks.sharings(nhwc(images), first_of, job.servers, job.colluding, job.members)[0]
+        values = coding.decode(shares, places, first.moduli).astype(np.int8)
         if not np.array_equal(values, plain.shared[0][: len(images)]):
             raise AttackError(f"servers {job.members} do not decode what was shared: this is not Shamir's scheme")
         decoded.append(_placed(values, plain.values[0][: len(images)]))
