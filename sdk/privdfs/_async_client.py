@@ -87,27 +87,27 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def predict(self, image: ImageLike, *, timeout: float | None = None) -> Result:
         """Classify one image; see `Client.predict`."""
-        call = self._call(timeout)
-        if call.is_brief(image):
-            chunk = call.encode(call.decode_one(image))
-        else:
-            chunk = await self._transport.workers.run(call, lambda: call.encode(call.decode_one(image)))
-        return (await self._run(call, chunk))[0]
+        with self._call(timeout) as call:
+            if call.is_brief(image):
+                chunk = call.encode(call.decode_one(image))
+            else:
+                chunk = await self._transport.workers.run(call, lambda: call.encode(call.decode_one(image)))
+            return (await self._run(call, chunk))[0]
 
     async def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
         """Classify several images; see `Client.predict_batch`."""
-        call = self._call(timeout)
         results: list[Result] = []
         workers = self._transport.workers
-        for part in call.split(await workers.run(call, lambda: call.decode_many(images))):
-            results += await self._run(call, await workers.run(call, partial(call.encode, part)))
+        with self._call(timeout) as call:
+            for part in call.split(await workers.run(call, lambda: call.decode_many(images))):
+                results += await self._run(call, await workers.run(call, partial(call.encode, part)))
         return results
 
     async def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
         """Make the shares of one image without sending them; see `Client.encode`."""
-        call = self._call(None)
-        shares = await self._transport.workers.run(call, lambda: call.shares(call.decode_one(image)))
-        return [values[0] for values in shares]
+        with self._call(None) as call:
+            shares = await self._transport.workers.run(call, lambda: call.shares(call.decode_one(image)))
+            return [values[0] for values in shares]
 
     async def health(self, *, timeout: float | None = None) -> list[Health]:
         """Ask every replica of every server whether it serves this release; see `Client.health`."""

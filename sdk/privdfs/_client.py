@@ -97,8 +97,8 @@ class Client(BaseClient[Transport]):
             CanaryError: a canary that `queries` sent came back with another answer than the known one.
             RandomnessError: of a coded release, the system's random generator failed.
         """
-        call = self._call(timeout)
-        return self._run(call, call.encode(call.decode_one(image)))[0]
+        with self._call(timeout) as call:
+            return self._run(call, call.encode(call.decode_one(image)))[0]
 
     def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
         """Classify several images (a list, or a uint8 array NHWC or NHW), in order.
@@ -108,10 +108,10 @@ class Client(BaseClient[Transport]):
         Raises:
             Error: as for `predict`; one bad image, or one part without enough answers, fails the whole call.
         """
-        call = self._call(timeout)
         results: list[Result] = []
-        for part in call.split(call.decode_many(images)):
-            results += self._run(call, call.encode(part))
+        with self._call(timeout) as call:
+            for part in call.split(call.decode_many(images)):
+                results += self._run(call, call.encode(part))
         return results
 
     def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
@@ -126,8 +126,8 @@ class Client(BaseClient[Transport]):
         Raises:
             ImageError: the image cannot be used.
         """
-        call = self._call(None)
-        return [values[0] for values in call.shares(call.decode_one(image))]
+        with self._call(None) as call:
+            return [values[0] for values in call.shares(call.decode_one(image))]
 
     def health(self, *, timeout: float | None = None) -> list[Health]:
         """Ask every replica of every server whether it serves this release; no image is involved, nothing is raised.

@@ -3,7 +3,8 @@
 Guarantees:
 
 - Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. It is wiped
-  when the shares are made. If the generator fails, nothing of that round is sent.
+  when the shares are made. If the generator fails, nothing of that round is sent. What was shared is wiped when the
+  call ends, also with an error.
 - All servers get a share in every round, those too that were silent or lied before: what is decoded changes nothing
   that servers can see, but for one thing. Where answers contradict each other and it cannot be told who lies, the call
   ends with an error, and no later round is sent.
@@ -191,7 +192,6 @@ class Coded:
         needed = coding.needed_answers(about.degree, self.colluding)
         found = coding.find_liars(answers, places, about.moduli, needed)
         if found is None:
-            _wipe(carried)
             raise ContradictingAnswersError(
                 f"the answers of servers {', '.join(str(place - 1) for place in places)} contradict each other in "
                 f"round {index + 1}: at least one of them lies or is faulty, and it takes {needed + 2} answers to tell "
@@ -205,7 +205,6 @@ class Coded:
         weights = coding.weights(about.moduli, [places[position] for position in chosen])
         if index + 1 == self.rounds:
             probabilities = self.graphs.fuse(heard_answers, weights)
-            _wipe(carried)
             caught = tuple(sorted(liars))
             return Answered(probabilities, caught, caught, self.manifest.accuracy.fused)
         added = carried.values[about.added - 1] if about.added else None
@@ -214,6 +213,15 @@ class Coded:
                 index, heard_answers, weights, randomness, self._powers(index + 1), added
             )
         return _sent(shares, index + 1, _Carried((*carried.values, values), frozenset(liars)))
+
+    def forget(self, sent: Sent) -> None:
+        """Wipe what was shared in all rounds so far; the shares that a caller of `encode` gets are copies."""
+        for values in sent.state.values:
+            values.fill(0)
+
+    def exchanges_left(self, index: int, following: int) -> int:
+        """All: a late answer changes nothing in the result, so it may not cost what comes after it."""
+        return self.rounds - index + self.rounds * following
 
     def rehearse(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Run every graph once, on answers of zeros."""
@@ -250,8 +258,3 @@ def _sent(shares: Array, index: int, carried: _Carried) -> Sent:
     own = tuple(np.array(shares[:, server], np.int8) for server in range(shares.shape[1]))  # copies
     shares.fill(0)
     return Sent(own, index, carried)
-
-
-def _wipe(carried: _Carried) -> None:
-    for values in carried.values:
-        values.fill(0)

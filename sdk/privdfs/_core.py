@@ -8,7 +8,7 @@ the kind of the release knows: `_masked.py` or `_coded.py`. One `Deadline`, set 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from privdfs._images import ImageLike, Pixels, load_image, load_images
 from privdfs._kinds import Answered, Kind, Outcome, Sent
 from privdfs._queries import Asked, Queries
 from privdfs._result import Result, RoundTimings, Timings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Deadline:
@@ -67,10 +70,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images of the bundle's size, uint8 [batch, height, width, channels], and how long the whole batch took."""
+    """Images of the bundle's size, uint8 [batch, height, width, channels], and how long the whole batch took.
+
+    Attributes:
+        following: how many parts of the batch come after this one.
+    """
 
     pixels: Pixels = field(repr=False)
     ms: float
+    following: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ class Chunk:
         shares: of the present round.
         decode_ms: what decoding the whole batch took.
         encode_ms: what making these shares took.
-        rounds_left: this round and those that follow.
+        following: how many chunks the call sends after this one.
+        exchanges_left: this round, and what is to share the time with it: later rounds, and chunks that follow.
         sent: what the kind of release keeps of the round.
         past: the rounds before.
         asked: what `Queries` says of the images.
@@ -103,7 +112,8 @@ class Chunk:
     shares: tuple[Share, ...]
     decode_ms: float
     encode_ms: float
-    rounds_left: int = 1
+    following: int = 0
+    exchanges_left: int = 1
     sent: Sent | None = None
     past: tuple[Round, ...] = ()
     asked: Asked | None = None
@@ -206,7 +216,10 @@ def _check_telemetry(telemetry: Observer | None) -> Observer | None:
 
 
 class Call:
-    """One call of a client, from images to results."""
+    """One call of a client, from images to results.
+
+    A context manager: what the device keeps between rounds is wiped at the end, whatever the end is.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.deadline = Deadline(settings.timeout)
@@ -218,6 +231,23 @@ class Call:
         self._telemetry = settings.telemetry
         self._canaries = settings.canaries
         self._bundle = settings.bundle
+        self._kept: list[Sent] = []
+        self._over = False
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        for sent in self._kept:
+            self._kind.forget(sent)
+
+    def _keep(self, sent: Sent) -> Sent:
+        """Have it wiped at the end of the call; at once, where a thread made it for a call that was given up."""
+        self._kept.append(replace(sent, shares=()))
+        if self._over:
+            self._kind.forget(sent)
+        return sent
 
     def warm_up(self) -> None:
         """Run every graph once: ONNX Runtime allocates at the first run."""
@@ -245,12 +275,13 @@ class Call:
     def split(self, decoded: Decoded) -> Iterator[Decoded]:
         """Cut a batch into what one request may hold."""
         step = self._bundle.manifest.max_batch
-        for start in range(0, len(decoded.pixels), step):
-            yield Decoded(decoded.pixels[start : start + step], decoded.ms)
+        starts = range(0, len(decoded.pixels), step)
+        for following, start in zip(reversed(range(len(starts))), starts, strict=True):
+            yield Decoded(decoded.pixels[start : start + step], decoded.ms, following)
 
     def shares(self, decoded: Decoded) -> list[npt.NDArray[np.int8]]:
         """The shares of a batch in the first round, by server: int8 [batch, …]."""
-        return list(self._kind.begin(decoded.pixels).shares)
+        return list(self._keep(self._kind.begin(decoded.pixels)).shares)
 
     def encode(self, decoded: Decoded) -> Chunk:
         """Make the shares of the images in a chunk that have to be sent.
@@ -266,24 +297,31 @@ class Call:
             asked = self._queries.ask(self._bundle.release, partition, decoded.pixels, self.min_answers)
             if not asked.fresh:
                 return Chunk(0, (), decoded.ms, 0.0, asked=asked)
-            decoded = Decoded(decoded.pixels[list(asked.fresh)], decoded.ms)
+            decoded = replace(decoded, pixels=decoded.pixels[list(asked.fresh)])
         started = time.perf_counter()
-        sent = self._kind.begin(decoded.pixels)
+        sent = self._keep(self._kind.begin(decoded.pixels))
         encode_ms = (time.perf_counter() - started) * 1e3
-        beside = self._canary(len(decoded.pixels))
+        canary = self._due_canary(len(decoded.pixels))
+        beside = None if canary is None else self._encode_canary(canary, decoded.following)
         if self.deadline.remaining == 0:
             raise DeadlineExceededError(
                 f"this call used up its {self.deadline.timeout:g} s before its images were ready to send: "
                 "raise `timeout`, or pass smaller images or fewer at a time"
             )
-        return self._chunk(Chunk(len(decoded.pixels), (), decoded.ms, encode_ms, asked=asked, beside=beside), sent)
+        following = decoded.following + (canary is not None and not canary.first)
+        about = Chunk(len(decoded.pixels), (), decoded.ms, encode_ms, following, asked=asked, beside=beside)
+        return self._chunk(about, sent)
 
-    def _canary(self, size: int) -> Chunk | None:
-        """The shares of as many images with known answers, if a canary is due; made before anything is sent."""
+    def _due_canary(self, size: int) -> Canary | None:
+        """As many images with known answers, if a canary is due."""
         if self._canaries is None or self._queries is None or not self._queries.canary_due():
             return None
-        known = self._canaries.draw(size)
-        return self._chunk(Chunk(size, (), 0.0, 0.0, known=known), self._kind.begin(known.pixels))
+        return self._canaries.draw(size)
+
+    def _encode_canary(self, canary: Canary, following: int) -> Chunk:
+        """Its shares, made before anything of its part is sent; `following` parts come after the two."""
+        sent = self._keep(self._kind.begin(canary.pixels))
+        return self._chunk(Chunk(len(canary.pixels), (), 0.0, 0.0, following + canary.first, known=canary), sent)
 
     def proceed(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Chunk | list[Result]:
         """Take the answers of a round: the shares of the next one, or the results.
@@ -310,6 +348,7 @@ class Call:
             raise
         took = (time.perf_counter() - started) * 1e3
         if isinstance(found, Sent):
+            self._keep(found)
             return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
         self._note(chunk, rounds, None)
         if chunk.known is not None:
@@ -337,7 +376,8 @@ class Call:
         shares = tuple(
             Share(server, values, self._kind.partition, sent.round) for server, values in enumerate(sent.shares)
         )
-        return replace(about, shares=shares, sent=sent, rounds_left=self._kind.rounds - sent.round)
+        left = self._kind.exchanges_left(sent.round, about.following)
+        return replace(about, shares=shares, sent=sent, exchanges_left=left)
 
     def _with_repeats(self, chunk: Chunk, results: list[Result]) -> list[Result]:
         """What `Queries` knows, beside what was asked."""

@@ -10,8 +10,9 @@ Guarantees:
 - A share is sent to replicas of its own server only, on connections that have passed the check; so are its retries and
   its hedges.
 - A trip ends at its deadline, whether all have answered or not.
-- In a round that others follow, those who are late are waited for only until its part of the time is over, so that one
-  silent server does not use up the time of the rest. It gets its share of the next round all the same.
+- In a coded release, while another round, part or canary follows, those who are late are waited for only until this
+  exchange's part of the time is over, so that one silent server does not use up the time of the rest. It gets its share
+  of the next exchange all the same.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
   that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
 """
@@ -78,9 +79,9 @@ class Trip:
         self.done = False
         self._call = call
         self._end = time.monotonic() + call.deadline.remaining
-        # Until when those are waited for who are not needed: in the last round until the deadline.
-        left = call.deadline.remaining / chunk.rounds_left
-        self._patient_until = time.monotonic() + left if chunk.rounds_left > 1 else math.inf
+        # Until when those are waited for who are not needed: in the last exchange until the deadline.
+        left = call.deadline.remaining / chunk.exchanges_left
+        self._patient_until = time.monotonic() + left if chunk.exchanges_left > 1 else math.inf
         self._deliveries = [_Delivery(channel, chunk.shares[channel.server]) for channel in channels]
         self._open = False  # shares may be sent
         self._doomed_until: float | None = None

@@ -96,6 +96,19 @@ class Kind(Protocol):
         """The shares of the next round, or what came of the last one; enough servers have answered."""
         ...
 
+    def forget(self, sent: Sent) -> None:
+        """Wipe what the device kept for later rounds: the call has ended, one way or another."""
+        ...
+
+    def exchanges_left(self, index: int, following: int) -> int:
+        """Among how many exchanges the time that is left is divided, so that who is late does not use it up.
+
+        Args:
+            index: of the present round, from 0.
+            following: how many chunks the call sends after this one.
+        """
+        ...
+
     def rehearse(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Run every graph once, for one image: ONNX Runtime allocates at the first run."""
         ...

@@ -59,6 +59,13 @@ class Masked:
         probabilities = self.bundle.fuse(logits, np.array([answered] * size, dtype=np.bool_))
         return Answered(probabilities, suspects, (), accuracy_of(manifest, present))
 
+    def forget(self, sent: Sent) -> None:
+        """There is nothing to keep: no round follows."""
+
+    def exchanges_left(self, index: int, following: int) -> int:  # noqa: ARG002 - as of every kind
+        """One, this one: an answer that comes late makes the result more certain, so all the time may go into it."""
+        return 1
+
     def rehearse(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Run both graphs once."""
         self.begin(pixels)
