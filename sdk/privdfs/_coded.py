@@ -2,8 +2,9 @@
 
 Guarantees:
 
-- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. It is wiped
-  when the shares are made. If the generator fails, nothing of that round is sent.
+- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. The
+  residues are wiped when the shares are made, not the bytes they were drawn from: Python frees those by itself. If the
+  generator fails, nothing of that round is sent.
 - All servers get a share in every round, those too that were silent or lied before: what is decoded changes nothing
   that servers can see, but for one thing. Where answers contradict each other and it cannot be told who lies, or too
   few are left without those of servers that were caught, the call ends with an error, and no later round is sent.
