@@ -218,6 +218,7 @@ class Call:
         self._telemetry = settings.telemetry
         self._canaries = settings.canaries
         self._bundle = settings.bundle
+        self._lied_to_canaries: set[int] = set()
 
     def warm_up(self) -> None:
         """Run every graph once: ONNX Runtime allocates at the first run."""
@@ -313,8 +314,15 @@ class Call:
             return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
         self._note(chunk, rounds, None)
         if chunk.known is not None:
+            self._lied_to_canaries.update(found.corrected)
             return []
         return self._with_repeats(chunk, self._results(chunk, rounds, found, took))
+
+    def with_suspects(self, results: list[Result]) -> list[Result]:
+        """Results that also name the servers whose wrong answers to canaries of this call were corrected."""
+        if not self._lied_to_canaries:
+            return results
+        return [replace(each, suspects=tuple(sorted({*each.suspects, *self._lied_to_canaries}))) for each in results]
 
     def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
         """Tell telemetry of a part that has ended."""
