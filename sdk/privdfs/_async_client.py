@@ -140,7 +140,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
             while isinstance(step, Chunk):
                 step = call.proceed(step, await self._transport.exchange(call, step) if step.size else [])
             results += step
-        return results
+        return call.with_suspects(results)
 
 
 class _LocalInThread:

@@ -170,7 +170,7 @@ class Client(BaseClient[Transport]):
             while isinstance(step, Chunk):
                 step = call.proceed(step, self._transport.exchange(call, step) if step.size else [])
             results += step
-        return results
+        return call.with_suspects(results)
 
 
 class _Servers:

@@ -2,12 +2,13 @@
 
 Guarantees:
 
-- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. It is wiped
-  when the shares are made. If the generator fails, nothing of that round is sent. What was shared is wiped when the
-  call ends, also with an error.
+- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. The
+  residues are wiped when the shares are made, not the bytes they were drawn from: Python frees those by itself. If the
+  generator fails, nothing of that round is sent. What was shared is wiped when the call ends, also with an error.
 - All servers get a share in every round, those too that were silent or lied before: what is decoded changes nothing
-  that servers can see, but for one thing. Where answers contradict each other and it cannot be told who lies, the call
-  ends with an error, and no later round is sent.
+  that servers can see, but for one thing. Where answers contradict each other and it cannot be told who lies, or too
+  few are left without those of servers that were caught, the call ends with an error, and no later round is sent.
+- No result is decoded from the answer of a server that was caught in this round or in an earlier one.
 - A result is decoded from answers that agree with all others that were heard, or of which `corrected` names the rest.
 """
 
@@ -191,16 +192,11 @@ class Coded:
         answers = np.stack([outcome.answer for outcome in heard if outcome.answer is not None], axis=1)
         needed = coding.needed_answers(about.degree, self.colluding)
         found = coding.find_liars(answers, places, about.moduli, needed)
-        if found is None:
-            raise ContradictingAnswersError(
-                f"the answers of servers {', '.join(str(place - 1) for place in places)} contradict each other in "
-                f"round {index + 1}: at least one of them lies or is faulty, and it takes {needed + 2} answers to tell "
-                "which; more servers, or a smaller `colluding`, would correct it",
-                tuple(place - 1 for place in places),
-                index + 1,
-            )
-        liars = carried.liars | {places[position] - 1 for position in found}
-        chosen = [position for position in range(len(places)) if position not in found][:needed]
+        liars = carried.liars | {places[position] - 1 for position in found or ()}
+        # Whoever lied in an earlier round is not believed either: here too few may have answered to see its lies.
+        chosen = [position for position, place in enumerate(places) if place - 1 not in liars][:needed]
+        if found is None or len(chosen) < needed:
+            raise _cannot_decide(places, index + 1, needed, carried.liars)
         heard_answers = answers[:, chosen]
         weights = coding.weights(about.moduli, [places[position] for position in chosen])
         if index + 1 == self.rounds:
@@ -252,6 +248,25 @@ class _Randomness:
 
     def __exit__(self, *_: object) -> None:
         self._drawn.fill(0)
+
+
+def _cannot_decide(
+    places: Sequence[int], number: int, needed: int, caught: frozenset[int]
+) -> ContradictingAnswersError:
+    """The error of a round, counted from 1, in which too few answers can be believed."""
+    servers = tuple(place - 1 for place in places)
+    before = ""
+    if caught:
+        before = (
+            f", or come from servers that gave wrong ones in earlier rounds ({', '.join(map(str, sorted(caught)))})"
+        )
+    return ContradictingAnswersError(
+        f"the answers of servers {', '.join(map(str, servers))} contradict each other{before} in round {number}: at "
+        f"least one of them lies or is faulty, and too few answers are left to decode from: it takes {needed}, and two "
+        "more for each lie; more servers, or a smaller `colluding`, would correct it",
+        servers,
+        number,
+    )
 
 
 def _sent(shares: Array, index: int, carried: _Carried) -> Sent:

@@ -37,6 +37,7 @@ from privdfs._format import (
     TensorSpec,
     image_tensor,
 )
+from privdfs.coding import MAX_SERVERS
 
 CODED_FORMAT_VERSION = 2
 
@@ -50,8 +51,9 @@ ANSWERS = "answers"
 WEIGHTS = "weights"
 ADDED = "added"
 
-#: Residues of larger primes do not fit int8 with room to spare (`privdfs.coding`).
-Modulus = Annotated[int, msgspec.Meta(ge=3, le=241)]
+#: Above the place of every server: modulo a smaller prime some place is 0, and its share the value itself. Residues of
+#: larger primes do not fit int8 with room to spare (`privdfs.coding`).
+Modulus = Annotated[int, msgspec.Meta(gt=MAX_SERVERS, le=241)]
 
 
 class RoundSpec(Struct, frozen=True):

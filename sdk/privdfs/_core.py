@@ -233,6 +233,7 @@ class Call:
         self._bundle = settings.bundle
         self._kept: list[Sent] = []
         self._over = False
+        self._lied_to_canaries: set[int] = set()
 
     def __enter__(self) -> "Self":
         return self
@@ -352,8 +353,15 @@ class Call:
             return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
         self._note(chunk, rounds, None)
         if chunk.known is not None:
+            self._lied_to_canaries.update(found.corrected)
             return []
         return self._with_repeats(chunk, self._results(chunk, rounds, found, took))
+
+    def with_suspects(self, results: list[Result]) -> list[Result]:
+        """Results that also name the servers whose wrong answers to canaries of this call were corrected."""
+        if not self._lied_to_canaries:
+            return results
+        return [replace(each, suspects=tuple(sorted({*each.suspects, *self._lied_to_canaries}))) for each in results]
 
     def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
         """Tell telemetry of a part that has ended."""

@@ -199,6 +199,8 @@ class NotEnoughAnswersError(Error):
 class ContradictingAnswersError(Error):
     """Answers of a coded release contradict each other, and too few servers answered to tell which of them lie.
 
+    Or too few are left to decode from without the servers that gave wrong answers in earlier rounds of the call.
+
     Attributes:
         answered: indices of the servers that answered; at least one of them lies or is faulty.
         round: counted from 1. Nothing of a later round was sent.

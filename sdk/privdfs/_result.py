@@ -98,7 +98,7 @@ class Result:
         bytes_down: bytes of the answers that each server gave; 0 where it gave no usable one.
         suspects: servers that are faulty or lie, and their operators should hear of it. In a masked release those that
             have kept disagreeing with the others (`_suspects.py` says how often is too often); in a coded one those
-            whose answers in this call were wrong.
+            whose answers in this call were wrong, to canaries too.
         corrected: of a coded release, the servers whose wrong answers were found and left out. The result is exact all
             the same.
         repeated: whether `Queries` knew the image, and nothing was sent; all but the timings is then of the first time.

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAX_BYTES = 180_000  # the client has wires of its own, gRPC and HTTP, in the place of tritonclient and grpcio (megabytes)
+MAX_BYTES = (
+    180_000  # the client has wires of its own, gRPC and HTTP, in the place of tritonclient and grpcio (megabytes)
+)
 MAX_DEPENDENCIES = 8  # h2 and protobuf stand where tritonclient was, which brought grpcio, urllib3 and rapidjson too
 HEAVY = ["torch", "onnx", "onnxscript", "rich", "matplotlib", "privdfs_training", "privdfs_export"]
 

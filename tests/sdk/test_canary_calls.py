@@ -1,5 +1,6 @@
 """Canaries in real calls of a coded release with three rounds and no answer to spare, over both clients."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_a_liar_in_any_round_is_caught_where_no_answer_is_to_spare(
     with pytest.raises(CanaryError) as caught:
         client.predict(photos[0])
     assert caught.value.answered == (0, 1, 2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_liar_to_a_canary_alone_is_named_where_its_lie_is_corrected(
+    connect: Callable[..., Driver], tmp_path: Path, photos: np.ndarray, monkeypatch: pytest.MonkeyPatch, *, first: bool
+) -> None:
+    ordered(monkeypatch, first=first)
+    release, answers = build_coded_release(tmp_path / "release", servers=5), itertools.count()
+
+    def to_canaries(residues: np.ndarray) -> np.ndarray:
+        return other(residues) if (next(answers) < ROUNDS) == first else residues
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(FakeServer.for_release(release, index)) for index in range(5)]
+        servers[1].fault = Fault(logits=to_canaries)
+        endpoints = [server.endpoint for server in servers]
+        result = connect(release / "client", endpoints, colluding=1, queries=Queries(canary_rate=1)).predict(photos[0])
+        assert (result.suspects, result.corrected) == ((1,), ())
+        assert next(answers) == 2 * ROUNDS
 
 
 def test_repeats_send_no_canary(

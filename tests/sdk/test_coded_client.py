@@ -212,6 +212,19 @@ def test_two_liars_of_seven_are_named(
     assert result.corrected == (2, 5)
 
 
+def test_a_server_that_was_caught_is_not_believed_in_a_later_round(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer]
+) -> None:
+    """Silent servers would leave its second lie unchecked."""
+    client = connect(bundle, at(servers, 5), colluding=1, retries=Retries(attempts=1))
+    servers[0].fault = Fault(logits=wrong)
+    for silent in (3, 4):
+        servers[silent].fault = Fault(status="UNAVAILABLE", round=ROUNDS)
+    with pytest.raises(ContradictingAnswersError, match=r"gave wrong ones in earlier rounds \(0\)") as caught:
+        client.predict(PHOTOS[0])
+    assert (caught.value.answered, caught.value.round) == ((0, 1, 2), ROUNDS)
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_answers_that_contradict_each_other_end_the_call(
     connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], number: int

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from privdfs import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError
 from privdfs._files import read_verified, refuse_unlisted, sha256_file, verify_files
-from privdfs._manifest import decode_client_manifest, decode_server_manifest, encode_manifest
+from privdfs._manifest import decode_client_manifest, decode_server_manifest, encode_manifest, read_client_manifest
+from privdfs.coding import MAX_SERVERS
+from tests.sdk.coded_folders import coded_manifest
 
 
 @pytest.fixture
@@ -84,6 +86,36 @@ def test_a_manifest_without_a_version_is_refused_as_such(client_json: bytes) -> 
 def test_a_manifest_that_breaks_a_rule_is_refused(client_json: bytes, edit: Callable[[Any], Any]) -> None:
     with pytest.raises(BundleFormatError):
         decode_client_manifest(edited(client_json, edit))
+
+
+@pytest.mark.parametrize("prime", [3, 5, 13])
+def test_primes_that_leave_a_share_unprotected_are_refused(prime: int) -> None:
+    """The server whose place is the prime would get the values themselves, modulo the prime."""
+    assert prime <= MAX_SERVERS
+    data = encode_manifest(coded_manifest())
+    assert read_client_manifest(data) == coded_manifest()
+    with pytest.raises(BundleFormatError, match="moduli"):
+        read_client_manifest(edited(data, lambda m: m["rounds"][0]["moduli"].append(prime)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda rounds: rounds[0].update(levels=14),
+        lambda rounds: rounds[0].update(moduli=[241, 241, 239]),
+        lambda rounds: rounds[0].update(moduli=[240, 239, 233]),
+        lambda rounds: rounds[0].update(bound=2**40),
+        lambda rounds: rounds[0].update(values=21),
+        lambda rounds: rounds[0].update(added=1),
+        lambda rounds: rounds[0].update(outputs=9),
+        lambda rounds: rounds[1].update(values=7),
+        lambda rounds: rounds[1].update(added=3),
+        lambda rounds: rounds[1].update(outputs=5),
+    ],
+)
+def test_rounds_that_contradict_each_other_are_refused(edit: Callable[[Any], Any]) -> None:
+    with pytest.raises(BundleFormatError, match="round"):
+        read_client_manifest(edited(encode_manifest(coded_manifest()), lambda m: edit(m["rounds"])))
 
 
 def test_a_manifest_from_before_liars_were_measured_is_read(client_json: bytes) -> None:
