@@ -29,9 +29,9 @@ from privdfs_export.calibration import calibration_error, fit_temperature, unfam
 from privdfs_export.coded_contents import CodedGraphs, build_coded_graphs, coded_manifest, round_specs
 from privdfs_export.coded_run import CodedRun, run_coded
 from privdfs_export.coded_writing import check_servers, write_coded_release
-from privdfs_export.errors import ExportError, ParityError
+from privdfs_export.errors import ParityError
 from privdfs_export.evaluate import fraction_right
-from privdfs_export.release import GOLDEN_IMAGES, MAY_BE_PASSED_ON, drawn_images
+from privdfs_export.release import GOLDEN_IMAGES, MAY_BE_PASSED_ON, check_same_data, drawn_images
 from privdfs_export.sessions import run_batched
 from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing
@@ -74,12 +74,7 @@ def export_coded(
     """
     refuse_existing(out)
     check_servers(servers)
-    if data.classes != trained.classes or data.image_shape != trained.system.image_shape:
-        message = (
-            f"the system was trained on other classes or another image size than {data.name}. Pass the data set of "
-            "its config."
-        )
-        raise ExportError(message)
+    check_same_data(data, trained.classes, trained.system.image_shape)
     temperature = _fitted_temperature(trained, data)
     console.print(f"graphs: encoder, {len(trained.rounds)} rounds, fusion, baseline; temperature {temperature:.2f}")
     built = build_coded_graphs(trained, temperature)

@@ -183,7 +183,21 @@ def _check_data(trained: TrainedSystem, data: ImageData) -> None:
             "Export a system with classes, such as one trained on celeba-identity."
         )
         raise ExportError(message)
-    if data.classes != trained.classes or data.image_shape != trained.system.image_shape:
+    check_same_data(data, trained.classes, trained.system.image_shape)
+
+
+def check_same_data(data: ImageData, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> None:
+    """Refuse data that a system was not trained on.
+
+    Args:
+        data: That it is to be measured on.
+        classes: Of the system.
+        image_shape: Of the system: channels, height, width.
+
+    Raises:
+        ExportError: They have other classes, or images of another size.
+    """
+    if data.classes != classes or data.image_shape != image_shape:
         message = (
             f"the system was trained on other classes or another image size than {data.name}. Pass the data set of "
             "its config."

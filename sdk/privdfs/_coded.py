@@ -239,8 +239,8 @@ class _Randomness:
             self._drawn = coding.draw((batch, colluding, about.values), about.moduli)
         except (OSError, NotImplementedError) as error:
             raise RandomnessError(
-                "the system's random generator failed, so nothing was sent: without it shares would not be private; "
-                "check /dev/urandom and the limits of this process"
+                "the system's random generator failed, so no share of this round was sent: without it shares would "
+                "not be private; check /dev/urandom and the limits of this process"
             ) from error
 
     def __enter__(self) -> npt.NDArray[np.int8]:

@@ -21,7 +21,7 @@
     ├── CanaryError                  an image whose answer is known came back with another one: a server lies
     ├── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
     ├── ContradictingAnswersError    coded shares: a server lies, and it cannot be told which (`.answered` has them all)
-    └── RandomnessError              coded shares: the system's random generator failed (nothing was sent)
+    └── RandomnessError              coded shares: the system's random generator failed (nothing of that round was sent)
 
 Catch `NotEnoughAnswersError` to retry or to fall back; catch `ImageError` to skip one picture; the others are for the
 person who deploys the application. `ServerError` and its children are found inside `NotEnoughAnswersError.causes`.
