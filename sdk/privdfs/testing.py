@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs import _messages as messages
+from privdfs._branch import DATATYPES, branches
 from privdfs._bundle import Bundle
-from privdfs._channel import DATATYPES, branches
 from privdfs._config import WireName
 from privdfs._fake_http import CallFailedError, Handler, HttpFace
 from privdfs._format import PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, ClientManifest
