@@ -14,7 +14,7 @@ from privdfs._chunk import Chunk
 from privdfs._config import Server
 from privdfs._constants import MAX_CALLS_AT_ONCE
 from privdfs._core import Call
-from privdfs._drive import carry_out_async
+from privdfs._drive_async import carry_out_async
 from privdfs._errors import ConfigError
 from privdfs._exchange import Checkup, Trip
 from privdfs._images import ImageLike

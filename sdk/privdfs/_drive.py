@@ -4,7 +4,6 @@ One thread carries out a whole call, however many servers it has: it sends to al
 differ in how they wait and in nothing else.
 """
 
-import asyncio
 import math
 import select
 import time
@@ -67,7 +66,7 @@ class Exchange(Protocol):
 def carry_out(exchange: Exchange) -> None:
     """Carry out an exchange in this thread, until it is done."""
     watcher = _Poll()
-    pump = _Pump(exchange, watcher)
+    pump = Pump(exchange, watcher)
     try:
         pump.start(exchange.begin())
         while not exchange.done:
@@ -76,34 +75,29 @@ def carry_out(exchange: Exchange) -> None:
         pump.close()
 
 
-async def carry_out_async(exchange: Exchange) -> None:
-    """Carry out an exchange on the running event loop, until it is done."""
-    watcher = _Loop()
-    pump = _Pump(exchange, watcher)
-    try:
-        pump.start(exchange.begin())
-        while not exchange.done:
-            pump.step(await watcher.wait(pump.until))
-    finally:
-        pump.close()
+class Watcher(Protocol):
+    """Says when the sockets of asks are ready."""
+
+    def watch(self, ask: Ask, wait: Wait) -> None:
+        """Look after what an ask waits for."""
+        ...
+
+    def forget(self, wait: Wait) -> None:
+        """Look after it no more."""
+        ...
 
 
-class _Watcher(Protocol):
-    def watch(self, ask: Ask, wait: Wait) -> None: ...
-
-    def forget(self, wait: Wait) -> None: ...
-
-
-class _Pump:
+class Pump:
     """Advances asks whose sockets are ready, and gives the exchange their replies."""
 
-    def __init__(self, exchange: Exchange, watcher: _Watcher) -> None:
+    def __init__(self, exchange: Exchange, watcher: Watcher) -> None:
         self._exchange = exchange
         self._watcher = watcher
         self._waits: dict[Ask, Wait] = {}
 
     @property
     def until(self) -> float:
+        """When something is due, whether a socket is ready or not."""
         return min(self._exchange.wake, *[wait.until for wait in self._waits.values()], math.inf)
 
     def start(self, asks: Iterable[Ask]) -> None:
@@ -170,41 +164,3 @@ class _Poll:
     def wait(self, until: float) -> list[Ask]:
         left_ms = None if until == math.inf else max(0, math.ceil((until - time.monotonic()) * 1e3))
         return [self._asks[number] for number, _ in self._poll.poll(left_ms)]
-
-
-class _Loop:
-    """Waits on the running event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ready: list[Ask] = []
-        self._waiter: asyncio.Future[None] | None = None
-
-    def watch(self, ask: Ask, wait: Wait) -> None:
-        for sock, event in wait.sockets:
-            add = self._loop.add_reader if event == READ else self._loop.add_writer
-            add(sock.fileno(), self._note, ask)
-
-    def forget(self, wait: Wait) -> None:
-        for sock, event in wait.sockets:
-            remove = self._loop.remove_reader if event == READ else self._loop.remove_writer
-            remove(sock.fileno())
-
-    async def wait(self, until: float) -> list[Ask]:
-        self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(max(0.0, min(until - time.monotonic(), 3600.0)), self._wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-        ready, self._ready = self._ready, []
-        return ready
-
-    def _note(self, ask: Ask) -> None:
-        self._ready.append(ask)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
