@@ -15,11 +15,11 @@ else may change.
 """
 
 import os
+import typing
 
 # ONNX Runtime from 1.29 on reports every session to Microsoft, unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from privdfs._async_client import AsyncClient
 from privdfs._bundle import Bundle
 from privdfs._client import Client
 from privdfs._config import Retries, Server
@@ -52,6 +52,9 @@ from privdfs._queries import Queries
 from privdfs._result import Health, Result, RoundTimings, SelfTest, Timings
 from privdfs._store import BundleStore
 from privdfs._tls import TLS, Token
+
+if typing.TYPE_CHECKING:
+    from privdfs._async_client import AsyncClient
 
 __version__ = "0.1.0"
 
@@ -95,3 +98,17 @@ __all__ = [
     "UserKey",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`AsyncClient`, imported when it is first asked for: asyncio is a tenth of a cold start."""
+    if name == "AsyncClient":
+        from privdfs._async_client import AsyncClient
+
+        globals()[name] = AsyncClient
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

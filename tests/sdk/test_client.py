@@ -36,8 +36,9 @@ from privdfs import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._chunk import Chunk, Decoded, Share
 from privdfs._config import WireName
-from privdfs._core import Call, Chunk, Decoded, Share
+from privdfs._core import Call
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.certificates import credentials, scheme
 from tests.sdk.drivers import HANG_S, Driver
