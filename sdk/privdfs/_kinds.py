@@ -44,6 +44,11 @@ class Sent:
     round: int = 0
     state: Any = field(default=None, repr=False)
 
+    def wipe(self) -> None:
+        """Wipe the shares: the exchange is over."""
+        for values in self.shares:
+            values.fill(0)
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -93,11 +98,14 @@ class Kind(Protocol):
         ...
 
     def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Sent | Answered:
-        """The shares of the next round, or what came of the last one; enough servers have answered."""
+        """The shares of the next round, or what came of the last one; enough servers have answered.
+
+        Shares that were sent are wiped, and after the last round also what was kept.
+        """
         ...
 
     def forget(self, sent: Sent) -> None:
-        """Wipe what the device kept for later rounds: the call has ended, one way or another."""
+        """Wipe shares, and what the device kept for later rounds: the call has ended, one way or another."""
         ...
 
     def exchanges_left(self, index: int, following: int) -> int:

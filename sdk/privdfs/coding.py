@@ -243,6 +243,8 @@ def find_liars(answers: Residues, places: Sequence[int], moduli: Sequence[int], 
     Returns:
         Indices into `places`, ascending; empty: all agree. None: some lied, and it cannot be told who.
     """
+    if len(places) == needed:
+        return ()
     everybody = tuple(range(len(places)))
     left = np.flatnonzero(~_agree(answers, places, moduli, needed, everybody))
     liars = set[int]()
@@ -264,8 +266,6 @@ def _agree(
     answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int, who: tuple[int, ...]
 ) -> NDArray[np.bool_]:
     """For each image, whether the answers of some servers lie on one polynomial: the first ones foretell the others."""
-    if len(who) == needed:
-        return np.ones(len(answers), np.bool_)
     factors = _contradictions(tuple(moduli), tuple(places[index] for index in who), needed)
     sums = factors @ np.swapaxes(answers[:, who], 1, 2).astype(np.float32)
     primes = np.array(moduli, np.float32)[:, np.newaxis, np.newaxis]
