@@ -28,7 +28,7 @@ from privdfs._channel import Failure, ServerChannel
 from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
 from privdfs._core import Call, Chunk, Share
 from privdfs._drive import Ask
-from privdfs._errors import ServerError, ServerTimeoutError
+from privdfs._errors import ServerBusyError, ServerError, ServerMismatchError, ServerTimeoutError
 from privdfs._kinds import Outcome
 from privdfs._result import Health
 from privdfs._wire import Connection, Reply
@@ -213,8 +213,12 @@ class Trip:
     def _failed(self, delivery: _Delivery, attempt: _Attempt, failure: Failure) -> None:
         """End an attempt; try again if that can help, and it can still come in time."""
         delivery.running.remove(attempt)
-        delivery.channel.replicas.give_back(attempt.connection, failed=True)
+        # A busy replica is not broken: it goes on answering as many as it can.
+        busy = isinstance(failure.error, ServerBusyError)
+        delivery.channel.replicas.give_back(attempt.connection, failed=None if busy else True)
         delivery.error = failure.error
+        if isinstance(failure.error, ServerMismatchError):
+            delivery.attempts -= 1  # it was sent nothing, and several may serve the next release already
         if not failure.again:
             delivery.avoid.add(attempt.connection.endpoint)
         if delivery.running:  # a hedge, or what it was to help, is still on its way
@@ -243,6 +247,7 @@ class Trip:
 
     def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[Any]", ms: float = 0.0) -> None:
         server = delivery.channel.server
+        end = delivery.channel.clearest(end) if isinstance(end, ServerError) else end
         delivery.outcome = Outcome(server, ms, error=end) if isinstance(end, ServerError) else Outcome(server, ms, end)
         self._drop(delivery)
 
