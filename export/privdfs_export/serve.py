@@ -151,19 +151,20 @@ def serve_release(
         yield _endpoints(servers)
 
 
-def start_at(path: Path, port: int, log: Path) -> RunningServer:
+def start_at(path: Path, port: int, log: Path, *, http_port: int | None = None) -> RunningServer:
     """Start the tritonserver of one repository on a chosen port; it is ready some seconds later.
 
     Args:
         path: The server's folder of a release.
         port: On 127.0.0.1.
         log: File of its log, overwritten.
+        http_port: The same of HTTP; None: it serves gRPC alone.
 
     Raises:
         privdfs.BundleError: The folder is not what its manifest says.
         ServeError: The server cannot be started.
     """
-    return _start(find_tritonserver(), _check(path), log, port=port)
+    return _start(find_tritonserver(), _check(path), log, port=port, http_port=http_port)
 
 
 def kill(server: RunningServer) -> None:
@@ -269,12 +270,18 @@ def _endpoints(servers: Sequence[RunningServer]) -> list[str]:
 
 
 def _start(
-    program: Path, repository: Repository, log: Path, *, port: int | None = None, http: bool = False
+    program: Path,
+    repository: Repository,
+    log: Path,
+    *,
+    port: int | None = None,
+    http: bool = False,
+    http_port: int | None = None,
 ) -> RunningServer:
     """Start a tritonserver for a private copy of a repository, on that port, or on one that is free at this moment."""
     token, admin = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16)
     endpoint = f"127.0.0.1:{_free_port() if port is None else port}"
-    web = f"http://127.0.0.1:{_free_port()}" if http else None
+    web = f"http://127.0.0.1:{http_port or _free_port()}" if http or http_port else None
     copy = None
     try:
         copy = Path(tempfile.mkdtemp(prefix="privdfs-server-"))
