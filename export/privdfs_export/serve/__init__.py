@@ -19,7 +19,8 @@ Each server of the release gets a tritonserver process of its own, as if it belo
 """
 
 from privdfs_export.serve.gateway import Gateway, RunningGateway, find_nginx
-from privdfs_export.serve.local import kill, serve, serve_gateways, serve_measured, serve_release, start_at
+from privdfs_export.serve.local import serve, serve_gateways, serve_measured, serve_release, start_at
+from privdfs_export.serve.processes import kill
 from privdfs_export.serve.tritonserver import (
     ADMIN_HEADER,
     HTTP_ADMIN_HEADER,

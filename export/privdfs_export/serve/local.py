@@ -18,7 +18,7 @@ from privdfs._verify import server_folders
 from privdfs_export.errors import ServeError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
-from privdfs_export.serve.processes import READY_LIMIT_S, end, make_ready, stop
+from privdfs_export.serve.processes import READY_LIMIT_S, make_ready, stop
 from privdfs_export.serve.tritonserver import RunningServer, Services, find_tritonserver, is_ready, start_server
 from privdfs_export.verify import check_repository
 
@@ -142,12 +142,6 @@ def start_at(path: Path, port: int, log: Path) -> RunningServer:
         ServeError: The server cannot be started.
     """
     return start_server(find_tritonserver(), _check(path), log, Services(), port=port)
-
-
-def kill(server: RunningServer) -> None:
-    """Kill a server and wait until it is gone; it can end nothing in good order."""
-    server.keeper.kill()  # and with it, by the kernel, the tritonserver
-    end(server)
 
 
 def _check(path: Path) -> Repository:

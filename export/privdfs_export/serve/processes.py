@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -150,10 +152,28 @@ def end(kept: Kept) -> int:
     try:
         return kept.keeper.wait(_STOP_LIMIT_S)
     except subprocess.TimeoutExpired:
-        kept.keeper.kill()
+        _kill(kept)
         return kept.keeper.wait()
     finally:
         remove(kept.copy)  # by now, unless the keeper was killed, there is nothing left
+
+
+def kill(kept: Kept) -> None:
+    """Kill a process and wait until it is gone; it can end nothing in good order."""
+    _kill(kept)
+    end(kept)
+
+
+def _kill(kept: Kept) -> None:
+    """Kill a process and all that it started."""
+    # The keeper's child leads a group. The kernel kills it with its keeper, but not what it started, such as stubs of
+    # Triton's Python backend, which wait for their server forever if they were just starting.
+    children = Path(f"/proc/{kept.keeper.pid}/task/{kept.keeper.pid}/children")
+    groups = children.read_text(encoding="ascii").split() if children.exists() else []
+    kept.keeper.kill()
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(int(group), signal.SIGKILL)
 
 
 def watch(processes: Sequence[Kept], parent: int) -> None:
