@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privdfs import Token, UserKey, coding
+from privdfs import Token, UserKey
 from tests.conformance import calls
 from tests.conformance.form import request, tensor, text
-from tests.conformance.releases import Stream, images
+from tests.conformance.releases import images, residues
 from tests.conformance.replay import Answerer, Request
 from tests.conformance.servers import BUSY, Spoil, answerer, framed, json_bytes, model_config, open_small
 
@@ -187,12 +187,11 @@ def _made(case: Case, known: Mapping[str, str]) -> dict[str, Any]:
     """Run a call against servers that compute, and write down what was said."""
     small = open_small(case.release, case.servers)
     pixels = images(f"calls {case.release} {case.count}", case.count, small.bundle.manifest.image)
-    stream, drawn = Stream(f"randomness of {case.name}"), list[NDArray[np.int8]]()
+    drawn = list[NDArray[np.int8]]()
     said: list[list[tuple[Request, bytes | None]]] = [[] for _ in range(case.servers)]
-    draw = coding.draw
 
     def kept(shape: tuple[int, int, int], moduli: Sequence[int]) -> NDArray[np.int8]:
-        found = draw(shape, moduli, stream.read)
+        found = residues(f"{case.name} {len(drawn)}", shape, moduli)
         drawn.append(found.copy())
         return found
 

@@ -17,7 +17,7 @@ from privdfs._coded_format import (
 from privdfs._format import ClientManifest, Signature, encoder_signature, fusion_signature
 from privdfs._onnx import Graph
 from tests.conformance.form import RELEASES, array, tensor
-from tests.conformance.releases import Stream, images
+from tests.conformance.releases import images, residues
 from tests.conformance.servers import Small, open_small
 
 ABOUT = (
@@ -72,7 +72,7 @@ def _coded(small: Small, servers: int, colluding: int) -> Iterable[dict[str, Any
 
 
 def _fresh(label: str, about: RoundSpec, batch: int, servers: int, colluding: int) -> Arrays:
-    randomness = coding.draw((batch, colluding, about.values), about.moduli, Stream(label).read)
+    randomness = residues(label, (batch, colluding, about.values), about.moduli)
     return {"randomness": randomness, "powers": coding.powers(about.moduli, servers, colluding)}
 
 

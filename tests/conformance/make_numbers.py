@@ -1,7 +1,8 @@
 """Files about numbers alone: drawing residues, decoding answers, users' partitions."""
 
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ from numpy.typing import NDArray
 
 from privdfs import UserKey, coding
 from privdfs._format import KeySpec
+from tests.conformance.exact_graphs import drawn
 from tests.conformance.form import tensor, text
-from tests.conformance.releases import Stream
 
 Vectors = Iterable[dict[str, Any]]
 
 RANDOMNESS = (
-    "Uniform residues from random bytes. `residues` [batch, T, primes, values] come of `bytes`, which is what the "
-    "source gave in all; `requests` says in what portions it was asked."
+    "Uniform residues from random bytes. A source that gives `bytes`, then no more, makes `residues` [batch, T, "
+    "primes, values], in whatever portions it is asked. With one modulus the last byte that counts is number `used`. "
+    "With several, all bytes are the same, since it is free how many are thrown away before the next modulus."
 )
 POWERS = "What each random number counts for in each server's share: `powers` [primes, servers, colluding]."
 DECODING = (
@@ -30,28 +32,37 @@ PARTITIONS = "A user's key to the partition of a keyed release."
 def randomness() -> Vectors:
     every = bytes(range(256))
     cases: list[tuple[str, tuple[int, int, int], tuple[int, ...], bytes]] = [
-        ("every byte once, the largest prime", (1, 1, 241), (241,), every + bytes(300)),
-        ("every byte once, several primes", (1, 1, 40), (241, 239, 17), every * 10),
-        ("a small prime, for which most bytes are no residue", (1, 2, 9), (17,), _stream("small", 4000)),
-        ("only bytes that are no residue, then others", (1, 1, 4), (223,), b"\xff" * 60 + b"\xdf\xde" * 200),
-        ("the order of batch, T and values", (2, 3, 5), (241, 239), _stream("order", 4000)),
-        ("six primes", (1, 1, 7), coding.PRIMES, _stream("six", 4000)),
+        ("every byte once, the largest prime", (1, 1, 241), (241,), every * 3),
+        ("every byte once, another prime", (1, 1, 223), (223,), every * 3),
+        ("a small prime, for which most bytes are no residue", (1, 2, 9), (17,), _noise("small", 2000)),
+        ("bytes that are no residue, then others", (1, 1, 4), (223,), b"\xff" * 60 + b"\xdf\xde\xe0\x00" * 50),
+        ("the order of batch, T and values", (2, 3, 5), (239,), _noise("order", 400)),
+        ("the order of the primes", (2, 2, 3), coding.PRIMES, b"\x07" * 2000),
     ]
     for name, shape, moduli, source in cases:
-        taken, requests = 0, list[int]()
-
-        def read(size: int, source: bytes = source, requests: list[int] = requests) -> bytes:
-            nonlocal taken
-            requests.append(size)
-            taken += size
-            return source[taken - size : taken]
-
-        residues = coding.draw(shape, moduli, read)
-        assert taken <= len(source)
-        yield {
+        told: dict[str, Any] = {
             "name": name, "section": "5.3", "moduli": list(moduli), "batch": shape[0], "colluding": shape[1],
-            "values": shape[2], "bytes": text(source[:taken]), "requests": requests, "residues": tensor(residues),
+            "values": shape[2], "bytes": text(source), "residues": tensor(coding.draw(shape, moduli, once(source))),
         }  # fmt: skip
+        if len(moduli) == 1:
+            counting = [position for position, byte in enumerate(source, 1) if byte < moduli[0]]
+            told["used"] = counting[math.prod(shape) - 1]
+        yield told
+
+
+def once(data: bytes, taken: list[int] | None = None) -> Callable[[int], bytes]:
+    """A source of these bytes, which may not be asked for more; `taken` gets the size of each portion."""
+    position = 0
+
+    def read(size: int) -> bytes:
+        nonlocal position
+        position += size
+        assert position <= len(data), "more was asked for than any client needs"
+        if taken is not None:
+            taken.append(size)
+        return data[position - size : position]
+
+    return read
 
 
 def powers() -> Vectors:
@@ -133,8 +144,8 @@ def partitions() -> Vectors:
             }  # fmt: skip
 
 
-def _stream(label: str, size: int) -> bytes:
-    return Stream(label).read(size)
+def _noise(label: str, size: int) -> bytes:
+    return hashlib.shake_256(label.encode()).digest(size)
 
 
 def _answers(
@@ -143,18 +154,11 @@ def _answers(
     """Points of random polynomials of a degree whose values at 0 are the results."""
     batch, outputs = results.shape
     answers = np.empty((batch, len(places), len(moduli), outputs), np.int8)
-    stream = Stream(label)
     for column, prime in enumerate(moduli):
-        coefficients = [
-            results,
-            *(
-                np.frombuffer(stream.read(results.size), np.uint8).astype(np.int64).reshape(results.shape)
-                for _ in range(degree)
-            ),
-        ]
+        random = drawn(f"{label} {prime}", (degree, batch, outputs), 127).astype(np.int64)
         for position, place in enumerate(places):
             total = np.zeros_like(results)
-            for coefficient in reversed(coefficients):
+            for coefficient in (*random, results):
                 total = (total * place + coefficient) % prime
             answers[:, position, column] = coding.centred(total, prime)
     return answers

@@ -147,8 +147,8 @@ def _coded_golden(
     answers = weights = None
     for number, (about, branch) in enumerate(zip(manifest.rounds, branches, strict=True), 1):
         needed = coding.needed_answers(about.degree, 1)
-        stream = Stream(f"{manifest.release} golden {number}")
-        randomness = coding.draw((GOLDEN_IMAGES, 1, about.values), about.moduli, stream.read)
+        label = f"{manifest.release} golden {number}"
+        randomness = residues(label, (GOLDEN_IMAGES, 1, about.values), about.moduli)
         powers = coding.powers(about.moduli, needed, 1)
         if answers is None or weights is None:
             shares, values = graphs.encode(pixels, randomness, powers)
@@ -165,21 +165,13 @@ def _coded_golden(
     return {**golden, "probabilities": graphs.fuse(answers, weights)}
 
 
-class Stream:
-    """Bytes that depend on a label alone, as a source of randomness; it counts what was taken."""
-
-    def __init__(self, label: str) -> None:
-        import hashlib
-
-        self._bytes = hashlib.shake_256(label.encode()).digest(1 << 18)
-        self.taken = 0
-        self.requests: list[int] = []
-
-    def read(self, size: int) -> bytes:
-        self.requests.append(size)
-        self.taken += size
-        assert self.taken <= len(self._bytes)
-        return self._bytes[self.taken - size : self.taken]
+def residues(label: str, shape: tuple[int, int, int], moduli: Sequence[int]) -> NDArray[np.int8]:
+    """What a client draws from its generator, here from a label: centred, [batch, T, primes, values]."""
+    batch, colluding, values = shape
+    found = drawn(label, (batch, colluding, len(moduli), values), 120)
+    for column, prime in enumerate(moduli):
+        found[:, :, column] = coding.centred(found[:, :, column].astype(np.int64), prime)
+    return found
 
 
 def _masked(release: str, keys: KeySpec | msgspec.UnsetType = msgspec.UNSET) -> ClientManifest:
