@@ -8,6 +8,7 @@
  * - No result is decoded from the answer of a server that was caught in this round or in an earlier one.
  */
 
+import { randomBytes } from "./bytes.js";
 import { draw, findLiars, MAX_SERVERS, neededAnswers, powers, type Source, weights } from "./coding.js";
 import { ConfigError, ContradictingAnswersError } from "./errors.js";
 import {
@@ -41,15 +42,15 @@ export class CodedGraphs {
     private readonly encoder: Graph,
     private readonly relays: readonly Graph[],
     private readonly fusion: Graph,
-    /** Random bytes; the system's, but in tests. */
-    readonly source: Source | undefined,
   ) {}
+
+  /** Random bytes: the system's, but in tests. */
+  source: Source = randomBytes;
 
   static async open(
     runtime: Runtime,
     manifest: CodedManifest,
     files: ReadonlyMap<string, Uint8Array>,
-    source?: Source,
   ): Promise<CodedGraphs> {
     const open = (name: string, signature: Parameters<typeof Graph.open>[3]): Promise<Graph> =>
       Graph.open(runtime, name, files.get(name) as Uint8Array, signature);
@@ -57,7 +58,7 @@ export class CodedGraphs {
     for (let number = 1; number < manifest.rounds.length; number++)
       relays.push(await open(relayName(number), relaySignature(manifest, number)));
     const encoder = await open(ENCODER_NAME, codedEncoderSignature(manifest));
-    return new CodedGraphs(manifest, encoder, relays, await open(FUSION_NAME, codedFusionSignature(manifest)), source);
+    return new CodedGraphs(manifest, encoder, relays, await open(FUSION_NAME, codedFusionSignature(manifest)));
   }
 
   /** Images to the shares of the first round, for so many servers of which so many may collude. */

@@ -5,7 +5,6 @@
  * far below 2^53, or on BigInt where results are joined.
  */
 
-import { randomBytes } from "./bytes.js";
 import { MAX_SERVERS } from "./constants.js";
 
 /** Gives so many random bytes. Only tests use another one than the system's. */
@@ -37,7 +36,7 @@ function power(base: number, exponent: number, prime: number): number {
 const inverse = (value: number, prime: number): number => power(reduced(value, prime), prime - 2, prime);
 
 /**
- * Fresh uniform residues from the system's generator, by rejection: bytes that are no residue are thrown away.
+ * Fresh uniform residues, by rejection: bytes that are no residue are thrown away.
  *
  * Returns centred residues, int8 [batch, colluding, primes, values]. Use them once, and wipe them.
  */
@@ -46,7 +45,7 @@ export function draw(
   colluding: number,
   values: number,
   moduli: readonly number[],
-  source: Source = randomBytes,
+  source: Source,
 ): Int8Array {
   const rows = batch * colluding;
   const drawn = new Int8Array(rows * moduli.length * values);

@@ -24,9 +24,9 @@ const FRAMING = new Set([
 
 /** The bytes of a request. */
 export function requestBytes(authority: string, { method, path, headers, body }: Request): Buffer {
-  const length = body ? [["content-length", String(body.length)]] : [];
+  const length = body ? [["Content-Length", String(body.length)]] : [];
   const more = [...headers, ...length].map(([name, value]) => `${name}: ${value}\r\n`).join("");
-  const start = `${method} ${path} HTTP/1.1\r\nhost: ${authority}\r\nuser-agent: privdfs\r\naccept-encoding: identity\r\n`;
+  const start = `${method} ${path} HTTP/1.1\r\nHost: ${authority}\r\nUser-Agent: privdfs\r\nAccept-Encoding: identity\r\n`;
   const head = Buffer.from(`${start}${more}\r\n`, "latin1");
   return body ? Buffer.concat([head, body]) : head;
 }

@@ -135,7 +135,7 @@ export function inferRequest(
   return {
     method: "POST",
     path: `/v2/models/${model}/infer`,
-    headers: [...headers, ["inference-header-content-length", String(json.length)]],
+    headers: [...headers, ["Inference-Header-Content-Length", String(json.length)]],
     body: concat(json, ...raws),
   };
 }

@@ -69,11 +69,12 @@ for (const [runtimeName, runtime] of runtimes) {
       const files = new Map<string, Uint8Array>();
       for (const name of Object.keys(manifest.files)) files.set(name, (await source(name, 1e9)) as Uint8Array);
       const drawn = own.drawn.map((chunk) => Uint8Array.from(Buffer.from(chunk, "base64")));
-      const graphs = await CodedGraphs.open(runtime, manifest, files, (count) => {
+      const graphs = await CodedGraphs.open(runtime, manifest, files);
+      graphs.source = (count) => {
         const next = drawn.shift();
         expect(next?.length).toBe(count);
         return next as Uint8Array;
-      });
+      };
       const kind = new Coded(graphs, own.servers, own.colluding);
       let step: Awaited<ReturnType<typeof kind.take>> = await kind.begin(
         bytesOf(own.images),
