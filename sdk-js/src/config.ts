@@ -215,11 +215,9 @@ export function checkWait(wait: unknown): Wait {
 
 /** One spelling for each host, as far as possible without asking the network. */
 function canonical(host: string): string {
-  const plain = host.replace(/\.$/, "");
-  if (!plain.includes(":")) return plain;
   try {
-    return new URL(`http://[${plain}]/`).hostname;
+    return host.includes(":") ? new URL(`http://[${host}]/`).hostname : host;
   } catch {
-    return plain;
+    return host;
   }
 }

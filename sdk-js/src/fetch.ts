@@ -12,7 +12,7 @@ import { type Connection, jsonLengthOf, type Request, type Response, Trouble, UN
 
 export class FetchConnection implements Connection {
   readonly #address: string;
-  #closed = false;
+  readonly #ending = new AbortController();
   #calls = 0;
   #usedAt = performance.now();
 
@@ -22,21 +22,24 @@ export class FetchConnection implements Connection {
 
   get open(): boolean {
     const fresh = performance.now() - this.#usedAt <= IDLE_FETCH_MS;
-    return !this.#closed && fresh && this.#calls < MAX_CALLS_PER_CONNECTION;
+    return !this.#ending.signal.aborted && fresh && this.#calls < MAX_CALLS_PER_CONNECTION;
   }
 
   get stage(): string {
     return "did not answer";
   }
 
+  /** Ends a request that runs, too. */
   close(): void {
-    this.#closed = true;
+    this.#ending.abort();
   }
 
   async send(request: Request, signal: AbortSignal): Promise<Response> {
+    const close = (): void => this.close();
+    signal.addEventListener("abort", close, { once: true });
     this.#calls++;
     try {
-      return await this.#send(request, signal);
+      return await this.#send(request);
     } catch (error) {
       this.close();
       if (error instanceof Trouble) throw error;
@@ -45,16 +48,17 @@ export class FetchConnection implements Connection {
         "check the network, the address, its certificate, and in a browser that it allows this page's origin (CORS)",
       );
     } finally {
+      signal.removeEventListener("abort", close);
       this.#usedAt = performance.now();
     }
   }
 
-  async #send({ method, path, headers, body }: Request, signal: AbortSignal): Promise<Response> {
+  async #send({ method, path, headers, body }: Request): Promise<Response> {
     const response = await fetch(this.#address + path, {
       method,
       headers: Object.fromEntries(headers),
       body,
-      signal,
+      signal: this.#ending.signal,
       redirect: "manual",
       credentials: "omit",
       referrerPolicy: "no-referrer",

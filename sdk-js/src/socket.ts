@@ -19,6 +19,7 @@ export class SocketConnection implements Connection {
   #socket: Socket | TLSSocket | null = null;
   #connected = false;
   #closed = false;
+  #first: Buffer | null = null;
   #calls = 0;
   #usedAt = performance.now();
   #reader: AnswerReader | null = null;
@@ -54,7 +55,9 @@ export class SocketConnection implements Connection {
         this.#reader = new AnswerReader();
         this.#socket ??= this.#dial();
         this.#socket.ref();
-        this.#socket.write(requestBytes(this.#endpoint.replace(/^.*:\/\/|\/$/g, ""), request));
+        const bytes = requestBytes(this.#endpoint.replace(/^.*:\/\/|\/$/g, ""), request);
+        if (this.#connected) this.#socket.write(bytes);
+        else this.#first = bytes; // not a byte, such as a token, before the certificate was checked
       });
       if (ended instanceof Trouble) throw ended;
       return ended;
@@ -76,6 +79,8 @@ export class SocketConnection implements Connection {
       : connect(common);
     socket.once(secure ? "secureConnect" : "connect", () => {
       this.#connected = true;
+      if (this.#first) socket.write(this.#first);
+      this.#first = null;
     });
     socket.on("data", (data: Buffer) => this.#take(data));
     socket.on("error", (error: NodeJS.ErrnoException) => this.#end(this.#troubleOf(error, secure)));

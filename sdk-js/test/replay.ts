@@ -1,6 +1,7 @@
 /** A server that records what a client sends, byte for byte, and answers with bytes that a test gives it. */
 
 import { createServer, type Server, type Socket } from "node:net";
+import { createServer as createTlsServer, type TlsOptions } from "node:tls";
 
 /** A request as it came, and on which of the server's connections, counted from 1. */
 export interface Asked {
@@ -23,8 +24,12 @@ export class ReplayServer {
   readonly #open = new Set<Socket>();
   #authority = "";
 
-  constructor(public answer: Answerer) {
-    this.#server = createServer((socket) => this.#serve(socket));
+  constructor(
+    public answer: Answerer,
+    private readonly tls: TlsOptions | null = null,
+  ) {
+    const serve = (socket: Socket): void => this.#serve(socket);
+    this.#server = tls ? createTlsServer(tls, serve) : createServer(serve);
   }
 
   async start(): Promise<this> {
@@ -34,7 +39,12 @@ export class ReplayServer {
   }
 
   get endpoint(): string {
-    return `http://${this.#authority}`;
+    return this.tls ? `https://${this.#authority.replace("127.0.0.1", "localhost")}` : `http://${this.#authority}`;
+  }
+
+  /** Send bytes on every connection that is open, asked for or not. */
+  push(bytes: Uint8Array): void {
+    for (const socket of this.#open) socket.write(bytes);
   }
 
   /** Close the connections that are open; the server goes on. */
