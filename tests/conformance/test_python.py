@@ -20,7 +20,6 @@ from privdfs._format import ImageSpec, KeySpec, Signature, encoder_signature, fu
 from privdfs._images import load_image
 from privdfs._onnx import Graph
 from tests.conformance import calls, make_answers, releases
-from tests.conformance.documented import resized
 from tests.conformance.form import RELEASES, VECTORS, array, load, raw, request
 from tests.conformance.make_bundles import bundle_outcome, signature_outcome
 from tests.conformance.make_calls import options, token
@@ -90,7 +89,6 @@ def test_resizing(vector: dict[str, Any]) -> None:
     height, width, channels = wanted.shape
     given = pattern(vector["width"], vector["height"], vector["channels"])
     np.testing.assert_array_equal(load_image(given, ImageSpec(height=height, width=width, channels=channels)), wanted)
-    np.testing.assert_array_equal(resized(given, width, height, channels), wanted, "the specification's arithmetic")
 
 
 @vectors("partitions")
