@@ -35,7 +35,7 @@ def test_every_vector_illustrates_a_section() -> None:
     used = {vector["section"] for name in MAKERS for vector in load(name)}
     assert used <= set(HEADINGS)
     parts = {section for section in HEADINGS if section.split(".")[0] in "234567" and "." in section}
-    without = {"2.6", "4.4", "5.1", "5.2", "5.8", "6.1"}
+    without = {"2.6", "4.4", "5.1", "5.2", "5.8", "6.1", "6.7", "2.8"}
     assert parts - used <= without, "a section that could have a vector has none"
 
 
@@ -57,6 +57,19 @@ def test_every_error_is_placed_and_no_other() -> None:
     assert set(re.findall(r"`(\w+Error)`", TEXT)) == known
     for section in re.findall(r"\| ([0-9., ]+)(?:,[^|]*)? \|$", placed, re.MULTILINE):
         assert set(section.split(", ")) <= set(HEADINGS)
+
+
+def test_statuses_are_those_of_the_table() -> None:
+    table = TEXT[TEXT.index("### 6.6") : TEXT.index("### 6.7")]
+    rows = re.findall(r"^\| ([^|]+) \| [A-Z_]+ \| `(\w+)` \| (yes|no) \|$", table, re.MULTILINE)
+    wanted = {status: (error, again) for names, error, again in rows for status in names.split(", ")}
+    vectors = [each for each in load("answers") if each["name"].startswith("status ")]
+    assert len(vectors) > 10
+    for vector in vectors:
+        status = vector["name"].split()[1]
+        sent = sum(" POST " in line for line in vector["asked"])
+        found = vector["error"], "yes" if sent == 2 else "no"
+        assert found == wanted.get(status, wanted[f"another {status[0]}xx"]), status
 
 
 # ---------------------------------------------------------------------------------------------------- its code
