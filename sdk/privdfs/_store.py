@@ -35,7 +35,7 @@ from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError,
 from privdfs._files import MAX_MANIFEST_BYTES, check_digest
 from privdfs._format import MANIFEST_NAME, SIGNATURE_NAME
 from privdfs._given import check_flag, check_path, shown
-from privdfs._manifest import decode_client_manifest
+from privdfs._manifest import read_client_manifest
 from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
 from privdfs._source import Fetch, open_source
 
@@ -185,7 +185,7 @@ class BundleStore:
             _write(target / SIGNATURE_NAME, signature)
         if self._trust is not None:
             check_signature(target, manifest, self._trust)
-        for name, expected in decode_client_manifest(manifest).files.items():
+        for name, expected in read_client_manifest(manifest).files.items():
             data = fetch(name, MAX_BUNDLE_FILE_BYTES)
             if data is None:
                 raise BundleIntegrityError(

@@ -56,7 +56,7 @@ def resize() -> Iterable[dict[str, Any]]:
         (64, 48),
         (1023, 9),
         (500, 333),
-        (1999, 1201),
+        (900, 601),
     ]
     for width, height in sizes:
         for spec in (*TARGETS, *(LARGER if max(width, height) < 600 else ())):

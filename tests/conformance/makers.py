@@ -3,7 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.conformance import make_answers, make_bundles, make_calls, make_graphs, make_numbers, make_pixels
+from tests.conformance import (
+    make_answers,
+    make_bundles,
+    make_calls,
+    make_graphs,
+    make_numbers,
+    make_pixels,
+    make_releases,
+)
 from tests.conformance.form import dumped
 
 Maker = Callable[[], Iterable[dict[str, Any]]]
@@ -19,6 +27,7 @@ MAKERS: dict[str, tuple[str, Maker]] = {
     "bundles": (make_bundles.BUNDLES, make_bundles.bundles),
     "graphs": (make_graphs.ABOUT, make_graphs.make),
     "configs": (make_calls.CONFIGS, make_calls.configs),
+    "releases": (make_releases.ABOUT, make_releases.make),
     "answers": (make_answers.ANSWERS, make_answers.answers),
     "checks": (make_answers.CHECKS, make_answers.checks),
     "calls": (make_calls.ABOUT, make_calls.make),

@@ -1,6 +1,7 @@
 """The Python SDK gives what `tests/vectors` says. `tests/vectors/README.md` explains the files."""
 
 import filecmp
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privdfs import ImageError, UserKey, coding
+from privdfs import Bundle, ImageError, UserKey, coding
 from privdfs._coded_format import (
     CodedManifest,
     coded_encoder_signature,
@@ -19,9 +20,8 @@ from privdfs._coded_format import (
 from privdfs._format import ImageSpec, KeySpec, Signature, encoder_signature, fusion_signature
 from privdfs._images import load_image
 from privdfs._onnx import Graph
-from tests.conformance import calls, make_answers, releases
-from tests.conformance.documented import resized
-from tests.conformance.form import RELEASES, VECTORS, array, load, raw, request
+from tests.conformance import calls, make_answers, make_releases, releases
+from tests.conformance.form import RELEASES, ROOT, VECTORS, array, load, raw, request
 from tests.conformance.make_bundles import bundle_outcome, signature_outcome
 from tests.conformance.make_calls import options, token
 from tests.conformance.make_numbers import once
@@ -90,7 +90,6 @@ def test_resizing(vector: dict[str, Any]) -> None:
     height, width, channels = wanted.shape
     given = pattern(vector["width"], vector["height"], vector["channels"])
     np.testing.assert_array_equal(load_image(given, ImageSpec(height=height, width=width, channels=channels)), wanted)
-    np.testing.assert_array_equal(resized(given, width, height, channels), wanted, "the specification's arithmetic")
 
 
 @vectors("partitions")
@@ -158,6 +157,14 @@ def _signature(release: str, graph: str) -> Signature:
 @vectors("signatures")
 def test_signatures(vector: dict[str, Any]) -> None:
     assert signature_outcome(vector) == vector.get("error")
+
+
+@vectors("releases")
+def test_releases(vector: dict[str, Any]) -> None:
+    folder = ROOT / vector["folder"]
+    assert hashlib.sha256((folder / "client" / "manifest.json").read_bytes()).hexdigest() == vector["manifest"]
+    Bundle.open(folder / "client", allow_unsigned=True).selftest()
+    assert make_releases.found(vector) == vector["images"]
 
 
 @vectors("bundles")
