@@ -7,8 +7,8 @@ Guarantees:
 - A connection is used by one attempt at a time.
 - Load goes to the replica with the fewest attempts running, in turn among equals.
 - A replica that failed `BREAKER_FAILURES` times in a row is left alone for a pause that doubles with every further
-  failure; after each pause one attempt may try it. While a server has no other replica, its last ones are tried every
-  `BREAKER_LAST_S`, so that it is back soon after it is back.
+  failure; after each pause one attempt may try it. While a server has no other replica, or the others have failed in
+  this very call, its last ones are tried every `BREAKER_LAST_S`, so that it is back soon after it is back.
 - Hedges are paid for: each call brings a part of a hedge into a purse that holds `HEDGE_BURST`, so that a server
   that is slow as a whole is not sent twice the load.
 
@@ -139,15 +139,15 @@ class Replicas(Generic[E]):
         """
         now = time.monotonic()
         with self._lock:
-            able = self._able(avoid, now)
+            able = self._able({*avoid, *busy}, now) or self._able(avoid, now)
             if not able:
                 return None
             turn, count = self._turn, len(self._replicas)
             self._turn += 1
 
-            def order(item: tuple[int, Replica[E]]) -> tuple[bool, int, int]:
+            def order(item: tuple[int, Replica[E]]) -> tuple[int, int]:
                 index, replica = item
-                return replica.endpoint in busy, len(replica.running), (index - turn) % count
+                return len(replica.running), (index - turn) % count
 
             chosen = (able[0] if len(able) == 1 else min(able, key=order))[1]
             chosen.breaker.enter(now)
