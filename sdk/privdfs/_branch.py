@@ -85,8 +85,8 @@ def judge_config(branch: Branch, model: BranchModel, where: str, config: ModelCo
     wanted = f"server {branch.server} of release {branch.release}"
     if release != branch.release:
         return ServerMismatchError(
-            f"{where} serves release {_quoted(release)}, not {branch.release}: start {wanted} there, or use the bundle "
-            "of that release",
+            f"{where} serves release {_quoted(release)}, not {branch.release}: install the new bundle if the parties "
+            f"have moved on, or start {wanted} there",
             branch.server,
         )
     if server != str(branch.server):

@@ -31,6 +31,7 @@ from privdfs._drive import Ask
 from privdfs._errors import (
     AnswerError,
     ConfigError,
+    ServerBusyError,
     ServerError,
     ServerMismatchError,
     ServerTimeoutError,
@@ -46,7 +47,9 @@ from privdfs._wires import connection_class
 
 #: Statuses after which trying the same replica again may help. An inference changes nothing on the server,
 #: and the same share tells it nothing new, so asking again is always safe. After other statuses it would not help.
-_PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
+_PASSING = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "UNKNOWN"})
+#: Status of a server that has more to do than it can: asking it again within the same call would add to its load.
+_BUSY = "RESOURCE_EXHAUSTED"
 
 _log = logging.getLogger("privdfs")
 
@@ -79,6 +82,7 @@ class ServerChannel:
         self._connection = connection_class(wire_of(server.endpoints[0]))  # all replicas have the same wire
         self._security = None if server.tls is None else make_security(server.tls, self._connection.protocol)
         self._looked_at = time.monotonic()
+        self._mismatches: dict[str, ServerMismatchError] = {}  # endpoints that serve something else
         self.replicas = Replicas(branch.server, server.endpoints, self._open, self._usable)
 
     @property
@@ -145,6 +149,10 @@ class ServerChannel:
             failure = None if error is None else Failure(error, again=False)
         connection.passed = connection.passed + 1 if failure is None else 0
         connection.checked = connection.passed == len(self._branch.models)
+        if failure is not None and isinstance(failure.error, ServerMismatchError):
+            self._mismatches[connection.endpoint] = failure.error
+        elif failure is None:
+            self._mismatches.pop(connection.endpoint, None)
         return failure
 
     def read_answer(
@@ -152,7 +160,7 @@ class ServerChannel:
     ) -> "npt.NDArray[Any] | Failure":
         """Judge the answer to a share: logits or residues, or why there are none.
 
-        A server that failed is checked again before it is sent another share.
+        A server that failed is checked again before it is sent another share; one that is busy has not failed.
         """
         model = self._branch.models[share.round]
         failure = self._failure(connection, reply, model.name)
@@ -161,7 +169,8 @@ class ServerChannel:
                 return read_tensor(self.server, model, len(share.values), reply.message)
             except AnswerError as problem:
                 failure = Failure(problem, again=False)
-        connection.checked, connection.passed = False, 0
+        if not isinstance(failure.error, ServerBusyError):
+            connection.checked, connection.passed = False, 0
         return failure
 
     def too_late(self, connection: Connection) -> ServerError:
@@ -177,6 +186,12 @@ class ServerChannel:
             "the next call makes a new connection",
             self.server,
         )
+
+    def clearest(self, error: ServerError) -> ServerError:
+        """The error to report: while the parties roll a release, old replicas end, and new ones say what to do."""
+        if isinstance(error, ServerUnavailableError) and not isinstance(error, ServerBusyError):
+            return next(iter(self._mismatches.values()), error)
+        return error
 
     def all_paused(self) -> ServerError:
         """The error of a server whose replicas are all paused."""
@@ -238,10 +253,15 @@ class ServerChannel:
                 f"{f'{token}, or {wait}' if own else f'{wait}, or {token}'}",
                 self.server,
             )
+        if status == _BUSY:
+            return ServerBusyError(
+                f"{where} has a full queue: try again later, with growing waits; its operator needs more replicas",
+                self.server,
+            )
         if status == "NOT_FOUND":
             return ServerMismatchError(
-                f"{where} serves no model {model!r}: give the endpoint of server {self.server} of release "
-                f"{self._branch.release}",
+                f"{where} serves no model {model!r}: install the new bundle if the parties have moved on, or give the "
+                f"endpoint of server {self.server} of release {self._branch.release}",
                 self.server,
             )
         if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:

@@ -165,7 +165,7 @@ class Call:
 
     def _keep(self, sent: Sent) -> Sent:
         """Have it wiped at the end of the call; at once, where a thread made it for a call that was given up."""
-        self._kept.append(structs.replace(sent, shares=()))
+        self._kept.append(sent)
         if self._over:
             self._kind.forget(sent)
         return sent
@@ -202,7 +202,7 @@ class Call:
 
     def shares(self, decoded: Decoded) -> list[npt.NDArray[np.int8]]:
         """The shares of a batch in the first round, by server: int8 [batch, …]."""
-        return list(self._keep(self._kind.begin(decoded.pixels)).shares)
+        return [np.array(values) for values in self._keep(self._kind.begin(decoded.pixels)).shares]
 
     def encode(self, decoded: Decoded) -> Chunk:
         """Make the shares of the images in a chunk that have to be sent.
@@ -268,6 +268,7 @@ class Call:
             self._note(chunk, rounds, error)
             raise
         took = (time.perf_counter() - started) * 1e3
+        self._kept = [sent for sent in self._kept if sent is not chunk.sent]  # wiped, or carried on
         if isinstance(found, Sent):
             self._keep(found)
             return self._chunk(structs.replace(chunk, encode_ms=took, past=rounds), found)
@@ -284,10 +285,11 @@ class Call:
         return [replace(each, suspects=tuple(sorted({*each.suspects, *self._lied_to_canaries}))) for each in results]
 
     def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
-        """Tell telemetry of a part that has ended."""
-        if self._telemetry is not None:
+        """Tell telemetry of a part that has ended; of a canary, which is not the program's, only that it failed."""
+        own = chunk.known is None
+        if self._telemetry is not None and (own or error is not None):
             seconds = self.deadline.elapsed_ms / 1e3
-            self._telemetry.note(self._bundle.release, chunk.size, whole(rounds), seconds, error)
+            self._telemetry.note(self._bundle.release, chunk.size * own, whole(rounds), seconds, error)
 
     def _take(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Sent | Answered:
         if sum(outcome.answer is not None for outcome in outcomes) < self.min_answers:

@@ -28,7 +28,7 @@ from privdfs._chunk import Chunk, Share
 from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
 from privdfs._core import Call
 from privdfs._drive import Ask
-from privdfs._errors import ServerError, ServerTimeoutError
+from privdfs._errors import ServerBusyError, ServerError, ServerMismatchError, ServerTimeoutError
 from privdfs._kinds import Outcome
 from privdfs._result import Health
 from privdfs._wire import Connection, Reply
@@ -211,8 +211,12 @@ class Trip:
     def _failed(self, delivery: _Delivery, attempt: _Attempt, failure: Failure) -> None:
         """End an attempt; try again if that can help, and it can still come in time."""
         delivery.running.remove(attempt)
-        delivery.channel.replicas.give_back(attempt.connection, failed=True)
+        # A busy replica is not broken: it goes on answering as many as it can.
+        busy = isinstance(failure.error, ServerBusyError)
+        delivery.channel.replicas.give_back(attempt.connection, failed=None if busy else True)
         delivery.error = failure.error
+        if isinstance(failure.error, ServerMismatchError):
+            delivery.attempts -= 1  # it was sent nothing, and several may serve the next release already
         if not failure.again:
             delivery.avoid.add(attempt.connection.endpoint)
         if delivery.running:  # a hedge, or what it was to help, is still on its way
@@ -242,6 +246,7 @@ class Trip:
     def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[Any]", ms: float = 0.0) -> None:
         server, sends = delivery.channel.server, delivery.sends
         if isinstance(end, ServerError):
+            end = delivery.channel.clearest(end)
             delivery.outcome = Outcome(server, ms, error=end, sends=sends)
         else:
             delivery.outcome = Outcome(server, ms, end, sends=sends)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from privdfs import _http_messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
 from privdfs._dial import Steps, Trouble
-from privdfs._wire import Connection, Headers, ModelConfig, Query, Reply, Tensor
+from privdfs._wire import QUEUE_FULL, Connection, Headers, ModelConfig, Query, Reply, Tensor
 
 #: The names that gRPC has for what HTTP's statuses say. Others of 4xx are INVALID_ARGUMENT, others of 5xx INTERNAL.
 STATUSES = {
@@ -79,6 +79,8 @@ class HttpConnection(Connection):
         lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n" % (len(json), len(json) + len(raw))
         request = self._request(b"POST", f"{query.model}/infer", headers, lengths, json + raw)
         head, body = yield from self._exchange(request)
+        if head.status == "UNAVAILABLE" and QUEUE_FULL in body:
+            return "RESOURCE_EXHAUSTED", None
         return head.status, messages.read_tensors(body, head.json_length) if head.status == "OK" else None
 
     def _request(self, method: bytes, path: str, headers: Headers, lengths: bytes = b"", body: bytes = b"") -> bytes:

@@ -42,6 +42,11 @@ class Sent(Value, frozen=True):
     round: int = 0
     state: Any = None
 
+    def wipe(self) -> None:
+        """Wipe the shares: the exchange is over."""
+        for values in self.shares:
+            values.fill(0)
+
 
 class Answered(Value, frozen=True):
     """What came of all rounds.
@@ -90,11 +95,14 @@ class Kind(Protocol):
         ...
 
     def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Sent | Answered:
-        """The shares of the next round, or what came of the last one; enough servers have answered."""
+        """The shares of the next round, or what came of the last one; enough servers have answered.
+
+        Shares that were sent are wiped, and after the last round also what was kept.
+        """
         ...
 
     def forget(self, sent: Sent) -> None:
-        """Wipe what the device kept for later rounds: the call has ended, one way or another."""
+        """Wipe shares, and what the device kept for later rounds: the call has ended, one way or another."""
         ...
 
     def exchanges_left(self, index: int, following: int) -> int:

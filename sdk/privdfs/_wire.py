@@ -22,6 +22,10 @@ from privdfs._values import Value
 
 M = TypeVar("M")
 
+#: How Triton says, with the status UNAVAILABLE, that its queue is full. The wires make it RESOURCE_EXHAUSTED, which
+#: cannot be taken for a server that is starting.
+QUEUE_FULL = b"Exceeds maximum queue size"
+
 #: Names and values of further headers of a request, such as a token.
 Headers: TypeAlias = Sequence[tuple[str, str]]
 

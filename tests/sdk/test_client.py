@@ -32,6 +32,7 @@ from privdfs import (
     ImageError,
     NotEnoughAnswersError,
     Server,
+    ServerBusyError,
     ServerMismatchError,
     ServerTimeoutError,
     ServerUnavailableError,
@@ -239,7 +240,7 @@ def test_a_wrong_answer_is_refused_and_the_others_are_used(
     [
         ("UNAVAILABLE", ServerUnavailableError),
         ("INTERNAL", ServerUnavailableError),
-        ("RESOURCE_EXHAUSTED", ServerUnavailableError),
+        ("RESOURCE_EXHAUSTED", ServerBusyError),
         ("PERMISSION_DENIED", ServerUnavailableError),
         ("CANCELLED", ServerUnavailableError),
         ("NOT_FOUND", ServerMismatchError),
