@@ -275,14 +275,18 @@ class Trip:
         asks, self._asks = self._asks, []
         return [] if self.done else asks
 
+    @property
+    def _is_patient(self) -> bool:
+        """Whether those are waited for who are not needed."""
+        return self._call.wait == "all" and time.monotonic() < self._patient_until
+
     def _judge(self) -> None:
-        needed = self._call.min_answers
+        needed, count = self._call.min_answers, len(self._deliveries)
         ended = [delivery.outcome for delivery in self._deliveries if delivery.outcome is not None]
-        answers = sum([outcome.answer is not None for outcome in ended])
-        patient = self._call.wait == "all" and time.monotonic() < self._patient_until
-        if len(ended) == len(self._deliveries) or (answers >= needed and not patient):
+        answers = len([outcome for outcome in ended if outcome.answer is not None])
+        if len(ended) == count or (answers >= needed and not self._is_patient):
             self.done = True
-        elif len(self._deliveries) - (len(ended) - answers) < needed:
+        elif count - (len(ended) - answers) < needed:
             if self._doomed_until is None:
                 busy = any(isinstance(outcome.error, ServerBusyError) for outcome in ended)
                 self._doomed_until = time.monotonic() + (BUSY_GRACE_S if busy else FAIL_GRACE_S)
