@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from privdfs import _constants, _files, _signature, coding
-from tests.conformance.form import ROOT, array, load, raw
+from tests.conformance.form import RELEASES, ROOT, array, load, raw
 from tests.conformance.make_pixels import pattern
 from tests.conformance.makers import MAKERS
+from tests.conformance.stranger import CallEndedError, Stranger
 
 TEXT = (ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")
+CALLS = load("calls")
 HEADINGS = dict(re.findall(r"^#{2,3} ([0-9.]+?)\.? (.+)$", TEXT, re.MULTILINE))
 
 
@@ -195,3 +197,34 @@ def test_requests_as_written(written: dict[str, Any]) -> None:
 def _partition(written: dict[str, Any], options: dict[str, Any]) -> int:
     family = bytes.fromhex("000102030405060708090a0b0c0d0e0f")
     return written["partition"](bytes.fromhex(options["key"]), family, 5)
+
+
+# ---------------------------------------------------------------------------------------------------- a stranger
+
+
+@pytest.mark.parametrize("vector", CALLS, ids=[each["name"] for each in CALLS])
+def test_a_client_written_from_the_page_alone(vector: dict[str, Any], written: dict[str, Any]) -> None:
+    """Every request it makes, and every result and error, is that of the vector."""
+    configs = {each["name"]: each["answer"] for each in load("configs")}
+    scripts = [list(own) for own in vector["servers"]]
+
+    def exchange(server: int, asked: bytes) -> bytes | None:
+        said = scripts[server].pop(0)
+        wanted = said["request"]
+        head = "\r\n".join([wanted["line"], *(": ".join(pair) for pair in wanted["headers"])])
+        assert asked == head.encode() + b"\r\n\r\n" + raw(wanted.get("body", ""))
+        given = said["answer"]
+        return given if given is None else raw(configs.get(given, given))
+
+    client = Stranger(written, RELEASES / vector["release"] / "client", exchange, len(scripts), vector["options"])
+    draws = [array(each) for each in vector.get("randomness", ())]
+    try:
+        found = client.classify(array(vector["images"]), draws)
+    except CallEndedError as end:
+        found = end.told
+    assert not any(scripts)
+    assert not draws
+    wanted = dict(vector["result"])
+    if "probabilities" in wanted:
+        np.testing.assert_allclose(found.pop("probabilities"), wanted.pop("probabilities"), rtol=0, atol=1e-5)
+    assert found == wanted
