@@ -14,7 +14,8 @@ Guarantees:
   exchange's part of the time is over, so that one silent server does not use up the time of the rest. It gets its share
   of the next exchange all the same.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
-  that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
+  that the error can name every cause (`BUSY_GRACE_S` where one has a full queue). With `wait="quorum"`, enough answers
+  end the trip at once.
 """
 
 import math
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from privdfs._channel import Failure, ServerChannel
 from privdfs._chunk import Chunk, Share
-from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
+from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, BUSY_GRACE_S, FAIL_GRACE_S
 from privdfs._core import Call
 from privdfs._drive import Ask
 from privdfs._errors import ServerBusyError, ServerError, ServerMismatchError, ServerTimeoutError
@@ -287,7 +288,8 @@ class Trip:
             self.done = True
         elif count - (len(ended) - answers) < needed:
             if self._doomed_until is None:
-                self._doomed_until = time.monotonic() + FAIL_GRACE_S
+                busy = any(isinstance(outcome.error, ServerBusyError) for outcome in ended)
+                self._doomed_until = time.monotonic() + (BUSY_GRACE_S if busy else FAIL_GRACE_S)
             for delivery in self._deliveries:
                 if delivery.outcome is None and not delivery.running:  # it waited to try again
                     self._finish(delivery, delivery.error or delivery.channel.all_paused())

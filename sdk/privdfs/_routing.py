@@ -7,8 +7,8 @@ Guarantees:
 - A connection is used by one attempt at a time.
 - Load goes to the replica with the fewest attempts running, in turn among equals.
 - A replica that failed `BREAKER_FAILURES` times in a row is left alone for a pause that doubles with every further
-  failure; after each pause one attempt may try it. While a server has no other replica, its last ones are tried every
-  `BREAKER_LAST_S`, so that it is back soon after it is back.
+  failure; after each pause one attempt may try it. While a server has no other replica, or the others have failed in
+  this very call, its last ones are tried every `BREAKER_LAST_S`, so that it is back soon after it is back.
 - Hedges are paid for: each call brings a part of a hedge into a purse that holds `HEDGE_BURST`, so that a server
   that is slow as a whole is not sent twice the load.
 
@@ -139,10 +139,10 @@ class Replicas(Generic[E]):
         """
         now = time.monotonic()
         with self._lock:
-            able = self._able(avoid, now)
+            able = self._able({*avoid, *busy}, now) or self._able(avoid, now)
             if not able:
                 return None
-            chosen = self._choose(able, busy) if len(able) > 1 else able[0][1]
+            chosen = self._choose(able) if len(able) > 1 else able[0][1]
             self._turn += 1
             chosen.breaker.enter(now)
             return self._begin(chosen)
@@ -220,13 +220,13 @@ class Replicas(Generic[E]):
         able = [item for item in wanted if item[1].breaker.admits(now)]
         return able or [item for item in wanted if item[1].breaker.admits(now, last=True)]
 
-    def _choose(self, able: Sequence[tuple[int, Replica[E]]], busy: Collection[str]) -> Replica[E]:
-        """The one with the fewest attempts running, in turn among equals; those that are busy come last."""
+    def _choose(self, able: Sequence[tuple[int, Replica[E]]]) -> Replica[E]:
+        """The one with the fewest attempts running, in turn among equals."""
         turn, count = self._turn, len(self._replicas)
 
-        def order(item: tuple[int, Replica[E]]) -> tuple[bool, int, int]:
+        def order(item: tuple[int, Replica[E]]) -> tuple[int, int]:
             index, replica = item
-            return replica.endpoint in busy, len(replica.running), (index - turn) % count
+            return len(replica.running), (index - turn) % count
 
         return min(able, key=order)[1]
 

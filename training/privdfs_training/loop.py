@@ -40,6 +40,7 @@ from privdfs_training.checkpoint import (
 from privdfs_training.config import Config, RunConfig, StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
+from privdfs_training.migration import migrated
 from privdfs_training.models.system import System
 from privdfs_training.parallel import CPU
 from privdfs_training.precision import autocast
@@ -349,7 +350,7 @@ def _check_checkpoints(todo: tuple[Stage, ...], run: Run) -> None:
             message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
             raise CheckpointError(message)
         if path.exists():
-            theirs = read_checkpoint(path).about.get("made_by", {})
+            theirs = migrated(read_checkpoint(path).about.get("made_by", {}))
             ours = json.loads(json.dumps(_made_by(stage, run)))
             changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
             others += [f"{path} was made with other settings in: {', '.join(changed)}"] if changed else []
