@@ -17,7 +17,8 @@ from privdfs_bench.audit.frontier import make, table
 from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
 from privdfs_bench.results import read_results
 from privdfs_bench.script import add_data, add_out, add_threads, run, start
-from privdfs_training.loop import InterruptedTrainingError, check
+from privdfs_training.interruption import InterruptedTrainingError
+from privdfs_training.loop import check
 from privdfs_training.parallel import choose_device
 
 

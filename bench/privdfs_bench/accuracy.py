@@ -36,7 +36,7 @@ from privdfs_training.checkpoint import TrainedSystem, load_system
 from privdfs_training.data import DataSet
 from privdfs_training.migration import migrated
 from privdfs_training.readouts import linear_readouts
-from privdfs_training.stages import EVALUATION_BATCH, accuracy
+from privdfs_training.stage import EVALUATION_BATCH, accuracy
 
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
 CALL_IMAGES = 512

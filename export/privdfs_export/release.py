@@ -46,7 +46,7 @@ from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
 from privdfs_training.models.system import System
-from privdfs_training.stages import accuracy
+from privdfs_training.stage import accuracy
 
 GOLDEN_IMAGES = 8
 PARITY_IMAGES = 512

@@ -26,7 +26,7 @@ from privdfs_training.rivals.config import (
 from privdfs_training.rivals.defences import Cem, Disco, ResSfl, Shredder, distance_correlation, information_bound
 from privdfs_training.rivals.system import Rival, RivalSystem, load_rival
 from privdfs_training.rivals.train import rival_stages, train_rival
-from privdfs_training.stages import accuracy
+from privdfs_training.stage import accuracy
 from tests.trained import QUIET, tiny_values
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rivals"

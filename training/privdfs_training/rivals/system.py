@@ -18,7 +18,7 @@ from privdfs_training.models.backbone import build_backbone
 from privdfs_training.models.system import build_branch, build_head
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.defences import build_defence
-from privdfs_training.stages import EVALUATION_BATCH
+from privdfs_training.stage import EVALUATION_BATCH
 
 INT8_LIMIT = 127
 
