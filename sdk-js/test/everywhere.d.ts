@@ -33,7 +33,6 @@ declare class URL {
 interface Response {
   readonly ok: boolean;
   readonly status: number;
-  readonly type: string;
   readonly redirected: boolean;
   readonly headers: { get(name: string): string | null };
   readonly body: {
@@ -50,7 +49,7 @@ declare function fetch(
     headers?: Record<string, string>;
     body?: Uint8Array | null;
     signal?: AbortSignal;
-    redirect?: "manual";
+    redirect?: "error";
     credentials?: "omit";
     referrerPolicy?: "no-referrer";
     cache?: "no-store";

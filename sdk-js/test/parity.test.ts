@@ -13,7 +13,7 @@ import type { MaskedGraphs } from "../src/masked.js";
 import { Bundle, fromFolder, type Runtime } from "../src/node.js";
 import { loadPixels } from "../src/pixels.js";
 import { Suspects } from "../src/suspects.js";
-import { bytesOf, float32Of, folderOf, int8Of, readVectors, row } from "./vectors.js";
+import { bytesOf, float32Of, folderOf, int8Of, readVectors, row, sourceOf } from "./vectors.js";
 
 wasm.env.wasm.numThreads = 1;
 const vectors = readVectors();
@@ -77,13 +77,12 @@ for (const [runtimeName, runtime] of runtimes) {
       const manifest = readManifest((await source("manifest.json", 1e9)) as Uint8Array) as CodedManifest;
       const files = new Map<string, Uint8Array>();
       for (const name of Object.keys(manifest.files)) files.set(name, (await source(name, 1e9)) as Uint8Array);
-      const drawn = own.drawn.map((chunk) => Uint8Array.from(Buffer.from(chunk, "base64")));
       const graphs = await CodedGraphs.open(runtime, manifest, files);
-      graphs.source = (count) => {
-        const next = drawn.shift();
-        expect(next?.length).toBe(count);
-        return next as Uint8Array;
-      };
+      const { source: drawn, left } = sourceOf(
+        manifest.rounds.map((round) => round.moduli),
+        own.drawn,
+      );
+      graphs.source = drawn;
       const kind = new Coded(graphs, own.servers, own.colluding);
       let step: Awaited<ReturnType<typeof kind.take>> = await kind.begin(
         bytesOf(own.images),
@@ -100,7 +99,7 @@ for (const [runtimeName, runtime] of runtimes) {
         step = await kind.take(step, outcomes);
       }
       if (isSent(step)) throw new Error("there is a round too many");
-      expect(drawn).toHaveLength(0);
+      expect(left()).toBe(0);
       expect(largestDifference(step.probabilities, float32Of(own.probabilities))).toBeLessThan(1e-5);
       expect(step.corrected).toEqual([]);
     });
