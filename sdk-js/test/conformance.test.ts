@@ -103,8 +103,8 @@ each("resize", ({ width, height, channels, pixels }) => {
   expect(made).toEqual(fromBase64(pixels.data));
 });
 
-each("partitions", ({ key, family, partitions, partition }) => {
-  expect(new UserKey(key).partition({ family, partitions })).toBe(partition);
+each("partitions", async ({ key, family, partitions, partition }) => {
+  expect(await new UserKey(key).partition({ family, partitions })).toBe(partition);
 });
 
 each("randomness", ({ batch, colluding, values, moduli, bytes, residues }) => {

@@ -57,6 +57,16 @@ declare function fetch(
 ): Promise<Response>;
 
 declare const performance: { now(): number };
-declare const crypto: { getRandomValues<T extends Uint8Array>(into: T): T };
+type BufferSource = Uint8Array<ArrayBuffer>;
+
+/** Missing over plain http, and in React Native. */
+interface SubtleCrypto {
+  digest(algorithm: string, data: BufferSource): Promise<ArrayBuffer>;
+  importKey(format: "raw", key: BufferSource, algorithm: unknown, extractable: false, uses: string[]): Promise<object>;
+  sign(algorithm: string, key: object, data: BufferSource): Promise<ArrayBuffer>;
+  verify(algorithm: string, key: object, signature: BufferSource, data: BufferSource): Promise<boolean>;
+}
+
+declare var crypto: { getRandomValues<T extends Uint8Array>(into: T): T; readonly subtle?: SubtleCrypto };
 declare function setTimeout(run: () => void, ms: number): number;
 declare function clearTimeout(timer: number | undefined): void;

@@ -5,8 +5,8 @@ import * as wasm from "onnxruntime-web/wasm";
 import { expect, test } from "vitest";
 import { same } from "../src/bytes.js";
 import { Coded, CodedGraphs } from "../src/coded.js";
-import type { CodedManifest, MaskedManifest } from "../src/format.js";
-import { partitionOf } from "../src/keys.js";
+import type { CodedManifest, KeySpec, MaskedManifest } from "../src/format.js";
+import { checkKey } from "../src/keys.js";
 import { isSent, type Outcome } from "../src/kinds.js";
 import { readManifest } from "../src/manifest.js";
 import type { MaskedGraphs } from "../src/masked.js";
@@ -53,7 +53,8 @@ for (const [runtimeName, runtime] of runtimes) {
     test(`${own.release}: shares and probabilities (${runtimeName})`, async () => {
       const bundle = await Bundle.open(fromFolder(folderOf(own.release)), { runtime, allowUnsigned: true });
       const graphs = bundle.graphs as MaskedGraphs;
-      const partition = partitionOf(own.key ?? undefined, graphs.manifest.keys);
+      const key = checkKey(own.key ?? undefined, graphs.manifest.keys);
+      const partition = key && (await key.partition(graphs.manifest.keys as KeySpec));
       expect(partition).toBe(own.partition);
       const images = bytesOf(own.images);
       const count = own.images.shape[0] as number;
