@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privdfs import Bundle
-from privdfs._channel import DATATYPES, Branch, branches
+from privdfs._branch import DATATYPES, Branch, branches
 from privdfs._format import ClientManifest
 from privdfs._local import open_branches
 from privdfs._onnx import Graph
