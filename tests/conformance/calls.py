@@ -40,6 +40,7 @@ def run(
     with ExitStack() as stack:
         # On a busy machine the answers to a call that has failed already may take longer than it waits for them.
         stack.enter_context(mock.patch.object(_exchange, "FAIL_GRACE_S", 10.0))
+        stack.enter_context(mock.patch.object(_exchange, "BACKOFF_FIRST_S", 0.001))
         servers = [stack.enter_context(ReplayServer(answer)) for answer in answerers]
         endpoints = [Server(server.endpoint, token=token) for server in servers]
         kind = AsyncClient if asynchronous else Client

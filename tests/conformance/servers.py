@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ class Small:
     graphs: Sequence[Sequence[Graph]]
 
 
+@cache
 def open_small(name: str, servers: int) -> Small:
+    """Open once, for all tests; nothing changes it."""
     folder = RELEASES / name
     bundle = Bundle.open(folder / "client", allow_unsigned=True)
     graphs = [open_branches(folder, bundle.manifest, server) for server in range(servers)]
