@@ -1,13 +1,11 @@
 """What the Python SDK makes of images, written down so that the SDK in TypeScript can be compared with it.
 
 One file of JSON, whose tensors are base64: resized pixels, shares of every release, whole calls of coded releases with
-the randomness that they drew.
+the residues that they drew.
 """
 
 import base64
-import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,14 +146,16 @@ def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:
     assert isinstance(manifest, CodedManifest)
     branches = open_branches(RELEASES / name, manifest, 0)  # all servers run the same networks
     images = batch_of(name, manifest.image)[::13]
-    drawn: list[bytes] = []
+    drawn: list[dict[str, Any]] = []
+    draw = coding.draw
 
-    def source(count: int) -> bytes:
-        drawn.append(os.urandom(count))
-        return drawn[-1]
+    def noted(shape: tuple[int, int, int], moduli: Sequence[int]) -> NDArray[np.int8]:
+        found = draw(shape, moduli)
+        drawn.append(packed(found))
+        return found
 
     rounds = []
-    with mock.patch.object(coding, "draw", functools.partial(coding.draw, source=source)):
+    with mock.patch.object(coding, "draw", noted):
         kind = Coded.check(bundle.coded, manifest, servers, colluding)
         step: Any = kind.begin(images)
         while isinstance(step, Sent):
@@ -167,7 +167,7 @@ def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:
         "servers": servers,
         "colluding": colluding,
         "images": packed(images),
-        "drawn": [base64.b64encode(chunk).decode() for chunk in drawn],
+        "drawn": drawn,
         "rounds": rounds,
         "probabilities": packed(step.probabilities),
     }
