@@ -23,10 +23,13 @@ NGINX_ENV := $(NGINX)/.ready
 
 JS_ENV := sdk-js/node_modules/.ready
 JS_BUILD := sdk-js/dist/.ready
+# The browser that its tests run in.
+CHROMIUM := .chromium
+CHROMIUM_ENV := $(CHROMIUM)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium web clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,8 +37,11 @@ help:  ## list these commands
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
+web: env triton nginx js  ## the same in a page: choose a picture, see the answer and what each server received
+	$(BIN)/python examples/web.py
+
 # Two processes, each with one thread: they take turns at two cores with the servers that they start.
-test: env triton tensorrt pillow nginx js lint docs  ## environments, lint, types, import contract, documentation, every test
+test: env triton tensorrt pillow nginx js chromium lint docs  ## environments, lint, types, import contract, documentation, every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -69,6 +75,8 @@ pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which r
 nginx: $(NGINX_ENV)  ## the gateway in front of local servers: that on PATH, else Debian's (.nginx, 0.5 MB)
 
 js: $(JS_BUILD)  ## the SDK in TypeScript, built (sdk-js/dist); its tests are tests/js
+
+chromium: $(CHROMIUM_ENV)  ## the browser of the tests, unpacked from a package of npm (.chromium, 230 MB)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
@@ -105,6 +113,10 @@ $(JS_BUILD): $(JS_ENV) $(wildcard sdk-js/src/*.ts) sdk-js/tsconfig.json sdk-js/t
 	scripts/npm.sh run --silent build
 	@touch $@
 
+$(CHROMIUM_ENV): $(JS_ENV) scripts/get-chromium.mjs
+	scripts/npm.sh exec --offline -- node ../scripts/get-chromium.mjs ../$(CHROMIUM)
+	@touch $@
+
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(TRITON_VENV)
@@ -118,5 +130,5 @@ $(NGINX_ENV): scripts/get-nginx.sh
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) build dist sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) $(CHROMIUM) build dist sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

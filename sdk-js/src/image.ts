@@ -4,6 +4,8 @@ import { MAX_ENCODED_BYTES } from "./constants.js";
 import { ImageError } from "./errors.js";
 import { checkSize, type Pixels } from "./pixels.js";
 
+export { loadPixels } from "./pixels.js";
+
 /**
  * Decode an image file to upright pixels at its full size, without colour conversion. The SDK then makes them smaller
  * itself: a canvas would do it otherwise than the other devices.

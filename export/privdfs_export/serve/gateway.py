@@ -29,6 +29,7 @@ class Gateway:
         rate: calls that one address may make in a second.
         cert: PEM file of the certificate; without it an authority is made for this run.
         key: PEM file of its private key.
+        tls: False for a page on this machine, whose browser does not know a certificate that was made for this run.
 
     Raises:
         ServeError: an origin is not one, or `cert` comes without `key` or the other way round.
@@ -38,6 +39,7 @@ class Gateway:
     rate: int = DEFAULT_RATE
     cert: Path | None = None
     key: Path | None = None
+    tls: bool = True
 
     def __post_init__(self) -> None:
         for origin in self.origins:
@@ -53,7 +55,7 @@ class RunningGateway(Kept):
 
     Attributes:
         server: the tritonserver behind it.
-        endpoint: "https://127.0.0.1:PORT".
+        endpoint: "https://127.0.0.1:PORT", "http://…" without TLS.
         ca: PEM file of the authority that signed its certificate; None where the certificate was given.
         metrics: "http://127.0.0.1:PORT/metrics", None where it is not asked for.
         calls: log of the calls.
@@ -140,6 +142,7 @@ def _start(
         secret.write_text(secret_line(server.secret), encoding="ascii")
         settings = NginxSettings(
             listen=f"127.0.0.1:{port}",
+            tls=gateway.tls,
             certificate=str(certificate.absolute()),
             key=str(key.absolute()),
             upstream=(server.behind or "").removeprefix("http://"),
@@ -157,15 +160,19 @@ def _start(
     ca = None if authority is None else authority.ca
     url = None if metrics is None else f"http://{metrics}/metrics"
     what, model = f"nginx in front of {repository.path}", repository.models[0].name
-    return RunningGateway(what, folder, log, keeper, server, f"https://127.0.0.1:{port}", ca, url, calls, model)
+    endpoint = f"{'https' if gateway.tls else 'http'}://127.0.0.1:{port}"
+    return RunningGateway(what, folder, log, keeper, server, endpoint, ca, url, calls, model)
 
 
 def _is_ready(gateway: RunningGateway) -> bool:
     """Ask it whether the model behind it is ready; only this gateway knows the server's secret."""
-    # Which certificate is right is for clients to say: the given one may be for another name.
-    context = ssl._create_unverified_context()  # noqa: S323, SLF001
-    address = gateway.endpoint.removeprefix("https://")
-    connection = http.client.HTTPSConnection(address, timeout=2, context=context)
+    scheme, address = gateway.endpoint.split("://")
+    if scheme == "https":
+        # Which certificate is right is for clients to say: the given one may be for another name.
+        context = ssl._create_unverified_context()  # noqa: S323, SLF001
+        connection = http.client.HTTPSConnection(address, timeout=2, context=context)
+    else:
+        connection = http.client.HTTPConnection(address, timeout=2)
     try:
         connection.request("GET", f"/v2/models/{gateway.model}/ready")
         return connection.getresponse().status == 200

@@ -36,6 +36,7 @@ class NginxSettings:
         rate: calls that one address may make in a second.
         status: address and port of the figures for monitoring.
         access_log: file.
+        tls: False for pages on this machine alone.
     """
 
     listen: str
@@ -47,6 +48,7 @@ class NginxSettings:
     rate: int = DEFAULT_RATE
     status: str = "127.0.0.1:9113"
     access_log: str = "/dev/stdout"
+    tls: bool = True
 
 
 def nginx_config(repository: Repository, settings: NginxSettings) -> str:
@@ -61,7 +63,7 @@ def nginx_config(repository: Repository, settings: NginxSettings) -> str:
     """
     models = [model.name for model in repository.models]
     values = {
-        "LISTEN": _checked(settings.listen, _ADDRESS, "is not HOST:PORT"),
+        "LISTEN": _checked(settings.listen, _ADDRESS, "is not HOST:PORT") + (" ssl http2" if settings.tls else ""),
         "CERTIFICATE": _path(settings.certificate),
         "KEY": _path(settings.key),
         "UPSTREAM": _checked(settings.upstream, _ADDRESS, "is not HOST:PORT"),

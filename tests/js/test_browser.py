@@ -1,0 +1,130 @@
+"""The SDK in TypeScript in a real Chromium, and the page of `make web`, against real tritonservers behind nginx.
+
+`make chromium` unpacks the browser. PRIVDFS_THOROUGH=1 takes 1,000 images of Fashion-MNIST's test set (PRIVDFS_DATA)
+and 500 files, and measures a call.
+"""
+
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from privdfs import TLS, Bundle, Client, Server
+from privdfs._format import ImageSpec
+from privdfs._images import load_image
+from privdfs_export.serve import Gateway
+from privdfs_export.serve.gateway import gateways
+from tests.js.parity import IMAGES, RELEASES
+from tests.js.test_sdk_js import SDK, node
+from tests.thorough import THOROUGH
+
+RELEASE = "fashion-resnet20"
+#: Only their bundles are opened.
+OTHERS = ["fashion-coded", "cifar10-resnet20"]
+FILES, LABELLED, REAL = (500, 200, 1000) if THOROUGH else (40, 20, 20)
+#: EXIF's orientation: how the pixels lie.
+ORIENTATION = 0x0112
+
+pytestmark = pytest.mark.e2e
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def real_images() -> NDArray[np.uint8]:
+    """Test images of Fashion-MNIST, uint8 [images, 28, 28, 1]."""
+    if not THOROUGH:
+        return np.stack([np.asarray(Image.open(path))[..., None] for path in sorted(IMAGES.glob("*.png"))])
+    from privdfs_training.data import load_data
+
+    return load_data("fashion-mnist", None).test_images[:REAL].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def image_file(number: int, generator: np.random.Generator) -> dict[str, Any]:
+    """A file of an odd size, mostly JPEG, and the digests of what Pillow makes of it."""
+    width, height = (int(each) for each in generator.integers(9, 400, 2))
+    small = generator.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    form = ("JPEG", "JPEG", "JPEG", "PNG", "JPEG", "WEBP", "JPEG", "BMP", "JPEG", "GIF")[number % 10]
+    exif = Image.Exif()
+    exif[ORIENTATION] = number % 8 + 1
+    options: dict[str, Any] = {}
+    if form == "JPEG":
+        options = {"quality": int(generator.integers(40, 98)), "subsampling": number // 10 % 3, "exif": exif}
+        options["progressive"] = number % 4 == 0
+        if number % 7 == 0:
+            image = image.convert("L")
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    data = file.getvalue()
+    with Image.open(io.BytesIO(data)) as found:
+        upright = np.asarray(ImageOps.exif_transpose(found).convert("RGB"))
+    resized = load_image(data, ImageSpec(height=32, width=32, channels=3))
+    return {
+        "name": f"{number}.{form}",
+        "data": text(data),
+        "size": [upright.shape[1], upright.shape[0]],
+        "whole": hashlib.sha256(upright.tobytes()).hexdigest(),
+        "resized": hashlib.sha256(resized.tobytes()).hexdigest(),
+    }
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The page of `make web`, gateways with TLS in front of its servers, and what Python makes of the same images."""
+    found = importlib.util.spec_from_file_location("web", SDK.parent / "examples" / "web.py")
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    generator = np.random.default_rng(29)
+    images = real_images()
+    folder = tmp_path_factory.mktemp("browser")
+    with ExitStack() as stack:
+        web = stack.enter_context(module.Web(0, [RELEASES / name for name in (RELEASE, *OTHERS)], stack))
+        served = web.releases[RELEASE]
+        served.servers()
+        gateway = Gateway(origins=(web.origin,), rate=10_000)
+        doors = stack.enter_context(gateways(gateway, served.repositories, served.running))
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(web.shutdown)
+        bundle = Bundle.open(RELEASES / RELEASE / "client", allow_unsigned=True)
+        servers = [Server(door.endpoint, tls=TLS(door.ca)) for door in doors]
+        with Client(bundle, servers, timeout=60) as client:
+            results = client.predict_batch(list(images[:LABELLED]))
+        yield {
+            "origin": web.origin,
+            "release": RELEASE,
+            "https": [door.endpoint for door in doors],
+            "trust": web.trust,
+            "images": text(images.tobytes()),
+            "shares": [text(share.tobytes()) for share in bundle.encode(images)],
+            "labels": [result.label for result in results],
+            "probabilities": [result.probability for result in results],
+            "files": [image_file(number, generator) for number in range(FILES)],
+            "others": OTHERS,
+            "measured": str(folder / "measured.json") if THOROUGH else None,
+        }
+
+
+@pytest.mark.timeout(600)
+def test_all_tests_pass_in_chromium(given: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "given.json"
+    file.write_text(json.dumps(given))
+    node("node_modules/vitest/vitest.mjs", "run", "--config", "vitest.browser.config.ts", PRIVDFS_JS_BROWSER=str(file))
+    if given["measured"]:
+        print(Path(given["measured"]).read_text())  # noqa: T201 - for whoever asked for it, with -s
