@@ -22,7 +22,7 @@ NGINX := .nginx
 NGINX_ENV := $(NGINX)/.ready
 
 JS_ENV := sdk-js/node_modules/.ready
-JS_BUILD := sdk-js/dist/.ready
+JS_BUILD := sdk-js/dist/index.js
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -110,6 +110,13 @@ def test_the_ten_lines_of_the_guide_work(servers: list[dict[str, Any]], tmp_path
 
 def test_the_package_is_well_formed() -> None:
     node("node_modules/publint/src/cli.js", "--strict", "--pack", "false")
+    npm = NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    (packed_up,) = json.loads(node(npm, "pack", "--dry-run", "--json", "--loglevel=error"))
+    files = {each["path"] for each in packed_up["files"]}
+    assert {"LICENSE", "NOTICE", "README.md", "package.json", "dist/index.js", "dist/index.d.ts"} <= files
+    others = [name for name in files if not re.fullmatch(r"dist/[\w.-]+\.(js|d\.ts)|[A-Z]+(\.md)?|package\.json", name)]
+    assert others == []
+    assert packed_up["size"] < 120_000
 
 
 @pytest.mark.timeout(300)
