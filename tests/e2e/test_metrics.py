@@ -71,6 +71,7 @@ class _Selectors:
 
     def _visit(self, node: Any) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
+            assert node.name is not None
             self.names.add(node.name)
             wanted = self.matched.setdefault(node.name, {})
             wanted.update({each.name: each.value for each in node.matchers.matchers})
