@@ -9,7 +9,8 @@ Guarantees:
 - What leaves a graph are canonical centred residues, so that any two exact runtimes give the same bytes.
 - Randomness and interpolation weights are inputs like any other: one encoder and one relay serve every number of
   servers, and every number of colluding ones.
-- The device's own arithmetic (decoding, scaling, rounding) is int64, as in `privdfs_training.coded.rounds`.
+- The device's own arithmetic has whole numbers alone: sharing in float32 below 2^22, decoding in float64 below 2^53,
+  scaling and rounding in int64, as in `privdfs_training.coded.rounds`.
 
 Operators are those that TensorRT takes too: casts, convolutions, matrix products, rounding. See the module
 `privdfs.coding` for the mathematics.

@@ -114,6 +114,7 @@ class Replicas(Generic[E]):
     ) -> None:
         self.server = server
         self._replicas = {endpoint: Replica[E](endpoint) for endpoint in endpoints}
+        self._in_order = list(enumerate(self._replicas.values()))
         self._connect = connect
         self._usable = usable
         self._turn = 0
@@ -148,7 +149,7 @@ class Replicas(Generic[E]):
                 index, replica = item
                 return replica.endpoint in busy, len(replica.running), (index - turn) % count
 
-            chosen = min(able, key=order)[1]
+            chosen = (able[0] if len(able) == 1 else min(able, key=order))[1]
             chosen.breaker.enter(now)
             return self._begin(chosen)
 
@@ -207,6 +208,8 @@ class Replicas(Generic[E]):
 
     def save_for_hedges(self, part: float) -> None:
         """Put what one call earns into the purse."""
+        if self._purse >= HEDGE_BURST:  # as nearly always; what is missed beside a hedge comes with the next call
+            return
         with self._lock:
             self._purse = min(float(HEDGE_BURST), self._purse + part)
 
@@ -219,7 +222,7 @@ class Replicas(Generic[E]):
 
     def _able(self, avoid: Collection[str], now: float) -> list[tuple[int, Replica[E]]]:
         """Replicas that may be tried, with their places."""
-        wanted = [item for item in enumerate(self._replicas.values()) if item[1].endpoint not in avoid]
+        wanted = [item for item in self._in_order if item[1].endpoint not in avoid]
         able = [item for item in wanted if item[1].breaker.admits(now)]
         return able or [item for item in wanted if item[1].breaker.admits(now, last=True)]
 

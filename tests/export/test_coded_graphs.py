@@ -101,7 +101,7 @@ def test_images_become_the_logits_of_training_whoever_answers(system: CodedSyste
     for index, current in enumerate(rounds):
         feed = answered(index, shares)
         decoding = Decoding(moduli[index])
-        decoded = decoding(torch.from_numpy(feed["answers"]), torch.from_numpy(feed["weights"])).numpy()
+        decoded = decoding(torch.from_numpy(feed["answers"]), torch.tensor(feed["weights"])).numpy()
         np.testing.assert_array_equal(decoded, results[index].reshape(4, -1))
         if isinstance(current.device, Relay):
             graph = coded_graphs.relay_graph(current.network, current.device, moduli[index], moduli[index + 1])

@@ -32,12 +32,14 @@ from privdfs import (
     ImageError,
     NotEnoughAnswersError,
     Server,
+    ServerBusyError,
     ServerMismatchError,
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._chunk import Chunk, Decoded, Share
 from privdfs._config import WireName
-from privdfs._core import Call, Chunk, Decoded, Share
+from privdfs._core import Call
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.certificates import credentials, scheme
 from tests.sdk.drivers import HANG_S, Driver
@@ -238,7 +240,7 @@ def test_a_wrong_answer_is_refused_and_the_others_are_used(
     [
         ("UNAVAILABLE", ServerUnavailableError),
         ("INTERNAL", ServerUnavailableError),
-        ("RESOURCE_EXHAUSTED", ServerUnavailableError),
+        ("RESOURCE_EXHAUSTED", ServerBusyError),
         ("PERMISSION_DENIED", ServerUnavailableError),
         ("CANCELLED", ServerUnavailableError),
         ("NOT_FOUND", ServerMismatchError),
