@@ -214,8 +214,8 @@ class ServerChannel:
 
     def _look_after_certificates(self) -> None:
         """Use replaced certificates; keep the old ones while the new files do not match."""
-        tls, now = self._config.tls, time.monotonic()
-        if tls is None or now - self._looked_at < RELOAD_AFTER_S:
+        tls = self._config.tls
+        if tls is None or (now := time.monotonic()) - self._looked_at < RELOAD_AFTER_S:
             return
         self._looked_at = now
         stamp = tls.stamp()

@@ -14,7 +14,8 @@ Guarantees:
   exchange's part of the time is over, so that one silent server does not use up the time of the rest. It gets its share
   of the next exchange all the same.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
-  that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
+  that the error can name every cause (`BUSY_GRACE_S` where one has a full queue). With `wait="quorum"`, enough answers
+  end the trip at once.
 """
 
 import math
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from privdfs._channel import Failure, ServerChannel
 from privdfs._chunk import Chunk, Share
-from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
+from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, BUSY_GRACE_S, FAIL_GRACE_S
 from privdfs._core import Call
 from privdfs._drive import Ask
 from privdfs._errors import ServerBusyError, ServerError, ServerMismatchError, ServerTimeoutError
@@ -274,16 +275,21 @@ class Trip:
         asks, self._asks = self._asks, []
         return [] if self.done else asks
 
+    @property
+    def _is_patient(self) -> bool:
+        """Whether those are waited for who are not needed."""
+        return self._call.wait == "all" and time.monotonic() < self._patient_until
+
     def _judge(self) -> None:
-        needed = self._call.min_answers
+        needed, count = self._call.min_answers, len(self._deliveries)
         ended = [delivery.outcome for delivery in self._deliveries if delivery.outcome is not None]
-        answers = sum([outcome.answer is not None for outcome in ended])
-        patient = self._call.wait == "all" and time.monotonic() < self._patient_until
-        if len(ended) == len(self._deliveries) or (answers >= needed and not patient):
+        answers = len([outcome for outcome in ended if outcome.answer is not None])
+        if len(ended) == count or (answers >= needed and not self._is_patient):
             self.done = True
-        elif len(self._deliveries) - (len(ended) - answers) < needed:
+        elif count - (len(ended) - answers) < needed:
             if self._doomed_until is None:
-                self._doomed_until = time.monotonic() + FAIL_GRACE_S
+                busy = any(isinstance(outcome.error, ServerBusyError) for outcome in ended)
+                self._doomed_until = time.monotonic() + (BUSY_GRACE_S if busy else FAIL_GRACE_S)
             for delivery in self._deliveries:
                 if delivery.outcome is None and not delivery.running:  # it waited to try again
                     self._finish(delivery, delivery.error or delivery.channel.all_paused())

@@ -29,7 +29,7 @@ def test_sign_signs_every_folder_and_added_servers_are_not(release: Path, tmp_pa
     assert main(["sign", str(release), "--key", str(key)]) == 0
     folders = ["client", "baseline", *(f"server-{index}" for index in range(SERVERS))]
     assert all((release / folder / "manifest.sig").is_file() for folder in folders)
-    assert Bundle.open(release / "client", trust=public).manifest.rounds
+    assert Bundle.open(release / "client", trust=public).coded.rounds
     other, theirs = tmp_path / "other.pem", tmp_path / "other.pub.pem"
     assert main(["keygen", str(other)]) == 0
     with pytest.raises(BundleSignatureError):

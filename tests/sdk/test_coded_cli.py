@@ -14,7 +14,7 @@ from PIL import Image
 from privdfs._cli import main
 from privdfs.testing import FakeServer, Fault
 from tests.coded_release import build_coded_release, noise
-from tests.sdk.test_cli import failed, options
+from tests.sdk.commands import failed, options
 
 SERVERS = 5
 

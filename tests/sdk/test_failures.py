@@ -20,6 +20,7 @@ from privdfs import (
     ServerBusyError,
     ServerMismatchError,
     ServerUnavailableError,
+    _exchange,
     _routing,
 )
 from privdfs._config import WireName
@@ -166,6 +167,24 @@ def test_a_server_without_a_replica_to_try_fails_at_once_and_comes_back(
         time.sleep(0.05)
 
 
+def test_a_replica_that_is_back_answers_when_the_other_dies_however_long_it_was_to_be_left_alone(
+    connect: Callable[..., Driver],
+    release: Path,
+    twins: list[list[FakeServer]],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_routing, "BREAKER_FIRST_S", 600.0)
+    monkeypatch.setattr(_routing, "BREAKER_LAST_S", 0.0)
+    client = connect(release / "client", servers_of(twins), timeout=20)
+    twins[1][1].fault = Fault(status="UNAVAILABLE")
+    for _ in range(4 * BREAKER_FAILURES):
+        assert client.predict(images[0]).answered == ALL
+    twins[1][1].fault = None
+    twins[1][0].close()
+    assert all(client.predict(image).answered == ALL for image in images)
+
+
 # ------------------------------------------------------------------------------------------------------ full queues
 
 
@@ -184,6 +203,24 @@ def test_a_busy_server_is_an_error_at_once_and_is_asked_again_by_the_next_call(
     fakes[1].fault = None
     assert client.predict(images[0]).answered == ALL
     assert fakes[1].checks == checks, "it said nothing that makes it another server"
+
+
+def test_an_error_of_a_busy_server_does_not_wait_for_the_others(
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_exchange, "FAIL_GRACE_S", HANG_S)
+    client = connect(release / "client", endpoints, timeout=HANG_S)
+    client.warmup()
+    fakes[0].fault, fakes[1].fault = Fault(status="RESOURCE_EXHAUSTED"), Fault(delay=3)
+    with pytest.raises(NotEnoughAnswersError) as caught:
+        client.predict(images[0])
+    assert {server: type(cause) for server, cause in caught.value.causes.items()} == {0: ServerBusyError}
+    assert 1 not in caught.value.answered
 
 
 def test_another_replica_answers_for_a_busy_one(

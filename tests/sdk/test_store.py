@@ -33,6 +33,8 @@ from privdfs import (
 )
 from privdfs._cli import main
 from privdfs._store import is_store
+from tests.conformance.form import RELEASES
+from tests.conformance.releases import SIGNER
 from tests.sdk.signing import KEY, OTHER, TRUST, pem, sign
 from tests.sdk.tiny_release import build_release
 
@@ -71,6 +73,14 @@ def test_installing_switching_and_rolling_back(store: BundleStore, sources: list
     bundle.selftest()
     with Client(bundle, [f"127.0.0.1:{i + 1}" for i in range(3)]) as client:
         assert client.bundle.release == "tiny-1"
+
+
+@pytest.mark.parametrize("name", ["masked", "keyed", "coded", "coded-rounds"])
+def test_every_kind_of_release_can_be_installed(name: str, tmp_path: Path) -> None:
+    store = BundleStore(tmp_path / "store", trust=SIGNER.public_key().public_bytes_raw())
+    installed = store.install(RELEASES / name / "client")
+    assert store.open().manifest == installed.manifest
+    installed.selftest()
 
 
 def test_installing_what_is_in_use_keeps_the_one_before(store: BundleStore, sources: list[Path]) -> None:
