@@ -11,6 +11,7 @@ from tests.conformance import (
     make_numbers,
     make_pixels,
     make_releases,
+    make_suspects,
 )
 from tests.conformance.form import dumped
 
@@ -22,6 +23,7 @@ MAKERS: dict[str, tuple[str, Maker]] = {
     "partitions": (make_numbers.PARTITIONS, make_numbers.partitions),
     "randomness": (make_numbers.RANDOMNESS, make_numbers.randomness),
     "powers": (make_numbers.POWERS, make_numbers.powers),
+    "suspects": (make_suspects.ABOUT, make_suspects.make),
     "decoding": (make_numbers.DECODING, make_numbers.decoding),
     "signatures": (make_bundles.SIGNATURES, make_bundles.signatures),
     "bundles": (make_bundles.BUNDLES, make_bundles.bundles),

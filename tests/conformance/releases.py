@@ -65,9 +65,9 @@ GOLDEN_IMAGES = 6
 
 def build(folder: Path) -> None:
     """Write all releases into a folder, one folder each."""
-    build_masked(folder / "masked", _masked("vectors-masked-1"))
+    build_masked(folder / "masked", masked_manifest("vectors-masked-1"))
     keys = KeySpec(partitions=5, family="000102030405060708090a0b0c0d0e0f")
-    build_masked(folder / "keyed", _masked("vectors-keyed-1", keys))
+    build_masked(folder / "keyed", masked_manifest("vectors-keyed-1", keys))
     build_coded(folder / "coded", _coded("vectors-coded-1", RGB, (_round(12, 20, 4, 2),)))
     following = _round(10, 10, 4, 1, levels=9)
     build_coded(folder / "coded-rounds", _coded("vectors-coded-2", GREY, (_round(7, 10, 10, 2, added=1), following)))
@@ -174,7 +174,7 @@ def residues(label: str, shape: tuple[int, int, int], moduli: Sequence[int]) -> 
     return found
 
 
-def _masked(release: str, keys: KeySpec | msgspec.UnsetType = msgspec.UNSET) -> ClientManifest:
+def masked_manifest(release: str, keys: KeySpec | msgspec.UnsetType = msgspec.UNSET) -> ClientManifest:
     lied = MaliciousAccuracy(liars=1, random=0.45, constant=0.4, flipped=0.46, runner_up=0.41, adversarial=0.35)
     subsets = [((0,), 0.25), ((1,), 0.25), ((2,), 0.25), ((0, 1), 0.4), ((0, 2), 0.41), ((1, 2), 0.42)]
     return ClientManifest(

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from privdfs import _constants, _files, _signature, coding
-from tests.conformance.form import ROOT, array, load, raw
+from tests.conformance.form import RELEASES, ROOT, array, load, raw
 from tests.conformance.make_pixels import pattern
 from tests.conformance.makers import MAKERS
+from tests.conformance.stranger import CallEndedError, Stranger
 
 TEXT = (ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")
+CALLS = load("calls")
 HEADINGS = dict(re.findall(r"^#{2,3} ([0-9.]+?)\.? (.+)$", TEXT, re.MULTILINE))
 
 
@@ -35,7 +37,7 @@ def test_every_vector_illustrates_a_section() -> None:
     used = {vector["section"] for name in MAKERS for vector in load(name)}
     assert used <= set(HEADINGS)
     parts = {section for section in HEADINGS if section.split(".")[0] in "234567" and "." in section}
-    without = {"2.6", "4.4", "5.1", "5.2", "5.8", "6.1", "6.7", "2.8"}
+    without = {"2.6", "5.1", "5.2", "5.8", "6.1", "6.7", "2.8"}
     assert parts - used <= without, "a section that could have a vector has none"
 
 
@@ -117,6 +119,19 @@ def test_partitions_as_written(written: dict[str, Any]) -> None:
         assert written["partition"](key, family, vector["partitions"]) == vector["partition"]
 
 
+def test_suspects_as_written(written: dict[str, Any]) -> None:
+    for vector in load("suspects"):
+        rows = [
+            [f"of {i} alone" if each == "invalid" else each for i, each in enumerate(row)] for row in vector["answers"]
+        ]
+        changes: list[list[Any]] = []
+        for number in range(1, len(rows) + 1):
+            found = written["suspects"](rows[:number], vector["accuracies"])
+            if found != (changes[-1][1] if changes else []):
+                changes.append([number, found])
+        assert changes == vector["suspects"], vector["name"]
+
+
 def test_drawing_as_written(written: dict[str, Any]) -> None:
     for vector in load("randomness"):
         source = iter(raw(vector["bytes"]))
@@ -195,3 +210,34 @@ def test_requests_as_written(written: dict[str, Any]) -> None:
 def _partition(written: dict[str, Any], options: dict[str, Any]) -> int:
     family = bytes.fromhex("000102030405060708090a0b0c0d0e0f")
     return written["partition"](bytes.fromhex(options["key"]), family, 5)
+
+
+# ---------------------------------------------------------------------------------------------------- a stranger
+
+
+@pytest.mark.parametrize("vector", CALLS, ids=[each["name"] for each in CALLS])
+def test_a_client_written_from_the_page_alone(vector: dict[str, Any], written: dict[str, Any]) -> None:
+    """Every request it makes, and every result and error, is that of the vector."""
+    configs = {each["name"]: each["answer"] for each in load("configs")}
+    scripts = [list(own) for own in vector["servers"]]
+
+    def exchange(server: int, asked: bytes) -> bytes | None:
+        said = scripts[server].pop(0)
+        wanted = said["request"]
+        head = "\r\n".join([wanted["line"], *(": ".join(pair) for pair in wanted["headers"])])
+        assert asked == head.encode() + b"\r\n\r\n" + raw(wanted.get("body", ""))
+        given = said["answer"]
+        return given if given is None else raw(configs.get(given, given))
+
+    client = Stranger(written, RELEASES / vector["release"] / "client", exchange, len(scripts), vector["options"])
+    draws = [array(each) for each in vector.get("randomness", ())]
+    try:
+        found = client.classify(array(vector["images"]), draws)
+    except CallEndedError as end:
+        found = end.told
+    assert not any(scripts)
+    assert not draws
+    wanted = dict(vector["result"])
+    if "probabilities" in wanted:
+        np.testing.assert_allclose(found.pop("probabilities"), wanted.pop("probabilities"), rtol=0, atol=1e-5)
+    assert found == wanted

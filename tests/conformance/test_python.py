@@ -20,7 +20,7 @@ from privdfs._coded_format import (
 from privdfs._format import ImageSpec, KeySpec, Signature, encoder_signature, fusion_signature
 from privdfs._images import load_image
 from privdfs._onnx import Graph
-from tests.conformance import calls, make_answers, make_releases, releases
+from tests.conformance import calls, make_answers, make_releases, make_suspects, releases
 from tests.conformance.form import RELEASES, ROOT, VECTORS, array, load, raw, request
 from tests.conformance.make_bundles import bundle_outcome, signature_outcome
 from tests.conformance.make_calls import options, token
@@ -127,6 +127,11 @@ def test_decoding(vector: dict[str, Any]) -> None:
         np.testing.assert_array_equal(coding.weights(moduli, own), array(vector["weights"]))
         decoded = coding.decode(np.ascontiguousarray(answers[:, chosen]), own, moduli)
         assert [[str(value) for value in row] for row in decoded.tolist()] == vector["results"]
+
+
+@vectors("suspects")
+def test_suspects(vector: dict[str, Any]) -> None:
+    assert make_suspects.changes(vector) == vector["suspects"]
 
 
 @vectors("graphs")
