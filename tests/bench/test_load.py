@@ -27,6 +27,9 @@ def test_saturation_and_the_best_point_within_the_bound() -> None:
     assert load.at_bound([point(1, 9, 51), point(2, 9, 5, errors={"ServerBusyError": 1})]) is None
     best = {"masked": {"best": points[2]}, "coded": {"best": None}, "unprotected": {"best": point(8, 400, 30)}}
     assert load.ratios(best) == {"masked": 0.5, "coded": None}
+    systems = {"masked": {"points": [point(1, 9, 9, servers_cpu_ms=cost) for cost in (6.0, 4.0)]}}
+    systems["unprotected"] = {"points": [point(1, 9, 9, servers_cpu_ms=1.0)]}
+    assert load.party_ratios(systems) == {"masked": 0.75}
 
 
 async def test_clients_call_again_and_again_and_wait_after_an_error() -> None:
@@ -83,6 +86,7 @@ def results() -> dict[str, Any]:
             },
         },
         "to_unprotected": {"masked": 0.5},
+        "party_to_unprotected": {"masked": 0.9},
     }
 
 
@@ -92,7 +96,7 @@ def test_the_tables_and_the_picture(tmp_path: Path) -> None:
     with Image.open(tmp_path / "load.png") as picture:
         assert picture.width > 800
     text = load_table(results())
-    assert "| masked | 4 | 200 | 0.50 | 1.0 ms | 20.0 ms | 1.50 ms |" in text
+    assert "| masked | 4 | 200 | 0.50 | 0.90 | 1.0 ms | 20.0 ms | 1.50 ms |" in text
     assert "3 of 1,000 calls, the slowest within 40 ms (p99) | 1 s |" in text
     assert "| unprotected | no number of clients keeps to the bound |" in text
     assert load_table({}) == NO_LOAD

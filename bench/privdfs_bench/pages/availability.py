@@ -13,7 +13,17 @@ def load_table(results: Mapping[str, Any]) -> str:
     """Markdown of load.json: throughput within the bound, what a call costs there, and ten times the load."""
     if not results:
         return NO_LOAD
-    heads = ("system", "clients", "calls a second", "of unprotected", "p50", "p99", "clients' processor", "servers'")
+    heads = (
+        "system",
+        "clients",
+        "calls a second",
+        "to unprotected",
+        "a party to it",
+        "p50",
+        "p99",
+        "clients' processor",
+        "servers'",
+    )
     more = ("in queues", "computing", "ten times the load: errors", "normal again after")
     lines = [f"| {' | '.join((*heads, *more))} |", f"|{' --- |' * len((*heads, *more))}"]
     for name, system in results["systems"].items():
@@ -30,6 +40,7 @@ def load_table(results: Mapping[str, Any]) -> str:
             f"{point['per_second']:.0f}",
             "" if ratio is None else f"{ratio:.2f}",
         ]
+        cells += [f"{party:.2f}" if (party := results["party_to_unprotected"].get(name)) else ""]
         cells += [f"{point['p50_ms']:.1f} ms", f"{point['p99_ms']:.1f} ms", *(f"{cost:.2f} ms" for cost in costs)]
         during, recovered = system["overload"]["phases"]["during"], system["overload"]["recovered_s"]
         failed = f", the slowest within {during['error_p99_ms']:.0f} ms (p99)" if "error_p99_ms" in during else ""
@@ -39,7 +50,8 @@ def load_table(results: Mapping[str, Any]) -> str:
     cores = results["made_by"]["machine"]["cores"]
     told = (
         f"Most calls a second with p99 within {results['bound_ms']:g} ms, clients and servers on {cores} cores; "
-        "processor, queue and compute: milliseconds a call, all servers together."
+        "processor, queue and compute: milliseconds a call, all servers together. *A party to it*: calls that one party "
+        "can answer, with a machine of its own, for each call of the unprotected server, by their processor time."
     )
     return "\n\n".join((told, "\n".join(lines), f"{source(results['made_by'])}."))
 
