@@ -50,8 +50,8 @@ def load_table(results: Mapping[str, Any]) -> str:
     cores = results["made_by"]["machine"]["cores"]
     told = (
         f"Most calls a second with p99 within {results['bound_ms']:g} ms, clients and servers on {cores} cores; "
-        "processor, queue and compute: milliseconds a call, all servers together. *A party to it*: calls that one party "
-        "can answer, with a machine of its own, for each call of the unprotected server, by their processor time."
+        "processor, queue and compute: milliseconds a call, all servers together. *A party to it*: calls that one "
+        "party can answer, with a machine of its own, for each call of the unprotected server, by their processor time."
     )
     return "\n\n".join((told, "\n".join(lines), f"{source(results['made_by'])}."))
 
