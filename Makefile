@@ -17,10 +17,13 @@ TRITON_ENV := $(TRITON_VENV)/.ready
 TENSORRT_ENV := $(VENV)/.ready-tensorrt
 DOCS_ENV := $(VENV)/.ready-docs
 PILLOW_ENV := $(PILLOW)/.ready
+# The nginx on PATH, else Debian's, unpacked here.
+NGINX := .nginx
+NGINX_ENV := $(NGINX)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,7 +32,7 @@ demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
 # Two processes, each with one thread: they take turns at two cores with the servers that they start.
-test: env triton tensorrt pillow lint docs  ## environments, lint, types, import contract, documentation, every test
+test: env triton tensorrt pillow nginx lint docs  ## environments, lint, types, import contract, documentation, every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -59,6 +62,8 @@ env: $(ENV)  ## the environment of all three packages (.venv)
 tensorrt: $(TENSORRT_ENV)  ## what the tests check engines with, without a GPU (100 MB)
 
 pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which resizes otherwise (35 MB)
+
+nginx: $(NGINX_ENV)  ## the gateway in front of local servers: that on PATH, else Debian's (.nginx, 0.5 MB)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
@@ -93,6 +98,10 @@ $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-trito
 	scripts/make-triton-env.sh $(TRITON_VENV)
 	@touch $@
 
+$(NGINX_ENV): scripts/get-nginx.sh
+	scripts/get-nginx.sh $(NGINX)
+	@touch $@
+
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

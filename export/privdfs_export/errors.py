@@ -12,7 +12,10 @@
         ├── RepositoryError                a server's folder contradicts itself: configuration, graph, manifest
         └── ServeError                     a release cannot be served here
             ├── TritonserverMissingError   no tritonserver was found
-            └── TritonserverFailedError    a tritonserver ended, or did not get ready (`.log` says why)
+            ├── NginxMissingError          no nginx was found
+            └── ProcessFailedError         a process ended, or did not get ready (`.log` says why)
+                ├── TritonserverFailedError
+                └── NginxFailedError
 
 As in the SDK, every error can be pickled, says what to do next, and never holds a tensor or an image.
 """
@@ -84,13 +87,25 @@ class TritonserverMissingError(ServeError):
     """No tritonserver was found."""
 
 
-class TritonserverFailedError(ServeError):
-    """A tritonserver ended by itself, or did not get ready in time.
+class NginxMissingError(ServeError):
+    """No nginx was found."""
+
+
+class ProcessFailedError(ServeError):
+    """A process ended by itself, or did not get ready in time.
 
     Attributes:
-        log: path of the server's log.
+        log: path of its log.
     """
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message, log)
         self.log = log
+
+
+class TritonserverFailedError(ProcessFailedError):
+    """A tritonserver ended by itself, or did not get ready in time."""
+
+
+class NginxFailedError(ProcessFailedError):
+    """An nginx ended by itself, or did not get ready in time."""

@@ -17,7 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from privdfs import AsyncClient, Client, NotEnoughAnswersError, ServerMismatchError, coding
 from privdfs_export.cli import main
 from privdfs_export.serve import find_tritonserver, serve, serve_release
-from privdfs_export.serve import main as serve_main
+from privdfs_export.serve.cli import main as serve_main
 from privdfs_export.sessions import session
 from tests.coded_release import build_coded_release, drawn, noise
 

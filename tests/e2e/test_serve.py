@@ -22,16 +22,17 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from privdfs._errors import BundleIntegrityError
-from privdfs_export import serve as serve_module
 from privdfs_export.errors import RepositoryError, TritonserverFailedError, TritonserverMissingError
 from privdfs_export.serve import (
     ADMIN_HEADER,
     HTTP_ADMIN_HEADER,
     RunningServer,
     find_tritonserver,
+    processes,
     serve,
     serve_measured,
     serve_release,
+    tritonserver,
 )
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
@@ -336,9 +337,9 @@ def test_a_port_taken_in_the_meantime_is_replaced(release: Path, monkeypatch: py
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
         taken = somebody.getsockname()[1]
-        free_port = serve_module._free_port
+        free_port = processes.free_port
         answers = iter([taken])
-        monkeypatch.setattr(serve_module, "_free_port", lambda: next(answers, None) or free_port())
+        monkeypatch.setattr(tritonserver, "free_port", lambda: next(answers, None) or free_port())
         with serve([release / "server-0"]) as (endpoint,):
             assert endpoint != f"127.0.0.1:{taken}"
             assert infer(endpoint, "branch", "share", shares(1)).shape == (1, 4)
@@ -351,7 +352,7 @@ def test_a_missing_tritonserver_is_an_error_that_says_what_to_do(
         find_tritonserver(tmp_path / "tritonserver")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(serve_module, "__file__", str(tmp_path / "a" / "b" / "c" / "serve.py"))
+    monkeypatch.setattr(processes, "_PROJECT", tmp_path)
     with pytest.raises(TritonserverMissingError, match="make triton"):
         find_tritonserver()
 
@@ -440,7 +441,7 @@ def test_an_interrupted_start_leaves_no_copy(release: Path, tmp_path: Path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(serve_module.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(processes.subprocess, "Popen", interrupted)
     with pytest.raises(KeyboardInterrupt), serve([release / "server-0"]):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -523,7 +524,7 @@ def test_servers_outlive_the_thread_that_started_them(release: Path) -> None:
 def test_a_server_folder_works_with_plain_tritonserver_and_stays_as_it_is(release: Path) -> None:
     folder = release / "server-0"
     before = sorted(folder.rglob("*"))
-    port = serve_module._free_port()
+    port = processes.free_port()
     line = [str(find_tritonserver()), f"--model-repository={folder}", f"--grpc-port={port}"]
     line += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]  # as others may use the ports
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:

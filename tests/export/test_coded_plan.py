@@ -27,7 +27,7 @@ from privdfs_export.errors import EngineError, EngineMismatchError, ExportError,
 from privdfs_export.plan import PlanOptions, plan_release
 from privdfs_export.precision import PRECISIONS
 from privdfs_export.repository import read_repository
-from privdfs_export.serve import _command
+from privdfs_export.serve.tritonserver import command_line
 from privdfs_export.verify import check_repository
 from tests.coded_release import build_coded_release, drawn, noise
 from tests.export import fake_tensorrt
@@ -113,7 +113,7 @@ def test_a_server_trusts_version_compatible_plans_only(release: Path, trt: Any) 
     trust = "--backend-config=tensorrt,version-compatible=true"
 
     def line() -> list[str]:
-        return _command(Path("tritonserver"), read_repository(release / "server-0"), release, "a", [])
+        return command_line(Path("tritonserver"), read_repository(release / "server-0"), release, "a", [])
 
     plan_release(release / "server-0", None, PlanOptions())
     assert trust not in line()

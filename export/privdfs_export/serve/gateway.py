@@ -1,0 +1,175 @@
+"""Local gateways: an nginx in front of each tritonserver, as `deploy/nginx.conf.template` sets it up."""
+
+import http.client
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import ClassVar
+
+from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
+from privdfs_export.repository import Repository
+from privdfs_export.serve.nginx import DEFAULT_RATE, NginxSettings, check_origin, nginx_config, secret_line
+from privdfs_export.serve.processes import READY_LIMIT_S, Kept, find_program, free_port, make_ready, start, stop
+from privdfs_export.serve.tritonserver import RunningServer
+
+_ONE_PROCESS = "daemon off; master_process off;"
+_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """What local gateways let in.
+
+    Attributes:
+        origins: web pages of these origins may call.
+        rate: calls that one address may make in a second.
+        cert: PEM file of the certificate; without it an authority is made for this run.
+        key: PEM file of its private key.
+
+    Raises:
+        ServeError: an origin is not one, or `cert` comes without `key` or the other way round.
+    """
+
+    origins: tuple[str, ...] = ()
+    rate: int = DEFAULT_RATE
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            check_origin(origin)
+        if (self.cert is None) != (self.key is None):
+            msg = "a gateway needs a certificate and its key: give both, or neither for ones made for this run"
+            raise ServeError(msg)
+
+
+@dataclass(frozen=True)
+class RunningGateway(Kept):
+    """One nginx.
+
+    Attributes:
+        server: the tritonserver behind it.
+        endpoint: "https://127.0.0.1:PORT".
+        ca: PEM file of the authority that signed its certificate; None where the certificate was given.
+        metrics: "http://127.0.0.1:PORT/metrics", None where it is not asked for.
+        calls: log of the calls.
+        model: name of one model.
+    """
+
+    failure: ClassVar = NginxFailedError
+
+    server: RunningServer
+    endpoint: str
+    ca: Path | None
+    metrics: str | None
+    calls: Path
+    model: str
+
+
+def find_nginx() -> Path:
+    """Find nginx: that on PATH, else that of `make nginx` in the project's folder or the current one.
+
+    Raises:
+        NginxMissingError: there is none.
+    """
+    found = find_program("nginx", ".nginx/usr/sbin")
+    if found is None:
+        msg = "no nginx found: run `make nginx` in the project's folder, or install nginx 1.22 or newer"
+        raise NginxMissingError(msg)
+    return found
+
+
+@contextmanager
+def gateways(
+    gateway: Gateway, repositories: Sequence[Repository], servers: Sequence[RunningServer]
+) -> Iterator[list[RunningGateway]]:
+    """Gateways of servers that are ready; they are ready inside the `with`, and gone after it."""
+    program, authority = find_nginx(), None if gateway.cert is not None else _Authority(servers[0].log.parent)
+    found: list[RunningGateway] = []
+    try:
+        begin = [
+            partial(_start, program, gateway, authority, repository, server)
+            for repository, server in zip(repositories, servers, strict=True)
+        ]
+        found.extend(start_one() for start_one in begin)  # one by one: those before an error are ended
+        deadline = monotonic() + READY_LIMIT_S
+        for index, start_one in enumerate(begin):
+            found[index] = make_ready(found[index], _is_ready, start_one, deadline)
+        yield found
+    finally:
+        stop(found)
+
+
+class _Authority:
+    """An authority for one run; its certificate lies among the logs, its key is nowhere."""
+
+    def __init__(self, folder: Path) -> None:
+        import trustme
+
+        self._authority = trustme.CA()
+        self.ca = folder / "ca.pem"
+        try:
+            self._authority.cert_pem.write_to_path(self.ca)
+        except OSError as error:
+            msg = f"cannot write {self.ca} ({error}): name another folder with --log-dir"
+            raise ServeError(msg) from error
+
+    def issue(self, certificate: Path, key: Path) -> None:
+        """Write a certificate for this machine's names for itself."""
+        issued = self._authority.issue_cert(*_HOSTS)
+        certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(key)
+
+
+def _start(
+    program: Path, gateway: Gateway, authority: _Authority | None, repository: Repository, server: RunningServer
+) -> RunningGateway:
+    port, log = free_port(), server.log.with_suffix(".gateway.log")
+    calls = server.log.with_suffix(".calls.log")
+    metrics = None if server.metrics is None else f"127.0.0.1:{free_port()}"
+
+    def fill(folder: Path) -> list[str]:
+        certificate, key = gateway.cert or folder / "certificate.pem", gateway.key or folder / "key.pem"
+        if authority is not None:
+            authority.issue(certificate, key)
+        secret = folder / "secret.conf"
+        secret.write_text(secret_line(server.secret), encoding="ascii")
+        settings = NginxSettings(
+            listen=f"127.0.0.1:{port}",
+            certificate=str(certificate.absolute()),
+            key=str(key.absolute()),
+            upstream=(server.behind or "").removeprefix("http://"),
+            secret_file=str(secret),
+            origins=gateway.origins,
+            rate=gateway.rate,
+            status=metrics or f"unix:{folder}/status",
+            access_log=str(calls.absolute()),
+        )
+        (folder / "nginx.conf").write_text(nginx_config(repository, settings), encoding="utf-8")
+        # One process: workers would outlive a master that was killed.
+        return [str(program.absolute()), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", _ONE_PROCESS]
+
+    folder, keeper = start("privdfs-gateway-", log, fill, f"the configuration of a gateway to {repository.path}")
+    ca = None if authority is None else authority.ca
+    url = None if metrics is None else f"http://{metrics}/metrics"
+    what, model = f"nginx in front of {repository.path}", repository.models[0].name
+    return RunningGateway(what, folder, log, keeper, server, f"https://127.0.0.1:{port}", ca, url, calls, model)
+
+
+def _is_ready(gateway: RunningGateway) -> bool:
+    """Ask it whether the model behind it is ready; only this gateway knows the server's secret."""
+    # Which certificate is right is for clients to say: the given one may be for another name.
+    context = ssl._create_unverified_context()  # noqa: S323, SLF001
+    address = gateway.endpoint.removeprefix("https://")
+    connection = http.client.HTTPSConnection(address, timeout=2, context=context)
+    try:
+        connection.request("GET", f"/v2/models/{gateway.model}/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

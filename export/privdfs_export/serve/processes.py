@@ -1,0 +1,203 @@
+"""Processes that end with the program that started them, each with a folder of its own and a log."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from privdfs_export.errors import ProcessFailedError, ServeError
+from privdfs_export.serve._keeper import remove
+
+#: Longest that a process may take to be ready: a server has to load its models and to warm them up.
+READY_LIMIT_S = 120.0
+#: Longest that a process may take to end: a little more than its keeper gives it.
+_STOP_LIMIT_S = 12.0
+#: How often another port is tried when somebody took the one that was free a moment ago.
+_PORT_ATTEMPTS = 5
+_LOOK_S = 0.05
+_PROJECT = Path(__file__).parents[3]
+_LOG_TAIL_LINES = 12
+_PORT_TAKEN = re.compile(r"(already in use|Address already in use|Failed to bind)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A process and its keeper: what it is, the folder that is deleted with it, and its log."""
+
+    failure: ClassVar[type[ProcessFailedError]] = ProcessFailedError
+
+    what: str
+    copy: Path
+    log: Path
+    keeper: "subprocess.Popen[bytes]"
+
+
+AnyKept = TypeVar("AnyKept", bound=Kept)
+
+
+def find_program(name: str, folder: str) -> Path | None:
+    """A program on PATH, else in that folder of the project, or of the current folder."""
+    for candidate in (name, *(place / folder / name for place in (_PROJECT, Path.cwd()))):
+        found = shutil.which(candidate)
+        if found is not None:
+            return Path(found)
+    return None
+
+
+def start(
+    prefix: str, log: Path, fill: Callable[[Path], Sequence[str]], of: str
+) -> tuple[Path, "subprocess.Popen[bytes]"]:
+    """Start a process in a new folder, with a keeper.
+
+    Args:
+        prefix: of the folder's name.
+        log: its output goes there; overwritten.
+        fill: writes what the process needs into the folder, and says its command line.
+        of: what is written, for an error.
+
+    Returns:
+        The folder, and the keeper.
+
+    Raises:
+        ServeError: the folder or the log cannot be written.
+    """
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        command = fill(folder)
+        keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(folder)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*keeper, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,
+            )
+    except BaseException as error:  # Ctrl-C too: only a keeper that runs removes the folder
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            msg = f"cannot write {of} and its log ({error}): free some space, or set TMPDIR"
+            raise ServeError(msg) from error
+        raise
+    return folder, process
+
+
+def make_ready(
+    kept: AnyKept, is_ready: Callable[[AnyKept], bool], again: Callable[[], AnyKept], deadline: float
+) -> AnyKept:
+    """Wait until a process is ready; one that lost its port to another program is started again.
+
+    Raises:
+        ProcessFailedError: it ended, or was not ready in time.
+    """
+    try:
+        for _ in range(_PORT_ATTEMPTS):
+            if _wait_until_ready(kept, is_ready, deadline):
+                return kept
+            status = end(kept)
+            if not _PORT_TAKEN.search(_read_log(kept.log)):
+                raise failed(kept, f"ended with status {status} before it was ready")  # noqa: TRY301 - `end` is for all
+            kept = again()
+        raise failed(kept, f"lost its port to another program {_PORT_ATTEMPTS} times")  # noqa: TRY301
+    except BaseException:
+        end(kept)
+        raise
+
+
+def _wait_until_ready(kept: AnyKept, is_ready: Callable[[AnyKept], bool], deadline: float) -> bool:
+    """True when the process is ready, False when it has ended."""
+    while kept.keeper.poll() is None:
+        if is_ready(kept):
+            return True
+        if time.monotonic() > deadline:
+            raise failed(kept, f"was not ready after {READY_LIMIT_S:.0f} s")
+        time.sleep(_LOOK_S)
+    return False
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop(processes: Iterable[Kept]) -> None:
+    """End all processes at once, and wait for them."""
+    listed = list(processes)
+    for kept in listed:
+        if kept.keeper.stdin is not None:
+            kept.keeper.stdin.close()
+    for kept in listed:
+        end(kept)
+
+
+def end(kept: Kept) -> int:
+    """End a process; its exit status."""
+    if kept.keeper.stdin is not None:
+        kept.keeper.stdin.close()
+    try:
+        return kept.keeper.wait(_STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        _kill(kept)
+        return kept.keeper.wait()
+    finally:
+        remove(kept.copy)  # by now, unless the keeper was killed, there is nothing left
+
+
+def kill(kept: Kept) -> None:
+    """Kill a process and wait until it is gone; it can end nothing in good order."""
+    _kill(kept)
+    end(kept)
+
+
+def _kill(kept: Kept) -> None:
+    """Kill a process and all that it started."""
+    # The keeper's child leads a group. The kernel kills it with its keeper, but not what it started, such as stubs of
+    # Triton's Python backend, which wait for their server forever if they were just starting.
+    children = Path(f"/proc/{kept.keeper.pid}/task/{kept.keeper.pid}/children")
+    groups = children.read_text(encoding="ascii").split() if children.exists() else []
+    kept.keeper.kill()
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(int(group), signal.SIGKILL)
+
+
+def watch(processes: Sequence[Kept], parent: int) -> None:
+    """Return when the parent has ended.
+
+    Raises:
+        ProcessFailedError: a process ended by itself.
+    """
+    while os.getppid() == parent:
+        for kept in processes:
+            status = kept.keeper.poll()
+            if status is not None:
+                raise failed(kept, f"ended by itself with status {status}")
+        time.sleep(0.25)
+
+
+def failed(kept: Kept, what: str) -> ProcessFailedError:
+    """The error that says what happened to a process, with the end of its log."""
+    lines = _read_log(kept.log).splitlines()
+    # Triton prints wide tables; the lines of its messages say what went wrong.
+    told = [line[:300] for line in lines if line.strip() and not line.startswith(("+", "|"))][-_LOG_TAIL_LINES:]
+    msg = f"the {kept.what} {what}. Its log is {kept.log}; it ends with:\n" + "\n".join(told)
+    return kept.failure(msg, str(kept.log))
+
+
+def _read_log(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
