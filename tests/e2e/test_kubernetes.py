@@ -22,8 +22,8 @@ import trustme
 
 from privdfs import TLS, Client, Server, Token
 from privdfs_export.cli import main as export
-from privdfs_export.serve import find_tritonserver
-from tests.deploy.rendering import FOLDER, VARIANTS, Object, pick, pod, rendered, server
+from privdfs_export.serve import find_nginx, find_tritonserver
+from tests.deploy.rendering import FOLDER, VARIANTS, Object, overlay, pick, pod, rendered, server
 from tests.trained import IMAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -84,13 +84,12 @@ class Pod:
 
 
 @contextmanager
-def running(one: Pod, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Its tritonserver."""
-    container = server(one.objects)
-    line = one.line(container, [*container["command"], *container["args"]])
+def running(one: Pod, container: Object, program: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """One of its containers."""
+    line = one.line(container, container["args"])
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(find_tritonserver()), *line[1:]], stdout=output, stderr=subprocess.STDOUT, cwd=one.volumes["tmp"]
+            [str(program), *line], stdout=output, stderr=subprocess.STDOUT, cwd=one.volumes["tmp"]
         )
     try:
         yield process
@@ -125,7 +124,7 @@ def place(objects: list[Object], folder: Path, release: Path, index: int, author
     issued.private_key_pem.write_to_path(volumes["tls"] / "tls.key")
     (volumes["tls"] / "tls.crt").write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
     authority.cert_pem.write_to_path(volumes["devices"] / "devices-ca.pem")
-    ports: dict[str, int] = dict(zip(("8000", "8001", "8002"), free_ports(3), strict=True))
+    ports: dict[str, int] = dict(zip(("8000", "8001", "8002", "8443", "9113"), free_ports(5), strict=True))
     names = re.findall(r"\$\((\w+)\)", " ".join(server(objects)["args"]))
     return Pod(objects, volumes, ports, {name: f"{name.lower()}-of-{index}" for name in names})
 
@@ -139,7 +138,10 @@ def parties(objects: list[Object], folder: Path, release: Path, authority: trust
             (folder / str(index)).mkdir()
             pods.append(place(objects, folder / str(index), release, index, authority))
             pods[-1].verify()
-        processes = [stack.enter_context(running(one, folder / f"{index}.log")) for index, one in enumerate(pods)]
+        processes = [
+            stack.enter_context(running(one, server(objects), find_tritonserver(), folder / f"{index}.log"))
+            for index, one in enumerate(pods)
+        ]
         until = time.monotonic() + READY_S
         for index, (one, process) in enumerate(zip(pods, processes, strict=True)):
             while not one.probed("startupProbe"):
@@ -187,6 +189,50 @@ def test_the_rendered_command_lines_answer(variant: str, tmp_path: Path, release
             assert re.search(
                 r'^nv_inference_request_success\{model="branch",version="1"\} [1-9]', figures, re.MULTILINE
             )
+
+
+#: As docs/KUBERNETES.md has it.
+GATEWAY = [
+    *("--listen", "0.0.0.0:8443", "--upstream", "127.0.0.1:8000", "--status", "0.0.0.0:9113"),
+    *("--cert", "/tls/tls.crt", "--key", "/tls/tls.key", "--secret-file", "/gateway-secret/secret.conf"),
+]
+
+
+def test_the_gateway_of_a_pod_answers_over_https(
+    tmp_path: Path, release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "overlay").mkdir()
+    objects, authority = rendered(overlay(tmp_path / "overlay", "../cpu", "../../gateway")), trustme.CA()
+    (container,) = [one for one in pod(objects)["spec"]["containers"] if one["name"] == "gateway"]
+    with parties(objects, tmp_path, release, authority) as pods, ExitStack() as stack:
+        for index, one in enumerate(pods):
+            capsys.readouterr()
+            assert export(["gateway", str(release / f"server-{index}"), *GATEWAY]) == 0
+            (settings,) = one.line(container, [capsys.readouterr().out])
+            (one.volumes["gateway"] / "nginx.conf").write_text(settings)
+            secret = f'proxy_set_header privdfs-gateway "{one.secrets["GATEWAY"]}";\n'
+            (one.volumes["gateway-secret"] / "secret.conf").write_text(secret)
+            process = stack.enter_context(running(one, container, find_nginx(), tmp_path / f"gateway-{index}.log"))
+            until = time.monotonic() + READY_S
+            while not answers(one.ports["9113"], container["readinessProbe"]["httpGet"]["path"]):
+                told = (tmp_path / f"gateway-{index}.log").read_text()
+                assert process.poll() is None, told
+                assert time.monotonic() < until, told
+                time.sleep(0.1)
+            assert ask(one.ports["8000"], "/v2/models/branch/config")[0] == 403, "only the gateway may ask for that"
+        tls = TLS(ca=authority.cert_pem.bytes())
+        servers = [Server(f"https://127.0.0.1:{one.ports['8443']}", tls) for one in pods]
+        trust = release.parent / "release-key.pub.pem"
+        with Client(release / "client", servers, trust=trust, allow_shared_hosts=True, timeout=10) as client:
+            result = client.predict(IMAGES / "bag-1.png")
+        assert (result.label, result.answered) == ("Bag", (True, True, True))
+
+
+def answers(port: int, path: str) -> bool:
+    try:
+        return ask(port, path)[0] == 200
+    except OSError:
+        return False
 
 
 def test_the_metrics_adapter_asks_for_what_triton_counts_and_the_autoscaler_for_what_it_gives() -> None:
