@@ -38,13 +38,14 @@ def _collected(folder: Path, objects: list[Object]) -> list[Object]:
     for name in wanted.get("components", []):
         found = _collected((folder / name).resolve(), found)
     for patch in wanted.get("patches", []):
-        assert set(patch) == {"path", "target"}, patch
+        assert set(patch) in ({"path", "target"}, {"patch", "target"}), patch
+        text = (folder / patch["path"]).read_text() if "path" in patch else patch["patch"]
         target = patch["target"]
         assert set(target) == {"kind", "name"}, target
         hit = [one for one in found if (one["kind"], one["metadata"]["name"]) == (target["kind"], target["name"])]
         assert hit, f"{folder}: nothing is called {target}"
         for one in hit:
-            for operation in yaml.safe_load((folder / patch["path"]).read_text()):
+            for operation in yaml.safe_load(text):
                 _apply(one, **operation)
     return found
 
@@ -75,12 +76,16 @@ def _apply(document: Any, op: str, path: str, value: Any = None) -> None:
 
 def overlay(folder: Path, resource: str, *components: str) -> Path:
     """An operator's own overlay, beside copies of the manifests: what it starts from, and what it adds."""
+    wanted = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    return written(folder, yaml.safe_dump({**wanted, "resources": [resource], "components": list(components)}))
+
+
+def written(folder: Path, kustomization: str) -> Path:
+    """An overlay with this kustomization.yaml, beside copies of the manifests."""
     shutil.copytree(FOLDER, folder / "kubernetes")
     mine = folder / "kubernetes" / "overlays" / "mine"
     mine.mkdir()
-    wanted = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-    wanted |= {"resources": [resource], "components": list(components)}
-    (mine / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+    (mine / "kustomization.yaml").write_text(kustomization)
     return mine
 
 

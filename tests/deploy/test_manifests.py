@@ -5,6 +5,7 @@ Their command lines are run in tests/e2e/test_kubernetes.py. No cluster has run 
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from tests.deploy.policy import findings
-from tests.deploy.rendering import FOLDER, VARIANTS, Object, overlay, pick, pod, rendered, server, workload
+from tests.deploy.rendering import FOLDER, VARIANTS, Object, overlay, pick, pod, rendered, server, workload, written
 
 #: The first in which image volumes are beta, the first that has them on by default, and the newest one known.
 VERSIONS = ("1.33", "1.35", "1.37")
@@ -87,6 +88,20 @@ def test_a_gateway_is_as_hard(with_gateway: list[Object]) -> None:
             check(thing, version)
     option("--http-restricted-api=inference", None)(with_gateway)
     assert findings(with_gateway) == ["plain HTTP asks for no secret"]
+
+
+def documented(folder: Path) -> Path:
+    """The overlay of docs/KUBERNETES.md, with a whole digest."""
+    guide = (FOLDER.parents[1] / "docs" / "KUBERNETES.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    return written(folder, block.replace("@sha256:...", f"@sha256:{'5' * 64}"))
+
+
+def test_the_overlay_of_the_guide_works(tmp_path: Path) -> None:
+    objects = rendered(documented(tmp_path))
+    assert findings(objects) == []
+    (release,) = [one["image"] for one in pod(objects)["spec"]["volumes"] if one["name"] == "release"]
+    assert release["reference"].endswith("5" * 64)
 
 
 def test_kserve_runs_the_same_pod(with_volume: list[Object]) -> None:
@@ -224,10 +239,12 @@ KUSTOMIZE = next((line for line in (["kustomize", "build"], ["kubectl", "kustomi
 
 
 @pytest.mark.skipif(KUSTOMIZE is None, reason="neither kustomize nor kubectl is installed")
-@pytest.mark.parametrize("variant", [*VARIANTS, "mine"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "mine", "documented"])
 def test_kustomize_renders_the_same(variant: str, tmp_path: Path) -> None:
-    mine = variant == "mine"
-    folder = overlay(tmp_path, "../tensorrt", "../../volume", "../../gateway") if mine else FOLDER / variant
+    if variant == "mine":
+        folder = overlay(tmp_path, "../tensorrt", "../../volume", "../../gateway")
+    else:
+        folder = documented(tmp_path) if variant == "documented" else FOLDER / variant
     ran = subprocess.run([*(KUSTOMIZE or ()), str(folder)], capture_output=True, text=True, check=True)
 
     def by_name(objects: list[Object]) -> dict[str, Object]:

@@ -7,6 +7,7 @@ tritonserver of `make triton`, and the release is one for its Python backend; pl
 
 import http.client
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -191,11 +192,13 @@ def test_the_rendered_command_lines_answer(variant: str, tmp_path: Path, release
             )
 
 
-#: As docs/KUBERNETES.md has it.
-GATEWAY = [
-    *("--listen", "0.0.0.0:8443", "--upstream", "127.0.0.1:8000", "--status", "0.0.0.0:9113"),
-    *("--cert", "/tls/tls.crt", "--key", "/tls/tls.key", "--secret-file", "/gateway-secret/secret.conf"),
-]
+def documented() -> list[str]:
+    """Words of docs/KUBERNETES.md that print the gateway's configuration, for the folder in the place of `server-0`."""
+    guide = (FOLDER.parents[1] / "docs" / "KUBERNETES.md").read_text()
+    (block,) = re.findall(r"^```sh gateway\n(.*?) > nginx.conf$", guide, re.MULTILINE | re.DOTALL)
+    program, command, folder, *options = shlex.split(block.replace("\\\n", " "))
+    assert (program, command, folder) == ("privdfs-export", "gateway", "server-0")
+    return options
 
 
 def test_the_gateway_of_a_pod_answers_over_https(
@@ -207,7 +210,7 @@ def test_the_gateway_of_a_pod_answers_over_https(
     with parties(objects, tmp_path, release, authority) as pods, ExitStack() as stack:
         for index, one in enumerate(pods):
             capsys.readouterr()
-            assert export(["gateway", str(release / f"server-{index}"), *GATEWAY]) == 0
+            assert export(["gateway", str(release / f"server-{index}"), *documented()]) == 0
             (settings,) = one.line(container, [capsys.readouterr().out])
             (one.volumes["gateway"] / "nginx.conf").write_text(settings)
             secret = f'proxy_set_header privdfs-gateway "{one.secrets["GATEWAY"]}";\n'
