@@ -21,9 +21,12 @@ PILLOW_ENV := $(PILLOW)/.ready
 NGINX := .nginx
 NGINX_ENV := $(NGINX)/.ready
 
+JS_ENV := sdk-js/node_modules/.ready
+JS_BUILD := sdk-js/dist/.ready
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,7 +35,7 @@ demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py
 
 # Two processes, each with one thread: they take turns at two cores with the servers that they start.
-test: env triton tensorrt pillow nginx lint docs  ## environments, lint, types, import contract, documentation, every test
+test: env triton tensorrt pillow nginx js lint docs  ## environments, lint, types, import contract, documentation, every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -65,6 +68,8 @@ pillow: $(PILLOW_ENV)  ## the oldest supported Pillow and one before 13, which r
 
 nginx: $(NGINX_ENV)  ## the gateway in front of local servers: that on PATH, else Debian's (.nginx, 0.5 MB)
 
+js: $(JS_BUILD)  ## the SDK in TypeScript, built (sdk-js/dist); its tests are tests/js
+
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
 $(ENV): pyproject.toml hatch_build.py constraints.txt scripts/check-python.sh $(wildcard scripts/commands/*)
@@ -90,6 +95,16 @@ $(PILLOW_ENV): $(ENV)
 	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --upgrade --target $(PILLOW)/12 pillow==12.3.0
 	@touch $@
 
+# Install scripts would download: ONNX Runtime for Node has what its tests need in the package.
+$(JS_ENV): sdk-js/package.json sdk-js/package-lock.json scripts/npm.sh $(ENV)
+	scripts/npm.sh ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(JS_BUILD): $(JS_ENV) $(wildcard sdk-js/src/*.ts) sdk-js/tsconfig.json sdk-js/tsconfig.build.json
+	rm -rf sdk-js/dist
+	scripts/npm.sh run --silent build
+	@touch $@
+
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(TRITON_VENV)
@@ -103,5 +118,5 @@ $(NGINX_ENV): scripts/get-nginx.sh
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) build dist sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

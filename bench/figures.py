@@ -1,9 +1,9 @@
-"""`python bench/figures.py`: write the figures of README.md, the guides in docs and deploy/README.md from result files.
+"""`python bench/figures.py`: write the figures of README.md, docs and deploy/README.md from result files.
 
-    python bench/figures.py           rewrite what stands between the marks
+    python bench/figures.py           rewrite what stands between the marks, redraw the frontier
     python bench/figures.py --check   exit 1 when a file does not show what the result files say
 
-No figure there is typed by hand.
+No figure there is typed by hand. The picture of the frontier is drawn with them.
 """
 
 import argparse
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = f"{page.DOCUMENT.name} does not show what bench/results says: run python bench/figures.py"
             print(told, file=sys.stderr)
             stale = 1
+    if not options.check:
+        frontier.draw_picture(RESULTS)
+    elif not frontier.picture_is_current(RESULTS):
+        print("frontier.png does not show what bench/results says: run python bench/figures.py", file=sys.stderr)
+        stale = 1
     return stale
 
 

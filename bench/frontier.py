@@ -3,7 +3,7 @@
 A sweep is a TOML file (configs/frontier): a config to start from, what all runs change in it, and what each run does.
 Every run is trained, its graphs are exported, and an attacker's decoder is trained from scratch on the shares that the
 exported encoder makes, for one coalition of each size: the one whose shares a linear map inverts best. Runs are
-resumed, and those already in the result file are not made again. Beside the JSON stands a picture of all runs.
+resumed, and those already in the result file are not made again.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 
 from privdfs_bench.audit.frontier import make, table
-from privdfs_bench.audit.frontier_picture import draw
 from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
 from privdfs_bench.results import read_results
 from privdfs_bench.script import add_data, add_out, add_threads, run, start
-from privdfs_training.loop import InterruptedTrainingError, check
+from privdfs_training.interruption import InterruptedTrainingError
+from privdfs_training.loop import check
 from privdfs_training.parallel import choose_device
 
 
@@ -49,10 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for one in wanted:
                 make(one, sweep.attack, **places, console=console, device=device)
         results = read_results(options.out)
-        draw(results, options.out.with_suffix(".png"))
         for data in sorted(results["floors"]):
             console.print(table(results, data))
-        console.print(f"\nin {options.out}, drawn beside it", highlight=False, soft_wrap=True)
+        console.print(f"\nin {options.out}", highlight=False, soft_wrap=True)
         return 0
 
     def interruptible() -> int:

@@ -10,7 +10,7 @@ RELEASE may also be the config of a training run: then it is a release with rand
 The systems take turns, in an order drawn anew for every round, so that a slow phase of the machine meets all of them.
 All start from the same decoded images in memory and end with a label:
 
-- privdfs           `Client.predict`: encode, one call to each server in parallel, fuse
+- privdfs           `Client.predict` over gRPC: encode, one call to each server in parallel, fuse
 - privdfs_async     `AsyncClient.predict`
 - privdfs_batch     `Client.predict_batch`, 16 images in one call; its times are of the whole call
 - floor             the least that the same work costs: two ONNX Runtime runs and a bare gRPC stub for each server,
@@ -21,6 +21,10 @@ All start from the same decoded images in memory and end with a label:
 - baseline_jpeg     the same, compressed on the device and decoded on the server
 - single_split      the unprotected model cut in two: a dense float32 feature to one tritonserver
 - baseline_device   the unprotected model in this process, by ONNX Runtime
+- http, http_async  `Client.predict` and `AsyncClient.predict` over HTTP
+- http_floor        the least that HTTP costs: the two ONNX Runtime runs and a plain socket for each server, in one
+                    thread: send to all, then read from all
+- http_baseline     the unprotected model on one tritonserver: the pixels by a plain socket
 
 Everything on the device side computes in one thread. After the rounds (closed loop: a call begins when the last one
 has ended) come passes of their own: calls that arrive at random times whether the last one has ended or not (open loop,
@@ -29,9 +33,9 @@ time from the planned arrival), stages by the servers' own statistics, calls thr
 included, latency.html and pictures. `--check` writes nothing and compares the ratios with those of the committed
 latency.json.
 
-A coded release takes turns with a masked one, the unprotected model on a tritonserver, and the same in this process;
-then through every `--network`. What its device spends on the head, on sharing and on decoding is told apart. It writes
-coded-latency.json:
+A coded release takes turns with a masked one and the unprotected model on a tritonserver, over gRPC and over HTTP, and
+with the same model in this process; then through every `--network`. What its device spends on the head, on sharing and
+on decoding is told apart. It writes coded-latency.json:
 
     .venv/bin/python bench/latency.py model_repository/fashion-coded-r1 --network 20,100 --network 50,100
 """

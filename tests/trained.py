@@ -83,9 +83,9 @@ def tiny_values(servers: int = 3) -> dict[str, Any]:
         "seed": 3,
         "data": {"name": "fashion-mnist", "flip": False},
         "backbone": {"name": "resnet8", "width": 8},
-        "head": {"stem": 8, "stages": [[16, 2], [24, 1]], "channels": 4},
+        "head": {"kind": "compact", "stem": 8, "stages": [[16, 2], [24, 1]], "channels": 4},
         "masks": {"servers": servers, "values": 12, "levels": 5, "temperature": [1.0, 0.1], "settled": 0.5},
-        "branch": {"width": 16, "blocks": 1},
+        "branch": {"kind": "residual", "width": 16, "blocks": 1},
         "fusion": {"hidden": 16, "branch_dropout": 0.2},
         "loss": {
             "auxiliary": 0.5,

@@ -34,8 +34,9 @@ from privdfs_export.calibration import calibration_error
 from privdfs_export.serve import serve_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
 from privdfs_training.data import DataSet
+from privdfs_training.migration import migrated
 from privdfs_training.readouts import linear_readouts
-from privdfs_training.stages import EVALUATION_BATCH, accuracy
+from privdfs_training.stage import EVALUATION_BATCH, accuracy
 
 #: Images of one call of the SDK, which sends them in parts of the release's `max_batch`.
 CALL_IMAGES = 512
@@ -193,7 +194,7 @@ def _missing(exported: evaluate.ExportedAccuracy, missing: int) -> dict[str, Any
 def _trained(bundle: Bundle, checkpoint: Path) -> TrainedSystem:
     """The trained system that a release was exported from."""
     trained = load_system(checkpoint)
-    if msgspec.json.decode(msgspec.json.encode(trained.config)) != bundle.manifest.made_by.config:
+    if msgspec.json.decode(msgspec.json.encode(trained.config)) != migrated(bundle.manifest.made_by.config):
         msg = f"{checkpoint} was not trained with the config of {bundle.release}: pass the checkpoint it was made of"
         raise ConfigError(msg)
     return trained

@@ -8,9 +8,10 @@ import numpy as np
 from privdfs import Client, Queries, coding
 from privdfs._base import Shared
 from privdfs._bundle import Bundle
+from privdfs._chunk import Chunk
 from privdfs._coded import Coded
 from privdfs._coded_format import CodedManifest, RoundSpec
-from privdfs._core import Call, Chunk, Settings
+from privdfs._core import Call, Settings
 from privdfs._errors import ServerUnavailableError
 from privdfs._format import SHARE
 from privdfs._kinds import Outcome

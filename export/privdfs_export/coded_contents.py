@@ -19,6 +19,7 @@ from privdfs._coded_format import (
 from privdfs._format import ENCODER_NAME, FUSION_NAME, IMAGE, ImageSpec, Macs
 from privdfs_export import coded_graphs, graphs
 from privdfs_export.contents import MAX_BATCH, Graph, made_by
+from privdfs_export.tracing import export_graph
 from privdfs_training.coded.rounds import Logits, Relay, Round
 from privdfs_training.coded.system import CodedSystem, TrainedCodedSystem
 
@@ -98,7 +99,7 @@ def build_coded_graphs(trained: TrainedCodedSystem, temperature: float) -> Coded
     assert fusion is not None  # noqa: S101 - the last round gives logits
     channels, height, width = system.image_shape
     image = torch.zeros(2, height, width, channels, dtype=torch.uint8)
-    head = graphs.count_macs(graphs.export_graph(_Head(system), (image,), [IMAGE], ["values"]))
+    head = graphs.count_macs(export_graph(_Head(system), (image,), [IMAGE], ["values"]))
     baseline = Graph(graphs.baseline_graph(system))
     return CodedGraphs(
         encoder=Graph(coded_graphs.encoder_graph(system, described[0].moduli, described[0].sent)),

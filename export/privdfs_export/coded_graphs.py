@@ -3,13 +3,14 @@
 Guarantees:
 
 - A round's graph computes modulo each prime, exactly: every sum of products stays below 2^24, where float32 has every
-  integer; sums that could grow beyond that are cut into pieces, each reduced before it is added. `exact_pieces` proves
-  it from the weights alone.
+  integer; sums that could grow beyond that are cut into pieces, each reduced before it is added.
+  `coded_modules.exact_pieces` proves it from the weights alone.
 - All primes run as one batch with one set of small integer weights, which are never reduced.
 - What leaves a graph are canonical centred residues, so that any two exact runtimes give the same bytes.
 - Randomness and interpolation weights are inputs like any other: one encoder and one relay serve every number of
   servers, and every number of colluding ones.
-- The device's own arithmetic (decoding, scaling, rounding) is int64, as in `privdfs_training.coded.rounds`.
+- The device's own arithmetic has whole numbers alone: sharing in float32 below 2^22, decoding in float64 below 2^53,
+  scaling and rounding in int64, as in `privdfs_training.coded.rounds`.
 
 Operators are those that TensorRT takes too: casts, convolutions, matrix products, rounding. See the module
 `privdfs.coding` for the mathematics.
@@ -23,290 +24,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from privdfs_export.errors import ExportError
-from privdfs_export.graphs import export_graph
-from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay
+from privdfs_export.coded_modules import CodedEncoder, CodedFusion, RelayModule, RoundModule
+from privdfs_export.tracing import export_graph
+from privdfs_training.coded.rounds import IntegerNetwork, Logits, Relay
 from privdfs_training.coded.system import CodedSystem
-
-#: Below this float32 has every integer.
-EXACT = 2**24
-#: No reduced value exceeds this, however its quotient was rounded: int8 holds it.
-REDUCED = 127
-
-
-def exact_pieces(layer: IntegerMap) -> list[tuple[int, int]]:
-    """Cut a map's inputs so that no sum of products of reduced values reaches 2^24.
-
-    Args:
-        layer: With integer weights.
-
-    Returns:
-        First and last-plus-one of each piece's inputs: channels ("window"), values ("all") or positions.
-
-    Raises:
-        ExportError: A single input is too much, which no trained weight of at most 8 bits is.
-    """
-    loads = np.abs(_kernel(layer).numpy()).sum(axis=(2, 3)).astype(np.int64)  # [outputs, inputs]
-    pieces, start, total = list[tuple[int, int]](), 0, np.zeros(len(loads), np.int64)
-    for index in range(loads.shape[1]):
-        column = loads[:, index] * REDUCED
-        if column.max() >= EXACT:
-            message = f"an input of {layer} counts for more than 2^24. Train it with smaller weights."
-            raise ExportError(message)
-        if (total + column).max() >= EXACT:
-            pieces.append((start, index))
-            start, total = index, np.zeros_like(total)
-        total = total + column
-    return [*pieces, (start, loads.shape[1])]
-
-
-class Residues(nn.Module):
-    """Reduces integers modulo each prime; primes lie within the batch axis."""
-
-    def __init__(self, moduli: Sequence[int]) -> None:
-        """Take the primes."""
-        super().__init__()
-        self.count = len(moduli)
-        self.primes = torch.tensor(moduli, dtype=torch.float32)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """[batch * primes, ...] to centred residues, up to an approximate quotient: magnitudes stay below 128."""
-        shape = _sizes(values)[1:]
-        split = values.reshape(-1, self.count, math.prod(shape))
-        primes = self.primes[:, None]
-        reduced = split - primes * torch.round(split * (1 / primes))
-        return reduced.reshape(-1, *shape)
-
-    def canonical(self, values: Tensor) -> Tensor:
-        """As `forward`, of values that it gave: now the quotient is exact, and residues lie within half a prime."""
-        return self(values)
-
-
-class RoundModule(nn.Module):
-    """What a server computes in one round, for all primes at once."""
-
-    def __init__(self, network: IntegerNetwork, moduli: Sequence[int], sent: Sequence[int] = ()) -> None:
-        """Take a round.
-
-        Args:
-            network: Its integers.
-            moduli: The primes.
-            sent: Which of the inputs travel, ascending; empty: all.
-        """
-        super().__init__()
-        self.network, self.residues, self.count = network, Residues(moduli), len(moduli)
-        self.weights = [_kernel(layer) for layer in network.maps]
-        self.pieces = [exact_pieces(layer) for layer in network.maps]
-        primes = np.array(moduli)[:, None]
-        half = primes // 2
-        # The linear term's factor modulo each prime, so that h + k stays small.
-        self.linear = [torch.from_numpy(((k[None] + half) % primes - half).astype(np.float32)) for k in network.linear]
-        self.places = None
-        if len(sent):
-            self.places = torch.full((math.prod(network.inputs),), len(sent))
-            self.places[torch.tensor(sent)] = torch.arange(len(sent))
-
-    def forward(self, share: Tensor) -> Tensor:
-        """Evaluate.
-
-        Args:
-            share: int8 [batch, primes, values].
-
-        Returns:
-            int8 [batch, primes, outputs], centred residues.
-        """
-        values = share.float()
-        if self.places is not None:
-            values = F.pad(values, (0, 1))[:, :, self.places]
-        values = values.reshape(-1, *self.network.inputs)
-        for index in range(len(self.network.linear)):
-            values = self._map(index, values)
-            values = self.residues(values * self._plus_linear(index, values))
-        if self.network.pool > 1:
-            area = self.network.pool**2
-            # There is no sum over windows; a mean times their area is off by rounding where it is no power of two.
-            values = self.residues(torch.round(F.avg_pool2d(values, self.network.pool) * area))
-        values = self.residues.canonical(self._map(len(self.network.linear), values))
-        return values.reshape(-1, self.count, math.prod(self.network.outputs)).to(torch.int8)
-
-    def _plus_linear(self, index: int, values: Tensor) -> Tensor:
-        """H + k, whose k is another residue for each prime."""
-        _, channels, *rest = _sizes(values)
-        split = values.reshape(-1, self.count, channels, math.prod(rest))
-        return (split + self.linear[index][:, :, None]).reshape(-1, channels, *rest)
-
-    def _map(self, index: int, values: Tensor) -> Tensor:
-        """A linear map, always as a convolution: of a matrix product ONNX Runtime would make an inexact MatMulNBits."""
-        layer, weight = self.network.maps[index], self.weights[index]
-        if layer.over == "all":
-            values = values.reshape(-1, weight.shape[1], 1, 1)
-        elif layer.over == "positions":  # they become channels, and channels become positions
-            values = values.flatten(2).transpose(1, 2).unsqueeze(3)
-        total: Tensor | None = None
-        for first, last in self.pieces[index]:
-            whole = (first, last) == (0, int(weight.shape[1]))
-            taken, part = (values, weight) if whole else (values[:, first:last], weight[:, first:last])
-            result = self.residues(F.conv2d(taken, part, None, layer.stride, layer.padding))
-            total = result if total is None else self.residues(total + result)
-        assert total is not None  # noqa: S101 - there is at least one piece
-        if layer.over == "positions":
-            total = total.squeeze(3).transpose(1, 2)
-        return total.reshape(-1, *layer.outputs)
-
-
-class Sharing(nn.Module):
-    """Shares integers among servers: Shamir's polynomials with coefficients that are inputs."""
-
-    def __init__(self, moduli: Sequence[int]) -> None:
-        """Take the primes."""
-        super().__init__()
-        self.primes = torch.tensor(moduli, dtype=torch.float32)[:, None]
-
-    def forward(self, values: Tensor, randomness: Tensor, powers: Tensor) -> Tensor:
-        """Share.
-
-        Args:
-            values: Integers, float [batch, values].
-            randomness: int8 [batch, colluding, primes, values], uniform centred residues, never used before.
-            powers: int8 [primes, servers, colluding], a_i to the power of 1 .. T modulo each prime, centred.
-
-        Returns:
-            int8 [batch, servers, primes, values].
-        """
-        # [batch, primes, servers, T] x [batch, primes, T, values]
-        blinded = torch.matmul(powers.float().unsqueeze(0), randomness.float().permute(0, 2, 1, 3))
-        total = values[:, None, None, :] + self._reduced(blinded)
-        return self._reduced(self._reduced(total)).permute(0, 2, 1, 3).to(torch.int8)
-
-    def _reduced(self, values: Tensor) -> Tensor:
-        primes = self.primes[:, None]
-        return values - primes * torch.round(values * (1 / primes))
-
-
-class Decoding(nn.Module):
-    """Integers from the answers of enough servers: interpolation at 0, then the Chinese remainder theorem (Garner)."""
-
-    def __init__(self, moduli: Sequence[int]) -> None:
-        """Take the primes."""
-        super().__init__()
-        self.moduli = tuple(moduli)
-
-    def forward(self, answers: Tensor, weights: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            answers: int8 [batch, answered, primes, outputs].
-            weights: int8 [primes, answered], what each answer counts for, centred residues.
-
-        Returns:
-            int64 [batch, outputs].
-        """
-        # [batch, primes, 1, answered] x [batch, primes, answered, outputs], below 2^24 for any number of servers
-        sums = torch.matmul(weights.float()[None, :, None, :], answers.float().permute(0, 2, 1, 3))
-        residues = sums[:, :, 0].to(torch.int64)
-        value, product = torch.remainder(residues[:, 0], self.moduli[0]), self.moduli[0]
-        for index, prime in enumerate(self.moduli[1:], 1):
-            digit = torch.remainder((residues[:, index] - value) * pow(product, -1, prime), prime)
-            value, product = value + digit * product, product * prime
-        return value - product * (value > product // 2).to(torch.int64)
-
-
-class CodedEncoder(nn.Module):
-    """Pixels to shares of the first round, and the integers that are shared, for a later round that adds them."""
-
-    def __init__(self, system: CodedSystem, moduli: Sequence[int], sent: Sequence[int]) -> None:
-        """Take the device's head.
-
-        Args:
-            system: In evaluation mode.
-            moduli: The primes of the first round.
-            sent: Which values travel, ascending; empty: all.
-        """
-        super().__init__()
-        self.system, self.sharing, self.sent = system, Sharing(moduli), list(sent)
-
-    def forward(self, image: Tensor, randomness: Tensor, powers: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode.
-
-        Args:
-            image: uint8 [batch, height, width, channels].
-            randomness: As `Sharing` takes it.
-            powers: As there.
-
-        Returns:
-            Shares int8 [batch, servers, primes, values sent], and what the feature's values are, int8 [batch, values],
-            zero where nothing is sent.
-        """
-        values = self.system.values(image.permute(0, 3, 1, 2)).flatten(1)
-        sent = values[:, self.sent] if self.sent else values
-        return self.sharing(sent, randomness, powers), values.to(torch.int8)
-
-
-class RelayModule(nn.Module):
-    """Answers of one round to the shares of the next."""
-
-    def __init__(self, relay: Relay, moduli: Sequence[int], next_moduli: Sequence[int], positions: int) -> None:
-        """Take what the device does between two rounds.
-
-        Args:
-            relay: Its integers.
-            moduli: The primes of the round that was answered.
-            next_moduli: Those of the next one.
-            positions: Height times width of the results.
-        """
-        super().__init__()
-        self.decoding, self.sharing, self.relay = Decoding(moduli), Sharing(next_moduli), relay
-        self.multiplier, self.offset, self.skip = (
-            torch.from_numpy(np.repeat(values, positions))
-            for values in (relay.multiplier, relay.offset, relay.skip_multiplier)
-        )
-
-    def forward(
-        self, answers: Tensor, weights: Tensor, randomness: Tensor, powers: Tensor, added: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Go on.
-
-        Args:
-            answers: As `Decoding` takes them.
-            weights: As there.
-            randomness: As `Sharing` takes it.
-            powers: As there.
-            added: What an earlier round shared, int8 [batch, values], where this one adds it.
-
-        Returns:
-            Shares int8 [batch, servers, primes, values], and what they share, int8 [batch, values].
-        """
-        scaled = self.decoding(answers, weights) * self.multiplier + self.offset
-        if added is not None:
-            scaled = scaled + added.to(torch.int64) * self.skip
-        step = 2**self.relay.shift
-        # Rounded down, as a shift does it: a remainder has the sign of the divisor.
-        values = torch.div(scaled - torch.remainder(scaled, step), step, rounding_mode="trunc")
-        values = torch.clamp(values, -self.relay.largest, self.relay.largest)
-        return self.sharing(values.float(), randomness, powers), values.to(torch.int8)
-
-
-class CodedFusion(nn.Module):
-    """Answers of the last round to probabilities."""
-
-    def __init__(self, logits: Logits, moduli: Sequence[int]) -> None:
-        """Take the last round's scaling.
-
-        Args:
-            logits: Its factors.
-            moduli: The primes of the last round.
-        """
-        super().__init__()
-        self.decoding = Decoding(moduli)
-        self.gain, self.bias = torch.from_numpy(logits.gain), torch.from_numpy(logits.bias)
-
-    def forward(self, answers: Tensor, weights: Tensor) -> Tensor:
-        """Probabilities, float32 [batch, classes]; arguments as `Decoding` takes them."""
-        logits = self.decoding(answers, weights).double() * self.gain + self.bias
-        return torch.softmax(logits.float(), dim=1)
 
 
 def round_graph(network: IntegerNetwork, moduli: Sequence[int], sent: Sequence[int] = ()) -> onnx.ModelProto:
@@ -399,23 +122,12 @@ _AXES: dict[str, dict[int, str]] = {
 }
 
 
-def _sizes(values: Tensor) -> tuple[int, ...]:
-    """Lengths of the axes as plain numbers, which a trace takes as they are."""
-    return tuple(int(size) for size in values.shape)
-
-
 def _sharing_inputs(primes: int, values: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(2, 2, primes, values, dtype=torch.int8), torch.zeros(primes, 5, 2, dtype=torch.int8)
 
 
 def _answers(primes: int, outputs: int) -> list[Tensor]:
     return [torch.zeros(2, 3, primes, outputs, dtype=torch.int8), torch.zeros(primes, 3, dtype=torch.int8)]
-
-
-def _kernel(layer: IntegerMap) -> Tensor:
-    """A map's weights as those of a convolution, float32 [outputs, inputs, height, width]."""
-    weight = torch.from_numpy(layer.weight.astype(np.float32))
-    return weight if layer.over == "window" else weight[:, :, None, None]
 
 
 def _with_small_weights(model: onnx.ModelProto) -> onnx.ModelProto:

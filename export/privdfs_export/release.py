@@ -37,7 +37,7 @@ from privdfs._format import (
     SubsetAccuracy,
     share_name,
 )
-from privdfs_export import calibration, evaluate, graphs, parity
+from privdfs_export import calibration, evaluate, modules, parity
 from privdfs_export.contents import Graphs, build_graphs, client_manifest
 from privdfs_export.errors import ExportError
 from privdfs_export.precision import Precision, measure_ranges, with_precision
@@ -46,7 +46,7 @@ from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
 from privdfs_training.data import ImageData
 from privdfs_training.models.system import System
-from privdfs_training.stages import accuracy
+from privdfs_training.stage import accuracy
 
 GOLDEN_IMAGES = 8
 PARITY_IMAGES = 512
@@ -344,14 +344,14 @@ def _check_parity(
     also_torch = [torch.from_numpy(value) for value in also.values()]
     exported = evaluate.run_batched(built.encoder.session, {IMAGE: images, **also})
     with torch.inference_mode():
-        for server, share in enumerate(graphs.encoder_module(system)(pixels, *also_torch)):
+        for server, share in enumerate(modules.encoder_module(system)(pixels, *also_torch)):
             parity.check_shares(f"encoder, share_{server}", exported[server].astype(np.int8), share.numpy())
         answers = []
         for server in servers:
             branch = built.branches[server].session
             ours = evaluate.run_batched(branch, {SHARE: exported[server], **also})[0]
             share = torch.from_numpy(exported[server]).float() * system.quantiser.scale(server)
-            theirs = graphs.branch_module(system, server)(share, *also_torch)
+            theirs = modules.branch_module(system, server)(share, *also_torch)
             parity.check_floats(f"branch {server}", ours.astype(np.float32), theirs.numpy())
             answers.append(ours.astype(np.float32))
         logits = np.stack(answers, axis=1)
@@ -360,11 +360,11 @@ def _check_parity(
         fusion = built.fusion.session
         ours = evaluate.run_batched(fusion, {LOGITS: logits, ANSWERED: answered})[0]
         heard = torch.from_numpy(answered)
-        fused = graphs.FusionProbabilities(system)(torch.from_numpy(logits), heard)
+        fused = modules.FusionProbabilities(system)(torch.from_numpy(logits), heard)
         theirs = calibration.mapped(fused, heard, calibrated.slopes)
         parity.check_floats("fusion", ours.astype(np.float32), theirs.numpy())
         ours = evaluate.run_batched(built.baseline.session, {IMAGE: images})[0]
-        parity.check_floats("baseline", ours.astype(np.float32), graphs.BaselinePixels(system)(pixels).numpy())
+        parity.check_floats("baseline", ours.astype(np.float32), modules.BaselinePixels(system)(pixels).numpy())
     golden = {share_name(server): exported[server][:GOLDEN_IMAGES] for server in servers}
     golden |= {name: value[:GOLDEN_IMAGES] for name, value in also.items()}
     golden[IMAGES], golden[LOGITS] = images[:GOLDEN_IMAGES], logits[:GOLDEN_IMAGES]

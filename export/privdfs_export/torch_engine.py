@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from privdfs._format import BASELINE_MODEL, IMAGE, LOGITS, PARTITION, SHARE, TensorSpec
-from privdfs_export import graphs
 from privdfs_export.engine import Build, BuildOptions, Plan
 from privdfs_export.errors import EngineBuildError, EngineError, PrecisionError, TensorRTMissingError
+from privdfs_export.modules import branch_module
 from privdfs_export.precision import Precision
 from privdfs_export.repository import Repository, StoredModel
 from privdfs_export.triton import profiles
@@ -38,7 +38,7 @@ class ServedBranch(nn.Module):
     def __init__(self, system: System, server: int, dtype: torch.dtype) -> None:
         """Copy one server's branch; it computes in `dtype`."""
         super().__init__()
-        self.branch = copy.deepcopy(graphs.branch_module(system, server)).to(dtype)
+        self.branch = copy.deepcopy(branch_module(system, server)).to(dtype)
         self.scale, self.dtype = system.quantiser.scale(server), dtype
 
     def forward(self, share: Tensor, *partition: Tensor) -> Tensor:

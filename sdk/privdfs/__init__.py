@@ -15,11 +15,11 @@ else may change.
 """
 
 import os
+import typing
 
 # ONNX Runtime from 1.29 on reports every session to Microsoft, unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from privdfs._async_client import AsyncClient
 from privdfs._bundle import Bundle
 from privdfs._client import Client
 from privdfs._config import Retries, Server
@@ -42,6 +42,7 @@ from privdfs._errors import (
     QueryBudgetError,
     RandomnessError,
     SelfTestError,
+    ServerBusyError,
     ServerError,
     ServerMismatchError,
     ServerTimeoutError,
@@ -52,6 +53,9 @@ from privdfs._queries import Queries
 from privdfs._result import Health, Result, RoundTimings, SelfTest, Timings
 from privdfs._store import BundleStore
 from privdfs._tls import TLS, Token
+
+if typing.TYPE_CHECKING:
+    from privdfs._async_client import AsyncClient
 
 __version__ = "0.1.0"
 
@@ -86,6 +90,7 @@ __all__ = [
     "SelfTest",
     "SelfTestError",
     "Server",
+    "ServerBusyError",
     "ServerError",
     "ServerMismatchError",
     "ServerTimeoutError",
@@ -95,3 +100,17 @@ __all__ = [
     "UserKey",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`AsyncClient`, imported when it is first asked for: asyncio is a tenth of a cold start."""
+    if name == "AsyncClient":
+        from privdfs._async_client import AsyncClient
+
+        globals()[name] = AsyncClient
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

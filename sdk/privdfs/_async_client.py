@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from privdfs._base import BaseClient, too_many_calls
 from privdfs._channel import Channels
+from privdfs._chunk import Chunk
 from privdfs._config import Server
 from privdfs._constants import MAX_CALLS_AT_ONCE
-from privdfs._core import Call, Chunk
-from privdfs._drive import carry_out_async
+from privdfs._core import Call
+from privdfs._drive_async import carry_out_async
 from privdfs._errors import ConfigError
 from privdfs._exchange import Checkup, Trip
 from privdfs._images import ImageLike

@@ -1,4 +1,4 @@
-"""One server as the client sees it: its replicas, the messages that only it may be sent, and how answers are judged.
+"""One server as the client sees it: its replicas, the messages that only it may be sent, and what its replies mean.
 
 Guarantees:
 
@@ -9,13 +9,10 @@ Guarantees:
 - No share is sent on a connection before the endpoint has said, on that very connection, that it serves this server of
   this release, with the models of all rounds. A connection is never made twice, so no other server can take the place
   of a checked one.
-- An answer is float32 [batch, classes], finite and of sane size, or int8 residues of the round's primes, or it is an
-  `AnswerError`.
 - Errors carry the name of a status, never a server's text, which could hold anything, shares included.
 """
 
 import logging
-import math
 import os
 import time
 import warnings
@@ -26,90 +23,35 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._coded_format import CodedManifest, branch_model, round_signature
+from privdfs._branch import Branch, branches, judge_config, read_tensor
+from privdfs._chunk import Share
 from privdfs._config import Server, wire_of
-from privdfs._constants import BREAKER_FAILURES, BREAKER_LAST_S, MAX_ABS_LOGIT, RELOAD_AFTER_S
-from privdfs._core import Share
+from privdfs._constants import BREAKER_FAILURES, BREAKER_LAST_S, RELOAD_AFTER_S
 from privdfs._drive import Ask
 from privdfs._errors import (
     AnswerError,
     ConfigError,
+    ServerBusyError,
     ServerError,
     ServerMismatchError,
     ServerTimeoutError,
     ServerUnavailableError,
 )
-from privdfs._format import (
-    BRANCH_MODEL,
-    RELEASE_PARAMETER,
-    SERVER_PARAMETER,
-    SHARE,
-    Signature,
-    TensorSpec,
-    branch_signature,
-)
+from privdfs._format import SHARE
 from privdfs._manifest import AnyClientManifest
 from privdfs._onnx import partition_feed
 from privdfs._routing import Replicas
 from privdfs._security import make_security
-from privdfs._wire import Connection, ModelConfig, Query, Reply, Tensor, TensorType
+from privdfs._wire import Connection, ModelConfig, Query, Reply, Tensor
 from privdfs._wires import connection_class
 
 #: Statuses after which trying the same replica again may help. An inference changes nothing on the server,
 #: and the same share tells it nothing new, so asking again is always safe. After other statuses it would not help.
-_PASSING = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN"})
-
-#: Element types as KServe spells them, and how an answer's bytes are read.
-DATATYPES = {"int8": "INT8", "int32": "INT32", "float32": "FP32"}
-_DTYPES = {"int8": np.dtype("i1"), "float32": np.dtype("<f4")}
+_PASSING = frozenset({"UNAVAILABLE", "ABORTED", "INTERNAL", "UNKNOWN"})
+#: Status of a server that has more to do than it can: asking it again within the same call would add to its load.
+_BUSY = "RESOURCE_EXHAUSTED"
 
 _log = logging.getLogger("privdfs")
-_ADVICE = "the server is faulty or dishonest; tell its operator"
-
-
-@dataclass(frozen=True)
-class BranchModel:
-    """One model that a server must serve: a masked release's branch, or the network of one round.
-
-    Attributes:
-        name: of the model.
-        inputs: the share, and in a keyed release the partition.
-        output: logits, or residues.
-        moduli: of residues.
-    """
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    output: TensorSpec
-    moduli: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What a server of a release must be; used to check it, and to build and read its messages."""
-
-    server: int
-    release: str
-    models: tuple[BranchModel, ...]
-    max_batch: int
-
-
-def branches(manifest: AnyClientManifest, servers: int) -> list[Branch]:
-    """What each server of a release must be: it has one model, or in a coded release one for each round."""
-    return [
-        Branch(server, manifest.release, _models(manifest, server), manifest.max_batch) for server in range(servers)
-    ]
-
-
-def _models(manifest: AnyClientManifest, server: int) -> tuple[BranchModel, ...]:
-    if isinstance(manifest, CodedManifest):
-        rounds = enumerate(manifest.rounds, 1)
-        return tuple(_model(branch_model(number), round_signature(each), each.moduli) for number, each in rounds)
-    return (_model(BRANCH_MODEL, branch_signature(manifest, server)),)
-
-
-def _model(name: str, signature: Signature, moduli: tuple[int, ...] = ()) -> BranchModel:
-    return BranchModel(name, signature.inputs, signature.outputs[0], moduli)
 
 
 @dataclass(frozen=True)
@@ -140,6 +82,7 @@ class ServerChannel:
         self._connection = connection_class(wire_of(server.endpoints[0]))  # all replicas have the same wire
         self._security = None if server.tls is None else make_security(server.tls, self._connection.protocol)
         self._looked_at = time.monotonic()
+        self._mismatches: dict[str, ServerMismatchError] = {}  # endpoints that serve something else
         self.replicas = Replicas(branch.server, server.endpoints, self._open, self._usable)
 
     @property
@@ -202,10 +145,14 @@ class ServerChannel:
         model = self._branch.models[connection.passed]
         failure = self._failure(connection, reply, model.name)
         if failure is None:
-            error = _judge_config(self._branch, model, connection.endpoint, reply.message)
+            error = judge_config(self._branch, model, connection.endpoint, reply.message)
             failure = None if error is None else Failure(error, again=False)
         connection.passed = connection.passed + 1 if failure is None else 0
         connection.checked = connection.passed == len(self._branch.models)
+        if failure is not None and isinstance(failure.error, ServerMismatchError):
+            self._mismatches[connection.endpoint] = failure.error
+        elif failure is None:
+            self._mismatches.pop(connection.endpoint, None)
         return failure
 
     def read_answer(
@@ -213,16 +160,17 @@ class ServerChannel:
     ) -> "npt.NDArray[Any] | Failure":
         """Judge the answer to a share: logits or residues, or why there are none.
 
-        A server that failed is checked again before it is sent another share.
+        A server that failed is checked again before it is sent another share; one that is busy has not failed.
         """
         model = self._branch.models[share.round]
         failure = self._failure(connection, reply, model.name)
         if failure is None:
             try:
-                return _read_tensor(self.server, model, len(share.values), reply.message)
+                return read_tensor(self.server, model, len(share.values), reply.message)
             except AnswerError as problem:
                 failure = Failure(problem, again=False)
-        connection.checked, connection.passed = False, 0
+        if not isinstance(failure.error, ServerBusyError):
+            connection.checked, connection.passed = False, 0
         return failure
 
     def too_late(self, connection: Connection) -> ServerError:
@@ -238,6 +186,12 @@ class ServerChannel:
             "the next call makes a new connection",
             self.server,
         )
+
+    def clearest(self, error: ServerError) -> ServerError:
+        """The error to report: while the parties roll a release, old replicas end, and new ones say what to do."""
+        if isinstance(error, ServerUnavailableError) and not isinstance(error, ServerBusyError):
+            return next(iter(self._mismatches.values()), error)
+        return error
 
     def all_paused(self) -> ServerError:
         """The error of a server whose replicas are all paused."""
@@ -260,8 +214,8 @@ class ServerChannel:
 
     def _look_after_certificates(self) -> None:
         """Use replaced certificates; keep the old ones while the new files do not match."""
-        tls, now = self._config.tls, time.monotonic()
-        if tls is None or now - self._looked_at < RELOAD_AFTER_S:
+        tls = self._config.tls
+        if tls is None or (now := time.monotonic()) - self._looked_at < RELOAD_AFTER_S:
             return
         self._looked_at = now
         stamp = tls.stamp()
@@ -299,10 +253,15 @@ class ServerChannel:
                 f"{f'{token}, or {wait}' if own else f'{wait}, or {token}'}",
                 self.server,
             )
+        if status == _BUSY:
+            return ServerBusyError(
+                f"{where} has a full queue: try again later, with growing waits; its operator needs more replicas",
+                self.server,
+            )
         if status == "NOT_FOUND":
             return ServerMismatchError(
-                f"{where} serves no model {model!r}: give the endpoint of server {self.server} of release "
-                f"{self._branch.release}",
+                f"{where} serves no model {model!r}: install the new bundle if the parties have moved on, or give the "
+                f"endpoint of server {self.server} of release {self._branch.release}",
                 self.server,
             )
         if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
@@ -347,73 +306,3 @@ class Channels(Sequence[ServerChannel]):
         if any(channel.replicas.connected for channel in channels):
             self.close()
             warnings.warn("a privdfs client was dropped without close()", ResourceWarning, stacklevel=1)
-
-
-def _judge_config(branch: Branch, model: BranchModel, where: str, config: ModelConfig | None) -> ServerError | None:
-    """Whether an endpoint serves this branch: release and server first, then shapes."""
-    if config is None:
-        return AnswerError(f"{where} gave an unreadable answer to the release check: {_ADVICE}", branch.server)
-    release, server = (config.parameters.get(name, "") for name in (RELEASE_PARAMETER, SERVER_PARAMETER))
-    wanted = f"server {branch.server} of release {branch.release}"
-    if release != branch.release:
-        return ServerMismatchError(
-            f"{where} serves release {_quoted(release)}, not {branch.release}: start {wanted} there, or use the bundle "
-            "of that release",
-            branch.server,
-        )
-    if server != str(branch.server):
-        return ServerMismatchError(
-            f"{where} is server {_quoted(server)} of the release, not {branch.server}: put the servers in order",
-            branch.server,
-        )
-    inputs = tuple(_type(each) for each in model.inputs)
-    if (config.inputs, config.outputs) != (inputs, (_type(model.output),)) or config.max_batch < branch.max_batch:
-        return ServerMismatchError(
-            f"{where} calls itself {wanted}, but its tensors differ: its folder was changed; "
-            "start it from the release as exported",
-            branch.server,
-        )
-    return None
-
-
-def _type(tensor: TensorSpec) -> TensorType:
-    return TensorType(tensor.name, DATATYPES[tensor.dtype], tensor.sizes)
-
-
-def _read_tensor(server: int, model: BranchModel, batch: int, tensors: tuple[Tensor, ...] | None) -> "npt.NDArray[Any]":
-    """The answer in a response: logits float32 [batch, classes], or residues int8 [batch, primes, outputs].
-
-    Raises:
-        AnswerError: it holds anything else.
-    """
-    if tensors is None:
-        raise AnswerError(f"gave an unreadable answer: {_ADVICE}", server)
-    raws = [each.raw for each in tensors if each.raw is not None]
-    if len(tensors) != 1 or len(raws) != 1:
-        raise AnswerError(
-            f"answered with {len(tensors)} tensors ({len(raws)} of them raw) instead of one: {_ADVICE}", server
-        )
-    tensor, raw, wanted = tensors[0], raws[0], model.output
-    dtype, datatype = _DTYPES[wanted.dtype], DATATYPES[wanted.dtype]
-    if (tensor.name, tensor.datatype) != (wanted.name, datatype):
-        raise AnswerError(f"answered with another tensor than {wanted.name!r} of type {datatype}: {_ADVICE}", server)
-    shape = (batch, *wanted.sizes)
-    if tensor.shape != shape or len(raw) != dtype.itemsize * math.prod(shape):
-        raise AnswerError(
-            f"answered with shape {list(tensor.shape)[:8]} in {len(raw)} bytes instead of {list(shape)}: {_ADVICE}",
-            server,
-        )
-    values = np.reshape(np.frombuffer(raw, dtype), shape)
-    if model.moduli:
-        largest = np.array(model.moduli, np.int16)[:, np.newaxis] // 2
-        if (np.abs(values.astype(np.int16)) > largest).any():
-            raise AnswerError(f"answered with numbers that are no residues of the round's primes: {_ADVICE}", server)
-        return values
-    if not (np.abs(values) <= MAX_ABS_LOGIT).all():  # NaN compares false
-        raise AnswerError(f"answered with NaN, infinite or absurdly large logits: {_ADVICE}", server)
-    return values.astype(np.float32, copy=False)
-
-
-def _quoted(text: str) -> str:
-    """A server's own name, made safe for a log line."""
-    return ascii(text[:80]) if text else "no name"

@@ -8,12 +8,13 @@
     privdfs selftest BUNDLE
     privdfs verify DIR
     privdfs install STORE SOURCE --trust KEY
+    privdfs refresh STORE SOURCE --trust KEY
     privdfs rollback STORE --trust KEY
 
 `_cli_servers.py` describes servers files, and the options that replace one.
 
-`--trust` names the public key of the signer. `predict`, `health`, `install` and `rollback` require it (or
---allow-unsigned); the others say whether the signature was checked. A BUNDLE is a client folder, or a store, whose
+`--trust` names the public key of the signer. `predict`, `health`, `install`, `refresh` and `rollback` require it
+(or --allow-unsigned); the others say whether the signature was checked. A BUNDLE is a client folder, or a store, whose
 bundle in use is taken. Results go to standard output (`--json` for programs). An error is one line on standard error
 and exit code 2. An IMAGE is a file, a pipe, or `-` for standard input. If one is not an image, the others are still
 classified.
@@ -150,13 +151,16 @@ def _parser() -> argparse.ArgumentParser:
 
     install = add("install", help="verify a bundle and put it into use; the one before is kept")
     install.set_defaults(run=_install)
-    install.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
-    install.add_argument("source", metavar="SOURCE", help="client folder of a release, or its https address")
+    refresh = add("refresh", help="install if the source has a new bundle, but none that was rolled back; for timers")
+    refresh.set_defaults(run=_refresh)
+    for command in (install, refresh):
+        command.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
+        command.add_argument("source", metavar="SOURCE", help="client folder of a release, or its https address")
     rollback = add("rollback", help="put the bundle before the present one back into use")
     rollback.set_defaults(run=_rollback)
     rollback.add_argument("store", metavar="STORE", type=Path, help="folder of the device's bundles")
 
-    for command in (predict, health, install, rollback):
+    for command in (predict, health, install, refresh, rollback):
         command.add_argument("--allow-unsigned", action="store_true", help="do not ask who made the bundle")
     for command in commands.choices.values():
         command.add_argument("--trust", action="append", metavar="PEM", help="public key of the releases' signer")
@@ -340,6 +344,11 @@ def _verify(options: argparse.Namespace) -> None:
 def _install(options: argparse.Namespace) -> None:
     store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
     _in_use(options, store.install(options.source))
+
+
+def _refresh(options: argparse.Namespace) -> None:
+    store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
+    _in_use(options, store.refresh(options.source) or store.open())
 
 
 def _rollback(options: argparse.Namespace) -> None:

@@ -2,9 +2,12 @@
 
 Guarantees:
 
-- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. The
-  residues are wiped when the shares are made, not the bytes they were drawn from: Python frees those by itself. If the
-  generator fails, nothing of that round is sent. What was shared is wiped when the call ends, also with an error.
+- Every sharing has fresh randomness from the system's generator: for every call, round, value and prime. If the
+  generator fails, nothing of that round is sent.
+- Arrays are wiped as soon as they have served, and when the call ends, also with an error: random residues when the
+  shares are made, shares and gathered answers when their round is over, what was shared after the last round. What
+  Python and its libraries own cannot be wiped: the generator's bytes, messages as they travel, and ONNX Runtime's
+  memory. They free it, and it is overwritten when it is used again.
 - All servers get a share in every round, those too that were silent or lied before: what is decoded changes nothing
   that servers can see, but for one thing. Where answers contradict each other and it cannot be told who lies, or too
   few are left without those of servers that were caught, the call ends with an error, and no later round is sent.
@@ -12,7 +15,8 @@ Guarantees:
 - A result is decoded from answers that agree with all others that were heard, or of which `corrected` names the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -179,17 +183,25 @@ class Coded:
 
     def begin(self, pixels: npt.NDArray[np.uint8]) -> Sent:
         """The shares of the first round."""
-        with _Randomness(self.manifest.rounds[0], len(pixels), self.colluding) as randomness:
+        with _wiped(self._randomness(0, len(pixels))) as randomness:
             shares, values = self.graphs.encode(pixels, randomness, self._powers(0))
         return _sent(shares, 0, _Carried((values,)))
 
     def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Sent | Answered:
         """Decode a round, and make the shares of the next."""
+        sent.wipe()
+        places = [outcome.server + 1 for outcome in outcomes if outcome.answer is not None]
+        gathered = np.stack([outcome.answer for outcome in outcomes if outcome.answer is not None], axis=1)
+        with _wiped(gathered) as answers:
+            found = self._decode(sent, places, answers)
+        if isinstance(found, Answered):
+            self.forget(sent)
+        return found
+
+    def _decode(self, sent: Sent, places: Sequence[int], answers: Array) -> Sent | Answered:
+        """What comes of a round's answers, int8 [batch, answered, primes, outputs]."""
         index, carried = sent.round, sent.state
         about = self.manifest.rounds[index]
-        heard = [outcome for outcome in outcomes if outcome.answer is not None]
-        places = [outcome.server + 1 for outcome in heard]
-        answers = np.stack([outcome.answer for outcome in heard if outcome.answer is not None], axis=1)
         needed = coding.needed_answers(about.degree, self.colluding)
         found = coding.find_liars(answers, places, about.moduli, needed)
         liars = carried.liars | {places[position] - 1 for position in found or ()}
@@ -197,21 +209,20 @@ class Coded:
         chosen = [position for position, place in enumerate(places) if place - 1 not in liars][:needed]
         if found is None or len(chosen) < needed:
             raise _cannot_decide(places, index + 1, needed, carried.liars)
-        heard_answers = answers[:, chosen]
         weights = coding.weights(about.moduli, [places[position] for position in chosen])
-        if index + 1 == self.rounds:
-            probabilities = self.graphs.fuse(heard_answers, weights)
-            caught = tuple(sorted(liars))
-            return Answered(probabilities, caught, caught, self.manifest.accuracy.fused)
-        added = carried.values[about.added - 1] if about.added else None
-        with _Randomness(self.manifest.rounds[index + 1], len(answers), self.colluding) as randomness:
-            shares, values = self.graphs.relay(
-                index, heard_answers, weights, randomness, self._powers(index + 1), added
-            )
+        with _wiped(answers if len(chosen) == len(places) else answers[:, chosen]) as believed:
+            if index + 1 == self.rounds:
+                caught = tuple(sorted(liars))
+                probabilities = self.graphs.fuse(believed, weights)
+                return Answered(probabilities, caught, caught, self.manifest.accuracy.fused)
+            added = carried.values[about.added - 1] if about.added else None
+            with _wiped(self._randomness(index + 1, len(answers))) as randomness:
+                shares, values = self.graphs.relay(index, believed, weights, randomness, self._powers(index + 1), added)
         return _sent(shares, index + 1, _Carried((*carried.values, values), frozenset(liars)))
 
     def forget(self, sent: Sent) -> None:
-        """Wipe what was shared in all rounds so far; the shares that a caller of `encode` gets are copies."""
+        """Wipe the shares, and what was shared in all rounds so far."""
+        sent.wipe()
         for values in sent.state.values:
             values.fill(0)
 
@@ -227,27 +238,28 @@ class Coded:
             zeros = np.zeros((len(pixels), len(about.moduli), about.outputs), np.int8)
             sent = self.take(sent, [Outcome(server, 0.0, zeros) for server in range(self.servers)])
 
-    def _powers(self, index: int) -> npt.NDArray[np.int8]:
-        return coding.powers(self.manifest.rounds[index].moduli, self.servers, self.colluding)
-
-
-class _Randomness:
-    """Fresh residues for one sharing, wiped when it is made."""
-
-    def __init__(self, about: RoundSpec, batch: int, colluding: int) -> None:
+    def _randomness(self, index: int, batch: int) -> npt.NDArray[np.int8]:
+        """Fresh residues for the shares of one round."""
+        about = self.manifest.rounds[index]
         try:
-            self._drawn = coding.draw((batch, colluding, about.values), about.moduli)
+            return coding.draw((batch, self.colluding, about.values), about.moduli)
         except (OSError, NotImplementedError) as error:
             raise RandomnessError(
                 "the system's random generator failed, so no share of this round was sent: without it shares would "
                 "not be private; check /dev/urandom and the limits of this process"
             ) from error
 
-    def __enter__(self) -> npt.NDArray[np.int8]:
-        return self._drawn
+    def _powers(self, index: int) -> npt.NDArray[np.int8]:
+        return coding.powers(self.manifest.rounds[index].moduli, self.servers, self.colluding)
 
-    def __exit__(self, *_: object) -> None:
-        self._drawn.fill(0)
+
+@contextmanager
+def _wiped(values: Array) -> Generator[Array]:
+    """An array that is needed no longer than this."""
+    try:
+        yield values
+    finally:
+        values.fill(0)
 
 
 def _cannot_decide(
@@ -270,6 +282,8 @@ def _cannot_decide(
 
 
 def _sent(shares: Array, index: int, carried: _Carried) -> Sent:
-    own = tuple(np.array(shares[:, server], np.int8) for server in range(shares.shape[1]))  # copies
-    shares.fill(0)
+    """Each server's shares by themselves: as they are in a batch of one, copies otherwise."""
+    own = tuple(np.ascontiguousarray(shares[:, server]) for server in range(shares.shape[1]))
+    if len(shares) > 1:
+        shares.fill(0)
     return Sent(own, index, carried)

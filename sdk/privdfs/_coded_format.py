@@ -37,7 +37,7 @@ from privdfs._format import (
     TensorSpec,
     image_tensor,
 )
-from privdfs.coding import MAX_SERVERS
+from privdfs.coding import MAX_SERVERS, PRIMES
 
 CODED_FORMAT_VERSION = 2
 
@@ -54,6 +54,8 @@ ADDED = "added"
 #: Above the place of every server: modulo a smaller prime some place is 0, and its share the value itself. Residues of
 #: larger primes do not fit int8 with room to spare (`privdfs.coding`).
 Modulus = Annotated[int, msgspec.Meta(gt=MAX_SERVERS, le=241)]
+#: Of more primes, clients' arithmetic would not be exact: the product of these is just below 2^48.
+Moduli = Annotated[tuple[Modulus, ...], msgspec.Meta(min_length=1, max_length=len(PRIMES))]
 
 
 class RoundSpec(Struct, frozen=True):
@@ -77,7 +79,7 @@ class RoundSpec(Struct, frozen=True):
     levels: Annotated[int, msgspec.Meta(ge=3, le=255)]
     outputs: Positive
     degree: Annotated[int, msgspec.Meta(ge=1, le=8)]
-    moduli: Annotated[tuple[Modulus, ...], msgspec.Meta(min_length=1)]
+    moduli: Moduli
     bound: Positive
     seen: Index
     added: Index
@@ -127,7 +129,7 @@ class ServerRound(Struct, frozen=True):
     values: Positive
     outputs: Positive
     degree: Positive
-    moduli: Annotated[tuple[Modulus, ...], msgspec.Meta(min_length=1)]
+    moduli: Moduli
 
 
 class CodedServerManifest(Struct, frozen=True):

@@ -42,6 +42,8 @@ BREAKER_MAX_S = 30.0
 BREAKER_LAST_S = 1.0
 #: When a call can no longer succeed, running requests get this long, so that the error can name every cause.
 FAIL_GRACE_S = 0.1
+#: The same when one of them has a full queue: this error is to come at once.
+BUSY_GRACE_S = 0.03
 
 #: Larger files of a bundle are refused while they are fetched.
 MAX_BUNDLE_FILE_BYTES = 1024 * 1024 * 1024

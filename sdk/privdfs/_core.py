@@ -7,21 +7,22 @@ the kind of the release knows: `_masked.py` or `_coded.py`. One `Deadline`, set 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from privdfs._bundle import Bundle
 from privdfs._canaries import Canaries, Canary
+from privdfs._chunk import Chunk, Decoded, Round, Share, answer_ms, bytes_down, bytes_up, sums, whole
 from privdfs._config import Retries, Wait, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
 from privdfs._errors import ConfigError, DeadlineExceededError, NotEnoughAnswersError
-from privdfs._format import PARTITION_BYTES
-from privdfs._images import ImageLike, Pixels, load_image, load_images
+from privdfs._images import ImageLike, load_image, load_images
 from privdfs._kinds import Answered, Kind, Outcome, Sent
-from privdfs._queries import Asked, Queries
+from privdfs._queries import Queries
 from privdfs._result import Result, RoundTimings, Timings
 
 if TYPE_CHECKING:
@@ -44,87 +45,6 @@ class Deadline:
     def elapsed_ms(self) -> float:
         """Milliseconds since the call began."""
         return (time.monotonic() - self._started) * 1e3
-
-
-@dataclass(frozen=True)
-class Share:
-    """A batch of shares bound to the one server that may see them.
-
-    Attributes:
-        server: index of that server.
-        values: int8 [batch, K_server], or in a coded release int8 [batch, primes, values].
-        partition: the one used; None in a release without keys.
-        round: which of the server's models it is for, counted from 0.
-    """
-
-    server: int
-    values: npt.NDArray[np.int8] = field(repr=False)
-    partition: int | None = None
-    round: int = 0
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes of tensors that travel for each image: the share, and the int32 index of the partition."""
-        return self.values[0].size + (0 if self.partition is None else PARTITION_BYTES)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Images of the bundle's size, uint8 [batch, height, width, channels], and how long the whole batch took.
-
-    Attributes:
-        following: how many parts of the batch come after this one.
-    """
-
-    pixels: Pixels = field(repr=False)
-    ms: float
-    following: int = 0
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round that is over: what it took, and what became of every share."""
-
-    encode_ms: float
-    outcomes: tuple[Outcome, ...]
-    bytes_up: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Images that travel together, and their shares by server; none of either where `Queries` knows all of them.
-
-    Attributes:
-        size: how many images.
-        shares: of the present round.
-        decode_ms: what decoding the whole batch took.
-        encode_ms: what making these shares took.
-        following: how many chunks the call sends after this one.
-        exchanges_left: this round, and what is to share the time with it: later rounds, and chunks that follow.
-        sent: what the kind of release keeps of the round.
-        past: the rounds before.
-        asked: what `Queries` says of the images.
-        beside: a canary that travels before or after these images.
-        known: of a canary, what its answers must be.
-    """
-
-    size: int
-    shares: tuple[Share, ...]
-    decode_ms: float
-    encode_ms: float
-    following: int = 0
-    exchanges_left: int = 1
-    sent: Sent | None = None
-    past: tuple[Round, ...] = ()
-    asked: Asked | None = None
-    beside: "Chunk | None" = None
-    known: Canary | None = None
-
-    def in_order(self) -> tuple["Chunk", ...]:
-        """What is sent, one after the other."""
-        if self.beside is None or self.beside.known is None:
-            return (self,)
-        return (self.beside, self) if self.beside.known.first else (self, self.beside)
 
 
 class Observer(Protocol):
@@ -245,7 +165,7 @@ class Call:
 
     def _keep(self, sent: Sent) -> Sent:
         """Have it wiped at the end of the call; at once, where a thread made it for a call that was given up."""
-        self._kept.append(replace(sent, shares=()))
+        self._kept.append(sent)
         if self._over:
             self._kind.forget(sent)
         return sent
@@ -282,7 +202,7 @@ class Call:
 
     def shares(self, decoded: Decoded) -> list[npt.NDArray[np.int8]]:
         """The shares of a batch in the first round, by server: int8 [batch, …]."""
-        return list(self._keep(self._kind.begin(decoded.pixels)).shares)
+        return [np.array(values) for values in self._keep(self._kind.begin(decoded.pixels)).shares]
 
     def encode(self, decoded: Decoded) -> Chunk:
         """Make the shares of the images in a chunk that have to be sent.
@@ -298,7 +218,7 @@ class Call:
             asked = self._queries.ask(self._bundle.release, partition, decoded.pixels, self.min_answers)
             if not asked.fresh:
                 return Chunk(0, (), decoded.ms, 0.0, asked=asked)
-            decoded = replace(decoded, pixels=decoded.pixels[list(asked.fresh)])
+            decoded = structs.replace(decoded, pixels=decoded.pixels[list(asked.fresh)])
         started = time.perf_counter()
         sent = self._keep(self._kind.begin(decoded.pixels))
         encode_ms = (time.perf_counter() - started) * 1e3
@@ -348,9 +268,10 @@ class Call:
             self._note(chunk, rounds, error)
             raise
         took = (time.perf_counter() - started) * 1e3
+        self._kept = [sent for sent in self._kept if sent is not chunk.sent]  # wiped, or carried on
         if isinstance(found, Sent):
             self._keep(found)
-            return self._chunk(replace(chunk, encode_ms=took, past=rounds), found)
+            return self._chunk(structs.replace(chunk, encode_ms=took, past=rounds), found)
         self._note(chunk, rounds, None)
         if chunk.known is not None:
             self._lied_to_canaries.update(found.corrected)
@@ -364,10 +285,11 @@ class Call:
         return [replace(each, suspects=tuple(sorted({*each.suspects, *self._lied_to_canaries}))) for each in results]
 
     def _note(self, chunk: Chunk, rounds: Sequence[Round], error: BaseException | None) -> None:
-        """Tell telemetry of a part that has ended."""
-        if self._telemetry is not None:
+        """Tell telemetry of a part that has ended; of a canary, which is not the program's, only that it failed."""
+        own = chunk.known is None
+        if self._telemetry is not None and (own or error is not None):
             seconds = self.deadline.elapsed_ms / 1e3
-            self._telemetry.note(self._bundle.release, chunk.size, _whole(rounds), seconds, error)
+            self._telemetry.note(self._bundle.release, chunk.size * own, whole(rounds), seconds, error)
 
     def _take(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> Sent | Answered:
         if sum(outcome.answer is not None for outcome in outcomes) < self.min_answers:
@@ -385,7 +307,7 @@ class Call:
             Share(server, values, self._kind.partition, sent.round) for server, values in enumerate(sent.shares)
         )
         left = self._kind.exchanges_left(sent.round, about.following)
-        return replace(about, shares=shares, sent=sent, exchanges_left=left)
+        return structs.replace(about, shares=shares, sent=sent, exchanges_left=left)
 
     def _with_repeats(self, chunk: Chunk, results: list[Result]) -> list[Result]:
         """What `Queries` knows, beside what was asked."""
@@ -403,20 +325,20 @@ class Call:
         return replace(result, timings=timings, bytes_up=nothing, bytes_down=nothing, repeated=True)
 
     def _results(self, chunk: Chunk, rounds: Sequence[Round], found: Answered, fusion_ms: float) -> list[Result]:
-        whole = _whole(rounds)
+        servers = whole(rounds)
         timings = Timings(
             decode_ms=chunk.decode_ms,
             encode_ms=sum(each.encode_ms for each in rounds),
-            servers_ms=tuple(map(_answer_ms, whole)),
+            servers_ms=tuple(map(answer_ms, servers)),
             fusion_ms=fusion_ms,
             total_ms=self.deadline.elapsed_ms,
-            rounds=tuple(RoundTimings(each.encode_ms, tuple(map(_answer_ms, each.outcomes))) for each in rounds),
+            rounds=tuple(RoundTimings(each.encode_ms, tuple(map(answer_ms, each.outcomes))) for each in rounds),
         )
         shared = {
-            "answered": tuple(outcome.answer is not None for outcome in whole),
+            "answered": tuple(outcome.answer is not None for outcome in servers),
             "timings": timings,
-            "bytes_up": _sums(map(_bytes_up, rounds)),
-            "bytes_down": _sums(map(_bytes_down, rounds)),
+            "bytes_up": sums(map(bytes_up, rounds)),
+            "bytes_down": sums(map(bytes_down, rounds)),
             "suspects": found.suspects,
             "corrected": found.corrected,
             "expected_accuracy": found.expected_accuracy,
@@ -443,38 +365,6 @@ class Call:
             usable,
             self.min_answers,
         )
-
-
-def _whole(rounds: Sequence[Round]) -> list[Outcome]:
-    """What became of every server over all rounds so far: its times added up, its first error."""
-    whole = list(rounds[0].outcomes)
-    for each in rounds[1:]:
-        for server, (before, now) in enumerate(zip(whole, each.outcomes, strict=True)):
-            answer = None if before.answer is None else now.answer
-            error = before.error or now.error
-            whole[server] = replace(
-                now, ms=before.ms + now.ms, answer=answer, error=error, sends=before.sends + now.sends
-            )
-    return whole
-
-
-def _answer_ms(outcome: Outcome) -> float | None:
-    return None if outcome.answer is None else outcome.ms
-
-
-def _bytes_up(each: Round) -> list[int]:
-    """Bytes that each server was sent in a round, for each image."""
-    return [outcome.sends * length for outcome, length in zip(each.outcomes, each.bytes_up, strict=True)]
-
-
-def _bytes_down(each: Round) -> list[int]:
-    """Bytes of the answers of a round, for each image."""
-    return [0 if outcome.answer is None else outcome.answer[0].nbytes for outcome in each.outcomes]
-
-
-def _sums(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """Column by column."""
-    return tuple(map(sum, zip(*rows, strict=True)))
 
 
 def _result(probabilities: npt.NDArray[np.float32], classes: tuple[str, ...], shared: Mapping[str, Any]) -> Result:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from privdfs._constants import (
@@ -24,14 +23,14 @@ from privdfs._constants import (
     KEEPALIVE_INTERVAL_S,
     KEEPALIVE_PROBES,
 )
+from privdfs._values import Value
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(Value, frozen=True):
     """What steps wait for: any of these sockets with any of these events, or the moment `until` (monotonic clock)."""
 
     sockets: tuple[tuple[socket.socket, int], ...]

@@ -16,6 +16,7 @@
     ├── ServerError                  one server gave no usable answer (`.server` says which)
     │   ├── ServerTimeoutError       it did not answer before the deadline
     │   ├── ServerUnavailableError   it could not be reached, or refused the request
+    │   │   └── ServerBusyError      its queue is full: it said so at once
     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
     │   └── AnswerError              its answer is not a valid one
     ├── CanaryError                  an image whose answer is known came back with another one: a server lies
@@ -158,6 +159,10 @@ class ServerTimeoutError(ServerError):
 
 class ServerUnavailableError(ServerError):
     """The server could not be reached, or refused the request."""
+
+
+class ServerBusyError(ServerUnavailableError):
+    """The server runs, and refused the request at once, because its queue is full."""
 
 
 class ServerMismatchError(ServerError):

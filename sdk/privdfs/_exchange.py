@@ -14,21 +14,22 @@ Guarantees:
   exchange's part of the time is over, so that one silent server does not use up the time of the rest. It gets its share
   of the next exchange all the same.
 - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_S` to say more, so
-  that the error can name every cause. With `wait="quorum"`, enough answers end the trip at once.
+  that the error can name every cause (`BUSY_GRACE_S` where one has a full queue). With `wait="quorum"`, enough answers
+  end the trip at once.
 """
 
 import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from privdfs._channel import Failure, ServerChannel
-from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, FAIL_GRACE_S
-from privdfs._core import Call, Chunk, Share
+from privdfs._chunk import Chunk, Share
+from privdfs._constants import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_MAX_S, BUSY_GRACE_S, FAIL_GRACE_S
+from privdfs._core import Call
 from privdfs._drive import Ask
-from privdfs._errors import ServerError, ServerTimeoutError
+from privdfs._errors import ServerBusyError, ServerError, ServerMismatchError, ServerTimeoutError
 from privdfs._kinds import Outcome
 from privdfs._result import Health
 from privdfs._wire import Connection, Reply
@@ -141,10 +142,8 @@ class Trip:
     def outcomes(self) -> list[Outcome]:
         """What became of every share, so far as anything did."""
         return [
-            replace(
-                delivery.outcome or Outcome(delivery.channel.server, 0.0, ready=delivery.held and not self._open),
-                sends=delivery.sends,
-            )
+            delivery.outcome
+            or Outcome(delivery.channel.server, 0.0, ready=delivery.held and not self._open, sends=delivery.sends)
             for delivery in self._deliveries
         ]
 
@@ -213,8 +212,12 @@ class Trip:
     def _failed(self, delivery: _Delivery, attempt: _Attempt, failure: Failure) -> None:
         """End an attempt; try again if that can help, and it can still come in time."""
         delivery.running.remove(attempt)
-        delivery.channel.replicas.give_back(attempt.connection, failed=True)
+        # A busy replica is not broken: it goes on answering as many as it can.
+        busy = isinstance(failure.error, ServerBusyError)
+        delivery.channel.replicas.give_back(attempt.connection, failed=None if busy else True)
         delivery.error = failure.error
+        if isinstance(failure.error, ServerMismatchError):
+            delivery.attempts -= 1  # it was sent nothing, and several may serve the next release already
         if not failure.again:
             delivery.avoid.add(attempt.connection.endpoint)
         if delivery.running:  # a hedge, or what it was to help, is still on its way
@@ -242,8 +245,12 @@ class Trip:
         )
 
     def _finish(self, delivery: _Delivery, end: "ServerError | npt.NDArray[Any]", ms: float = 0.0) -> None:
-        server = delivery.channel.server
-        delivery.outcome = Outcome(server, ms, error=end) if isinstance(end, ServerError) else Outcome(server, ms, end)
+        server, sends = delivery.channel.server, delivery.sends
+        if isinstance(end, ServerError):
+            end = delivery.channel.clearest(end)
+            delivery.outcome = Outcome(server, ms, error=end, sends=sends)
+        else:
+            delivery.outcome = Outcome(server, ms, end, sends=sends)
         self._drop(delivery)
 
     def _drop(self, delivery: _Delivery) -> None:
@@ -260,7 +267,7 @@ class Trip:
         if not self.done:
             self._judge()
         if not self.done and self._doomed_until is None:
-            self._open = self._open or sum(delivery.held for delivery in self._deliveries) >= self._call.min_answers
+            self._open = self._open or sum([delivery.held for delivery in self._deliveries]) >= self._call.min_answers
             for delivery in self._deliveries if self._open else ():
                 for attempt in delivery.running:
                     if attempt.held:
@@ -268,16 +275,21 @@ class Trip:
         asks, self._asks = self._asks, []
         return [] if self.done else asks
 
+    @property
+    def _is_patient(self) -> bool:
+        """Whether those are waited for who are not needed."""
+        return self._call.wait == "all" and time.monotonic() < self._patient_until
+
     def _judge(self) -> None:
-        needed = self._call.min_answers
+        needed, count = self._call.min_answers, len(self._deliveries)
         ended = [delivery.outcome for delivery in self._deliveries if delivery.outcome is not None]
-        answers = sum(outcome.answer is not None for outcome in ended)
-        patient = self._call.wait == "all" and time.monotonic() < self._patient_until
-        if len(ended) == len(self._deliveries) or (answers >= needed and not patient):
+        answers = len([outcome for outcome in ended if outcome.answer is not None])
+        if len(ended) == count or (answers >= needed and not self._is_patient):
             self.done = True
-        elif len(self._deliveries) - (len(ended) - answers) < needed:
+        elif count - (len(ended) - answers) < needed:
             if self._doomed_until is None:
-                self._doomed_until = time.monotonic() + FAIL_GRACE_S
+                busy = any(isinstance(outcome.error, ServerBusyError) for outcome in ended)
+                self._doomed_until = time.monotonic() + (BUSY_GRACE_S if busy else FAIL_GRACE_S)
             for delivery in self._deliveries:
                 if delivery.outcome is None and not delivery.running:  # it waited to try again
                     self._finish(delivery, delivery.error or delivery.channel.all_paused())

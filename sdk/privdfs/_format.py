@@ -6,6 +6,7 @@ the exporter and the benchmarks take these names from here. `_coded_format` has 
 `_manifest` reads and writes manifests, `_files` checks files against them.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -295,7 +296,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     batched: bool = True
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Lengths of the axes that have a fixed one."""
         return tuple(axis for axis in self.shape if isinstance(axis, int))

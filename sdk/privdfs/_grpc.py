@@ -18,7 +18,7 @@ from privdfs._constants import MAX_ANSWER_BYTES, MAX_OVERHEAD_BYTES
 from privdfs._dial import Steps, Trouble
 from privdfs._messages import Message
 from privdfs._security import Security
-from privdfs._wire import Connection, Headers, ModelConfig, Query, Reply, Tensor
+from privdfs._wire import QUEUE_FULL, Connection, Headers, ModelConfig, Query, Reply, Tensor
 
 M = TypeVar("M")
 
@@ -32,10 +32,11 @@ STATUSES = (
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
-#: What an HTTP status stands for where something answers that is not gRPC (grpc/doc/http-grpc-status-mapping.md).
+#: What an HTTP status stands for where something answers that is not gRPC (grpc/doc/http-grpc-status-mapping.md, but
+#: for 429, which says more than UNAVAILABLE).
 _HTTP_STATUSES = {
     400: "INTERNAL", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "UNIMPLEMENTED",
-    429: "UNAVAILABLE", 502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "UNAVAILABLE",
+    429: "RESOURCE_EXHAUSTED", 502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "UNAVAILABLE",
 }  # fmt: skip
 #: What HTTP/2's error codes of a reset stream stand for; others are INTERNAL.
 _RESETS = {0x7: "UNAVAILABLE", 0x8: "CANCELLED", 0xB: "RESOURCE_EXHAUSTED"}
@@ -52,6 +53,7 @@ class _Answer:
     body: bytearray = field(default_factory=bytearray, repr=False)
     overhead: int = 0
     status: str | None = None
+    queue_full: bool = False
     http_status: int = 200
     ended: bool = False
 
@@ -216,12 +218,16 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]], answer: _Answer) -> No
         elif name == b"grpc-status":
             number = int(value) if value.isdigit() and len(value) <= 2 else -1
             answer.status = STATUSES[number] if 0 <= number < len(STATUSES) else "UNKNOWN"
+        elif name == b"grpc-message":
+            answer.queue_full = value.endswith(QUEUE_FULL)
 
 
 def _read(answer: _Answer) -> tuple[str, bytes | None]:
     """Status and message of an answer that has ended."""
     if answer.status is None:
         answer.status = _HTTP_STATUSES.get(answer.http_status, "UNKNOWN")
+    if answer.status == "UNAVAILABLE" and answer.queue_full:
+        answer.status = "RESOURCE_EXHAUSTED"
     if answer.status != "OK":
         return answer.status, None
     body = bytes(answer.body)

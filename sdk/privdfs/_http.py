@@ -9,13 +9,14 @@ end. A general library would have to accept most of that; it would also take mos
 A call that is given up closes its connection: HTTP/1.1 has no other way to say so.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
 from privdfs import _http_messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
 from privdfs._dial import Steps, Trouble
-from privdfs._wire import Connection, Headers, ModelConfig, Query, Reply, Tensor
+from privdfs._wire import QUEUE_FULL, Connection, Headers, ModelConfig, Query, Reply, Tensor
 
 #: The names that gRPC has for what HTTP's statuses say. Others of 4xx are INVALID_ARGUMENT, others of 5xx INTERNAL.
 STATUSES = {
@@ -29,6 +30,7 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t\x20-\x7e\x80-\x
 _LENGTH = re.compile(rb"[0-9]{1,9}")
 _END = b"\r\n\r\n"
 _GREETING = b"HTTP/1.1 "
+_SAME = "User-Agent: privdfs\r\nAccept-Encoding: identity\r\n"
 #: Headers that say where an answer ends, or how it is to be read; each may come once.
 _FRAMING = frozenset(
     {b"content-length", b"inference-header-content-length", b"transfer-encoding", b"content-encoding", b"connection"}
@@ -77,35 +79,37 @@ class HttpConnection(Connection):
         lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n" % (len(json), len(json) + len(raw))
         request = self._request(b"POST", f"{query.model}/infer", headers, lengths, json + raw)
         head, body = yield from self._exchange(request)
+        if head.status == "UNAVAILABLE" and QUEUE_FULL in body:
+            return "RESOURCE_EXHAUSTED", None
         return head.status, messages.read_tensors(body, head.json_length) if head.status == "OK" else None
 
     def _request(self, method: bytes, path: str, headers: Headers, lengths: bytes = b"", body: bytes = b"") -> bytes:
         more = "".join(f"{name}: {value}\r\n" for name, value in headers)  # checked when the token was given
-        start = (
-            f"/v2/models/{path} HTTP/1.1\r\nHost: {self._authority}\r\nUser-Agent: privdfs\r\n"
-            f"Accept-Encoding: identity\r\n{more}"
-        )
-        return b"%b %b%b\r\n%b" % (method, start.encode("ascii"), lengths, body)
+        start = f"/v2/models/{path} HTTP/1.1\r\nHost: {self._authority}\r\n{_SAME}{more}".encode("ascii")
+        return b"%b %b%b\r\n%b" % (method, start, lengths, body)
 
     def _exchange(self, request: bytes) -> Steps[tuple[_Head, bytes]]:
         yield from self._stream.send(request)
-        data = bytearray()
+        data = yield from self._stream.receive()
         while (end := data.find(_END)) < 0:
             if len(data) > MAX_HEAD_BYTES:
                 raise Trouble("sends more headers than an answer has", _UNTRUSTED)
             if not data.startswith(_GREETING[: len(data)]):
                 raise Trouble("does not speak HTTP/1.1", _NOT_HTTP)
             data += yield from self._stream.receive()
-        head = _read_head(bytes(data[:end]))
+        head = _read_head(data[:end])
         self._leaving |= head.last
         if head.status != "OK" and head.last:  # what it says of an error is not looked at
             return head, b""
-        del data[: end + len(_END)]
-        while len(data) < head.length:
-            data += yield from self._stream.receive()
-        if len(data) > head.length:
+        body = data[end + len(_END) :]
+        if len(body) < head.length:
+            pieces = bytearray(body)
+            while len(pieces) < head.length:
+                pieces += yield from self._stream.receive()
+            body = bytes(pieces)
+        if len(body) > head.length:
             raise Trouble("sends more than its answer", _UNTRUSTED)
-        return head, bytes(data)
+        return head, body
 
     def _look(self) -> bool:
         try:
@@ -117,8 +121,9 @@ class HttpConnection(Connection):
         return False
 
 
+@functools.lru_cache(maxsize=32)
 def _read_head(data: bytes) -> _Head:
-    """The head of an answer, without the empty line that ends it.
+    """The head of an answer, without the empty line that ends it; kept, as a server begins its answers alike.
 
     Raises:
         Trouble: it is not an HTTP/1.1 answer, or one that is refused.

@@ -1,17 +1,16 @@
 """What the two kinds of release have in common in a call: shares go out, outcomes come back, round after round."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from privdfs._errors import ServerError
+from privdfs._values import Value
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Value, frozen=True):
     """The result of one share: an answer, or an error.
 
     Attributes:
@@ -24,14 +23,13 @@ class Outcome:
 
     server: int
     ms: float
-    answer: npt.NDArray[Any] | None = field(default=None, repr=False)
+    answer: npt.NDArray[Any] | None = None
     error: ServerError | None = None
     ready: bool = False
     sends: int = 0
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(Value, frozen=True):
     """The shares of one round.
 
     Attributes:
@@ -40,13 +38,17 @@ class Sent:
         state: what the device keeps for the rounds that follow; only its kind looks into it.
     """
 
-    shares: tuple[npt.NDArray[np.int8], ...] = field(repr=False)
+    shares: tuple[npt.NDArray[np.int8], ...]
     round: int = 0
-    state: Any = field(default=None, repr=False)
+    state: Any = None
+
+    def wipe(self) -> None:
+        """Wipe the shares: the exchange is over."""
+        for values in self.shares:
+            values.fill(0)
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(Value, frozen=True):
     """What came of all rounds.
 
     Attributes:
@@ -56,7 +58,7 @@ class Answered:
         expected_accuracy: of such an answer; None where the manifest does not state it.
     """
 
-    probabilities: npt.NDArray[np.float32] = field(repr=False)
+    probabilities: npt.NDArray[np.float32]
     suspects: tuple[int, ...]
     corrected: tuple[int, ...]
     expected_accuracy: float | None
@@ -93,11 +95,14 @@ class Kind(Protocol):
         ...
 
     def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Sent | Answered:
-        """The shares of the next round, or what came of the last one; enough servers have answered."""
+        """The shares of the next round, or what came of the last one; enough servers have answered.
+
+        Shares that were sent are wiped, and after the last round also what was kept.
+        """
         ...
 
     def forget(self, sent: Sent) -> None:
-        """Wipe what the device kept for later rounds: the call has ended, one way or another."""
+        """Wipe shares, and what the device kept for later rounds: the call has ended, one way or another."""
         ...
 
     def exchanges_left(self, index: int, following: int) -> int:

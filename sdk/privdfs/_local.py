@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from privdfs._bundle import Bundle
+from privdfs._chunk import Chunk
 from privdfs._coded_format import CodedManifest, branch_file, round_signature
 from privdfs._constants import ONNX_THREADS
-from privdfs._core import Call, Chunk
+from privdfs._core import Call
 from privdfs._errors import AnswerError, BundleFormatError, ServerTimeoutError
 from privdfs._files import read_verified
 from privdfs._format import BRANCH_FILE, CLIENT_FOLDER, SHARE, branch_signature, server_folder

@@ -46,6 +46,7 @@ class Masked:
 
     def take(self, sent: Sent, outcomes: Sequence[Outcome]) -> Answered:
         """Fuse what the servers answered."""
+        sent.wipe()
         manifest, n_servers = self.bundle.masked, self.servers
         size = len(sent.shares[0])
         logits = np.zeros((size, n_servers, len(manifest.classes)), dtype=np.float32)
@@ -60,11 +61,12 @@ class Masked:
         return Answered(probabilities, suspects, (), accuracy_of(manifest, present))
 
     def forget(self, sent: Sent) -> None:
-        """There is nothing to keep: no round follows."""
+        """Nothing was kept but the shares: no round follows."""
+        sent.wipe()
 
     def exchanges_left(self, index: int, following: int) -> int:  # noqa: ARG002 - as of every kind
-        """One, this one: an answer that comes late makes the result more certain, so all the time may go into it."""
-        return 1
+        """This one, for whose late answers all the time may go, and one for each chunk that needs its part of it."""
+        return 1 + following
 
     def rehearse(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Run both graphs once."""

@@ -7,8 +7,8 @@ Guarantees:
 - A connection is used by one attempt at a time.
 - Load goes to the replica with the fewest attempts running, in turn among equals.
 - A replica that failed `BREAKER_FAILURES` times in a row is left alone for a pause that doubles with every further
-  failure; after each pause one attempt may try it. While a server has no other replica, its last ones are tried every
-  `BREAKER_LAST_S`, so that it is back soon after it is back.
+  failure; after each pause one attempt may try it. While a server has no other replica, or the others have failed in
+  this very call, its last ones are tried every `BREAKER_LAST_S`, so that it is back soon after it is back.
 - Hedges are paid for: each call brings a part of a hedge into a purse that holds `HEDGE_BURST`, so that a server
   that is slow as a whole is not sent twice the load.
 
@@ -114,6 +114,7 @@ class Replicas(Generic[E]):
     ) -> None:
         self.server = server
         self._replicas = {endpoint: Replica[E](endpoint) for endpoint in endpoints}
+        self._in_order = list(enumerate(self._replicas.values()))
         self._connect = connect
         self._usable = usable
         self._turn = 0
@@ -138,17 +139,11 @@ class Replicas(Generic[E]):
         """
         now = time.monotonic()
         with self._lock:
-            able = self._able(avoid, now)
+            able = self._able({*avoid, *busy}, now) or self._able(avoid, now)
             if not able:
                 return None
-            turn, count = self._turn, len(self._replicas)
+            chosen = self._choose(able) if len(able) > 1 else able[0][1]
             self._turn += 1
-
-            def order(item: tuple[int, Replica[E]]) -> tuple[bool, int, int]:
-                index, replica = item
-                return replica.endpoint in busy, len(replica.running), (index - turn) % count
-
-            chosen = min(able, key=order)[1]
             chosen.breaker.enter(now)
             return self._begin(chosen)
 
@@ -169,7 +164,7 @@ class Replicas(Generic[E]):
                 replica.idle.append(connection)
             else:
                 connection.close()
-            while replica.idle and replica.idle[0].idle_s > IDLE_CONNECTION_S:
+            while len(replica.idle) > 1 and replica.idle[0].idle_s > IDLE_CONNECTION_S:
                 replica.idle.pop(0).close()
 
     def others(self, avoid: Collection[str]) -> bool:
@@ -207,6 +202,8 @@ class Replicas(Generic[E]):
 
     def save_for_hedges(self, part: float) -> None:
         """Put what one call earns into the purse."""
+        if self._purse >= HEDGE_BURST:  # as nearly always; what is missed beside a hedge comes with the next call
+            return
         with self._lock:
             self._purse = min(float(HEDGE_BURST), self._purse + part)
 
@@ -219,9 +216,19 @@ class Replicas(Generic[E]):
 
     def _able(self, avoid: Collection[str], now: float) -> list[tuple[int, Replica[E]]]:
         """Replicas that may be tried, with their places."""
-        wanted = [item for item in enumerate(self._replicas.values()) if item[1].endpoint not in avoid]
+        wanted = [item for item in self._in_order if item[1].endpoint not in avoid]
         able = [item for item in wanted if item[1].breaker.admits(now)]
         return able or [item for item in wanted if item[1].breaker.admits(now, last=True)]
+
+    def _choose(self, able: Sequence[tuple[int, Replica[E]]]) -> Replica[E]:
+        """The one with the fewest attempts running, in turn among equals."""
+        turn, count = self._turn, len(self._replicas)
+
+        def order(item: tuple[int, Replica[E]]) -> tuple[int, int]:
+            index, replica = item
+            return len(replica.running), (index - turn) % count
+
+        return min(able, key=order)[1]
 
     def _begin(self, replica: Replica[E]) -> E:
         """A connection that is idle and good, or a new one."""

@@ -12,11 +12,13 @@ Guarantees:
   download, a crash, a loss of power) leaves the bundle in use as it was; what was left half done is removed by the next
   process that installs.
 - The bundle that was in use before stays on the disk, for `rollback`.
+- What `rollback` left is not put back by `refresh`, only by `install`.
 - Processes that install at once do so one after the other; those that open see the old bundle or the new one, whole.
 
 Not guaranteed: that a bundle is the latest. A server can send an older signed one.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -35,7 +37,7 @@ from privdfs._errors import BundleError, BundleIntegrityError, BundleStoreError,
 from privdfs._files import MAX_MANIFEST_BYTES, check_digest
 from privdfs._format import MANIFEST_NAME, SIGNATURE_NAME
 from privdfs._given import check_flag, check_path, shown
-from privdfs._manifest import decode_client_manifest
+from privdfs._manifest import read_client_manifest
 from privdfs._signature import MAX_SIGNATURE_BYTES, Trust, check_signature
 from privdfs._source import Fetch, open_source
 
@@ -46,11 +48,28 @@ _LOOK_S = 0.05
 _TRIES = 5
 
 
-class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Folders by what they are: in use, and in use before."""
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Folders by what they are, in use and in use before; and the SHA-256 of the manifest that `rollback` left."""
 
     current: str
     previous: str | None = None
+    left: str | None = None
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    """What a source says of its bundle before its files are fetched."""
+
+    manifest: bytes
+    signature: bytes | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which lists the digests of all files."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    def same_as(self, folder: Path) -> bool:
+        """Whether a bundle on the disk is this one: the same manifest, and the same signature if any."""
+        return (self.manifest, self.signature) == (_content(folder / MANIFEST_NAME), _content(folder / SIGNATURE_NAME))
 
 
 class BundleStore:
@@ -103,24 +122,42 @@ class BundleStore:
                 state = self._read_state()
             except BundleStoreError:  # damaged: this install repairs it
                 state = None
-            self._remove_all_but(state)
-            target = self._folder / f"bundle-{secrets.token_hex(8)}"
-            try:
-                self._fetch(fetch, target)
-                current = None if state is None else self._try_open(self._folder / state.current)
-                if current is not None and state is not None and _same(target, self._folder / state.current):
-                    shutil.rmtree(target)
-                    return current
-                bundle = self._open(target)
-                bundle.selftest()
-                # A damaged bundle is nothing to roll back to; then the one before it stays.
-                kept = None if state is None else state.previous if current is None else state.current
-                self._write_state(_State(target.name, kept))
-            except Exception:
-                shutil.rmtree(target, ignore_errors=True)  # after a crash, the next install does it
-                raise
-            self._remove_all_but(_State(target.name, kept))
-            return bundle
+            offer = _read_offer(fetch)
+            current = None if state is None else self._try_open(self._folder / state.current)
+            if current is not None and state is not None and offer.same_as(self._folder / state.current):
+                return current
+            # A damaged bundle is nothing to roll back to; then the one before it stays.
+            kept = None if state is None else state.previous if current is None else state.current
+            return self._put_into_use(fetch, offer, state, kept)
+
+    def refresh(self, source: str | PathLike[str]) -> Bundle | None:
+        """Put the bundle that a source offers into use, if it is another one than now; for a background task.
+
+        Where nothing is new, this costs the download of a manifest. What `rollback` left is not put back into use,
+        however often a source offers it: `install` does that. Clients that are open keep their bundle; make a new
+        client with the new one, and close the old one when its last call has ended.
+
+        Args:
+            source: as for `install`.
+
+        Returns:
+            The new bundle, open; None if there is nothing new.
+
+        Raises:
+            BundleError: as for `install`; the bundle in use stays in use, so it can be tried again later.
+            BundleStoreError: as for `install`; or nothing has been installed yet.
+            ConfigError: an address that bundles are not fetched from.
+        """
+        fetch = open_source(source)
+        with _disk(self._folder):
+            self._state()  # before a folder is made for the lock
+            with self._locked():
+                state = self._state()
+                offer = _read_offer(fetch)
+                if offer.digest == state.left or offer.same_as(self._folder / state.current):
+                    return None
+                kept = state.previous if self._try_open(self._folder / state.current) is None else state.current
+                return self._put_into_use(fetch, offer, state, kept)
 
     def open(self) -> Bundle:
         """Open the bundle in use, with every check of `Bundle.open`.
@@ -156,7 +193,8 @@ class BundleStore:
             if state.previous is None:
                 raise BundleStoreError(f"{self._folder} holds no earlier bundle: install one")
             bundle = self._open(self._folder / state.previous)
-            after = _State(state.previous)
+            manifest = _content(self._folder / state.current / MANIFEST_NAME)
+            after = _State(state.previous, left=None if manifest is None else hashlib.sha256(manifest).hexdigest())
             self._write_state(after)
             self._remove_all_but(after)
             return bundle
@@ -172,20 +210,37 @@ class BundleStore:
         except BundleError:
             return None
 
-    def _fetch(self, fetch: Fetch, target: Path) -> None:
+    def _put_into_use(self, fetch: Fetch, offer: _Offer, state: _State | None, kept: str | None) -> Bundle:
+        """Fetch a bundle into a new folder, check it there, and name it in the state; on an error nothing changes.
+
+        Args:
+            fetch: of the source.
+            offer: what it says of the bundle.
+            state: the present one.
+            kept: the folder to roll back to.
+        """
+        self._remove_all_but(state)
+        target = self._folder / f"bundle-{secrets.token_hex(8)}"
+        try:
+            self._fetch(fetch, offer, target)
+            bundle = self._open(target)
+            bundle.selftest()
+            after = _State(target.name, kept)
+            self._write_state(after)
+        except Exception:
+            shutil.rmtree(target, ignore_errors=True)  # after a crash, the next install does it
+            raise
+        self._remove_all_but(after)
+        return bundle
+
+    def _fetch(self, fetch: Fetch, offer: _Offer, target: Path) -> None:
         """Write a bundle into a new folder, signature first, and every file only after its digest was compared."""
-        manifest = fetch(MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        if manifest is None:
-            raise BundleIntegrityError(
-                f"the source has no {MANIFEST_NAME}: give the client folder of a release, or its address", MANIFEST_NAME
-            )
         target.mkdir()
-        signature = fetch(SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
-        if signature is not None:
-            _write(target / SIGNATURE_NAME, signature)
+        if offer.signature is not None:
+            _write(target / SIGNATURE_NAME, offer.signature)
         if self._trust is not None:
-            check_signature(target, manifest, self._trust)
-        for name, expected in decode_client_manifest(manifest).files.items():
+            check_signature(target, offer.manifest, self._trust)
+        for name, expected in read_client_manifest(offer.manifest).files.items():
             data = fetch(name, MAX_BUNDLE_FILE_BYTES)
             if data is None:
                 raise BundleIntegrityError(
@@ -194,7 +249,7 @@ class BundleStore:
             check_digest(name, expected, data)
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             _write(target / name, data)
-        _write(target / MANIFEST_NAME, manifest)
+        _write(target / MANIFEST_NAME, offer.manifest)
         for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
             _sync_folder(folder)
 
@@ -258,9 +313,14 @@ def is_store(folder: Path) -> bool:
     return (folder / _STATE).is_file()
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two bundles are one: the same manifest, and the same signature if any."""
-    return all(_content(one / name) == _content(other / name) for name in (MANIFEST_NAME, SIGNATURE_NAME))
+def _read_offer(fetch: Fetch) -> _Offer:
+    """The manifest of a source's bundle, and its signature if it has one; neither has been checked."""
+    manifest = fetch(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    if manifest is None:
+        raise BundleIntegrityError(
+            f"the source has no {MANIFEST_NAME}: give the client folder of a release, or its address", MANIFEST_NAME
+        )
+    return _Offer(manifest, fetch(SIGNATURE_NAME, MAX_SIGNATURE_BYTES))
 
 
 def _content(path: Path) -> bytes | None:

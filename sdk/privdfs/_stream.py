@@ -86,6 +86,8 @@ class Stream:
         Raises:
             Trouble: the connection is lost.
         """
+        if self._tls is None:  # nothing has come that the socket does not tell of, and an answer takes its time
+            yield Wait(((self._made, READ),))
         while not (data := self.peek()):
             yield Wait(((self._made, READ),))
         return data

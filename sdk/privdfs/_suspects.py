@@ -107,10 +107,12 @@ class Suspects:
         found: list[int] = []
         for server in range(n):
             bound = min(max(expected[server], usual), 0.9)
+            if seen[server] < SUSPECT_AFTER or scores[server] <= bound:
+                continue
             spread = math.sqrt(
                 bound * (1 - bound) * (1 / (seen[server] + SUSPECT_PRIOR) + 1 / (usually_seen + SUSPECT_PRIOR))
             )
-            if seen[server] >= SUSPECT_AFTER and scores[server] > bound + SUSPECT_SIGMAS * spread:
+            if scores[server] > bound + SUSPECT_SIGMAS * spread:
                 found.append(server)
         for server in set(found) - set(self._found):
             _log.warning(

@@ -1,7 +1,7 @@
 """What both wires have in common: a connection that is made once, what is asked on it, and what comes back.
 
 A wire (`_grpc.py`, `_http.py`) turns the values of this module into bytes and bytes into them. Whether they are right
-for a server of a release is judged in one place for both (`_channel.py`).
+for a server of a release is judged in one place for both (`_branch.py`).
 
 One call runs on a connection at a time. Neither headers nor status texts of a server get into errors: it can write
 there what it likes, shares included.
@@ -10,7 +10,7 @@ there what it likes, shares included.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from privdfs._config import authority, split_endpoint
@@ -18,8 +18,13 @@ from privdfs._constants import IDLE_CONNECTION_S, MAX_CALLS_PER_CONNECTION
 from privdfs._dial import Steps, Trouble
 from privdfs._security import Security
 from privdfs._stream import Stream
+from privdfs._values import Value
 
 M = TypeVar("M")
+
+#: How Triton says, with the status UNAVAILABLE, that its queue is full. The wires make it RESOURCE_EXHAUSTED, which
+#: cannot be taken for a server that is starting.
+QUEUE_FULL = b"Exceeds maximum queue size"
 
 #: Names and values of further headers of a request, such as a token.
 Headers: TypeAlias = Sequence[tuple[str, str]]
@@ -44,18 +49,16 @@ class ModelConfig:
     max_batch: int
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(Value, frozen=True):
     """A tensor in a request or an answer; `raw` are its little-endian bytes, None where they did not come as bytes."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    raw: bytes | None = field(repr=False)
+    raw: bytes | None
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(Value, frozen=True):
     """What a model is asked: its inputs, the one output that is wanted, and how long the request may wait there."""
 
     model: str
@@ -64,8 +67,7 @@ class Query:
     timeout_us: int
 
 
-@dataclass(frozen=True, repr=False)
-class Reply(Generic[M]):
+class Reply(Value, Generic[M], frozen=True):
     """How a call ended: with the name of a gRPC status, or with what happened to the connection.
 
     Attributes:

@@ -16,6 +16,8 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +26,12 @@ from numpy.typing import NDArray
 PRIMES = (241, 239, 233, 229, 227, 223)
 #: Among more servers, finding who lies by trying would take too long.
 MAX_SERVERS = 16
+#: Of so many choices of servers the factors are kept: 10 servers, of which 5 answered, have 252.
+_CHOICES = 256
 
 Integers = NDArray[np.int64]
 Residues = NDArray[np.int8]
+Number = TypeVar("Number", bound=np.generic)
 
 
 def fewest_moduli(bound: int) -> tuple[int, ...] | None:
@@ -94,15 +99,20 @@ def draw(shape: tuple[int, int, int], moduli: Sequence[int], source: Callable[[i
     count = math.prod(shape)
     drawn = np.empty((batch, colluding, len(moduli), values), np.int8)
     for column, prime in enumerate(moduli):
-        parts, missing = list[NDArray[np.uint8]](), count
-        while missing > 0:
-            found = np.frombuffer(source(missing + missing // 4 + 16), np.uint8)
-            parts.append(found[found < prime][:missing])
-            missing -= len(parts[-1])
-        residues = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        # Any p numbers in a row are the residues of p, each once: shifting keeps them uniform.
-        drawn[:, :, column] = np.reshape(residues.astype(np.int16) - prime // 2, shape)
+        residues = b""
+        while (missing := count - len(residues)) > 0:
+            # As many as are expected to do, and ten standard deviations more.
+            enough = missing * 256 // prime + 4 * math.isqrt(missing) + 16
+            residues += source(enough).translate(*_residues_of_bytes(prime))
+        drawn[:, :, column] = np.reshape(np.frombuffer(residues, np.int8, count), shape)
     return drawn
+
+
+@lru_cache
+def _residues_of_bytes(prime: int) -> tuple[bytes, bytes]:
+    """For `bytes.translate`: the centred residue that each byte becomes, as int8, and the bytes that become none."""
+    # Any p numbers in a row are the residues of p, each once: shifting keeps them uniform.
+    return bytes((byte - prime // 2) % 256 for byte in range(256)), bytes(range(prime, 256))
 
 
 def powers(moduli: Sequence[int], servers: int, colluding: int) -> Residues:
@@ -115,10 +125,16 @@ def powers(moduli: Sequence[int], servers: int, colluding: int) -> Residues:
 
     Returns:
         a_i to the power of 1 to T modulo each prime, centred, int8 [primes, servers, T]: what the encoder takes.
+        Read-only.
     """
+    return _powers(tuple(moduli), servers, colluding)
+
+
+@lru_cache
+def _powers(moduli: tuple[int, ...], servers: int, colluding: int) -> Residues:
     places, exponents = range(1, servers + 1), range(1, colluding + 1)
     rows = [[[pow(place, exponent, prime) for exponent in exponents] for place in places] for prime in moduli]
-    return np.stack([centred(np.array(row), prime) for row, prime in zip(rows, moduli, strict=True)]).astype(np.int8)
+    return _constant([centred(np.array(row), prime) for row, prime in zip(rows, moduli, strict=True)], np.int8)
 
 
 def share(values: Integers, moduli: Sequence[int], randomness: Residues, servers: int) -> Residues:
@@ -168,10 +184,14 @@ def weights(moduli: Sequence[int], places: Sequence[int]) -> Residues:
         places: a_i of those whose answers are decoded, in the order of the answers.
 
     Returns:
-        Centred, int8 [primes, answered]: what relay and fusion take.
+        Centred, int8 [primes, answered]: what relay and fusion take. Read-only.
     """
-    rows = [centred(np.array(interpolation(places, prime)), prime) for prime in moduli]
-    return np.stack(rows).astype(np.int8)
+    return _weights(tuple(moduli), tuple(places))
+
+
+@lru_cache(maxsize=_CHOICES)
+def _weights(moduli: tuple[int, ...], places: tuple[int, ...]) -> Residues:
+    return _constant([centred(np.array(interpolation(places, prime)), prime) for prime in moduli], np.int8)
 
 
 def decode(answers: Residues, places: Sequence[int], moduli: Sequence[int]) -> Integers:
@@ -223,6 +243,8 @@ def find_liars(answers: Residues, places: Sequence[int], moduli: Sequence[int], 
     Returns:
         Indices into `places`, ascending; empty: all agree. None: some lied, and it cannot be told who.
     """
+    if len(places) == needed:
+        return ()
     everybody = tuple(range(len(places)))
     left = np.flatnonzero(~_agree(answers, places, moduli, needed, everybody))
     liars = set[int]()
@@ -244,12 +266,27 @@ def _agree(
     answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int, who: tuple[int, ...]
 ) -> NDArray[np.bool_]:
     """For each image, whether the answers of some servers lie on one polynomial: the first ones foretell the others."""
-    base, others = list(who[:needed]), list(who[needed:])
-    agree = np.ones(len(answers), np.bool_)
-    for column, prime in enumerate(moduli):
-        known = answers[:, base, column].astype(np.int64)
-        for other in others:
-            factors = interpolation([places[index] for index in base], prime, at=places[other])
-            foretold = np.tensordot(known, np.array(factors), axes=(1, 0))
-            agree &= ((foretold - answers[:, other, column]) % prime == 0).all(axis=1)
-    return agree
+    factors = _contradictions(tuple(moduli), tuple(places[index] for index in who), needed)
+    sums = factors @ np.swapaxes(answers[:, who], 1, 2).astype(np.float32)
+    primes = np.array(moduli, np.float32)[:, np.newaxis, np.newaxis]
+    return (np.rint(sums / primes) * primes == sums).all(axis=(1, 2, 3))
+
+
+@lru_cache(maxsize=_CHOICES)
+def _contradictions(moduli: tuple[int, ...], places: tuple[int, ...], needed: int) -> NDArray[np.float32]:
+    """What gives multiples of the primes where answers lie on one polynomial, [primes, answered - needed, answered].
+
+    Whole numbers of a product with answers stay below 2^24, for `MAX_SERVERS` and any prime below 256: float32 has them
+    all, and BLAS is fast with them alone.
+    """
+    base, others = places[:needed], places[needed:]
+    rows = [[interpolation(base, prime, at=other) for other in others] for prime in moduli]
+    foretold = [centred(np.array(row), prime) for row, prime in zip(rows, moduli, strict=True)]
+    return _constant([np.hstack([each, -np.eye(len(others))]) for each in foretold], np.float32)
+
+
+def _constant(rows: Sequence[NDArray[Any]], dtype: type[Number]) -> NDArray[Number]:
+    """Arrays on top of each other, read-only: who gets them shares them with later calls."""
+    stacked = np.stack(rows).astype(dtype)
+    stacked.flags.writeable = False
+    return stacked

@@ -22,8 +22,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from privdfs._core import Outcome
 from privdfs._errors import ConfigError
+from privdfs._kinds import Outcome
 
 __all__ = ["Telemetry"]
 

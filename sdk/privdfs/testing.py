@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from privdfs import _messages as messages
+from privdfs._branch import DATATYPES, branches
 from privdfs._bundle import Bundle
-from privdfs._channel import DATATYPES, branches
 from privdfs._config import WireName
+from privdfs._errors import ConfigError
 from privdfs._fake_http import CallFailedError, Handler, HttpFace
 from privdfs._format import PARTITION, RELEASE_PARAMETER, SERVER_PARAMETER, SHARE, ClientManifest
 from privdfs._local import open_branches, open_client
@@ -211,8 +212,10 @@ class _GrpcFace:
     """A server that answers the two methods a client calls."""
 
     def __init__(self, config: Handler, infer: Handler, credentials: Any) -> None:  # noqa: ANN401 - grpcio has no types
-        import grpc  # pyright: ignore[reportMissingTypeStubs]
-
+        try:
+            import grpc  # pyright: ignore[reportMissingTypeStubs]
+        except ImportError as error:
+            raise ConfigError("a fake that speaks gRPC needs grpcio: pip install 'privdfs[testing]'") from error
         self._grpc: Any = grpc
         self._server: Any = self._grpc.server(ThreadPoolExecutor(max_workers=32))
         methods = {

@@ -166,6 +166,7 @@ def test_tables_of_coded_releases(release: Path, tmp_path: Path) -> None:
 
     point = {"p50_ms": 6.0, "p99_ms": 9.0, "cpu_ms": 1.0, "bytes_up": 30, "bytes_down_by_server": [2, 2], "samples": 7}
     systems = {"coded": point, "masked": point | {"p50_ms": 4.0}}
+    systems |= {name: point | {"p50_ms": 3.0, "cpu_ms": 0.4} for name in ("http_coded", "http_masked", "http_baseline")}
     latency = {
         **shared,
         "made_by": MADE_BY,
@@ -174,6 +175,13 @@ def test_tables_of_coded_releases(release: Path, tmp_path: Path) -> None:
         "ratios": ratios(systems),
         "networks": {"20,10": {"rtt_ms": 20.0, "mbit": 10.0, "systems": {"coded": point | {"p50_ms": 66.0}}}},
         "device_ms": {"head": 1.0, "sharing": 0.25, "decoding": 0.5, "sharing_and_decoding_to_head": 0.75},
+    }
+    assert ratios(systems) == {
+        "coded_p50_to_masked_p50": 1.5,
+        "http_coded_p50_to_masked_p50": 1.0,
+        "http_coded_p50_to_baseline_p50": 1.0,
+        "http_coded_p50_to_grpc_p50": 0.5,
+        "http_coded_cpu_to_grpc_cpu": 0.4,
     }
     (tmp_path / "drawn").mkdir()
     (tmp_path / "drawn" / RESULT_NAME).write_text(json.dumps(latency))
@@ -229,7 +237,11 @@ def test_latency_is_measured_beside_a_masked_release(release: Path, trained_rele
     line = [str(release), "--beside", str(trained_release), "--samples", "5", "--network", "5,100", "--out", str(out)]
     assert latency.main(line) == 0
     results = json.loads((out / RESULT_NAME).read_text())
-    assert set(results["systems"]) == {"coded", "masked", "baseline_triton", "baseline_device"}
+    plain, http = (
+        {"coded", "masked", "baseline_triton", "baseline_device"},
+        {"http_coded", "http_masked", "http_baseline"},
+    )
+    assert set(results["systems"]) == plain | http
     assert (results["rounds"], results["degree"], results["colluding"]) == (3, [2, 2, 2], 1)
     assert results["systems"]["coded"]["bytes_up"] == 3 * results["bytes_up"]
     far = results["networks"]["5,100"]["systems"]

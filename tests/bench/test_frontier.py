@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from privdfs_bench.audit.frontier import config_of
+from privdfs_bench.audit.frontier import config_of, recorded_config
+from privdfs_bench.audit.frontier_picture import draw, is_current, points
 from privdfs_bench.audit.sweeps import SWEEPS, read_sweep
 from privdfs_bench.results import RESULTS
+from privdfs_training.config import VitTinyConfig
 from privdfs_training.errors import TrainingConfigError
 from tests.trained import tiny_values, write_toml
 
@@ -85,14 +86,25 @@ def test_a_sweep_is_trained_measured_drawn_and_not_made_twice(sweep: Path, data_
             assert 5 < found["psnr"] < 20  # one epoch of a tiny decoder
         assert entry["made_by"]["config"]["run"]["loss"]["auxiliary"] == 0.4
         assert f"{entry['accuracy']:.2%}" in both.stdout
-    with Image.open(out.with_suffix(".png")) as picture:
-        assert min(picture.size) > 400
+
+
+def test_a_picture_of_other_figures_is_not_current(tmp_path: Path) -> None:
+    entry = {"data": "fashion-mnist", "backbone": "resnet20", "client_macs": 1, "baseline_macs": 20, "fused": 0.925}
+    entry |= {"linear_readouts": 0.9, "baseline": 0.93, "branches": [0.92] * 3}
+    audit = {"floor": {"class_mean": 13.0}, "worst": {"1": {"psnr": 13.5}}}
+    shown = points({"one": entry, "two": entry | {"sharing": "coded"}}, {"one": audit})
+    assert [one.learnt for one in shown] == ["+0.50 dB", "nothing (proven)"]
+    path = tmp_path / "frontier.png"
+    assert not is_current(shown, path)
+    draw(shown, path)
+    assert is_current(shown, path)
+    assert not is_current([shown[0]._replace(accuracy=0.926), shown[1]], path)
 
 
 def test_another_kind_of_section_starts_afresh(sweep: Path) -> None:
     sweep.write_text(SWEEP + '\n[runs.vit.backbone]\nname = "vit-tiny"\npatch = 7\ndepth = 2\n')
     (config,) = [one.config for one in read_sweep(sweep).runs if one.name == "sweep-vit"]
-    assert (config.backbone.name, config.backbone.width, config.backbone.patch) == ("vit-tiny", 0, 7)
+    assert config.backbone == VitTinyConfig(patch=7, depth=2)
     assert config.loss.auxiliary == 0.4
     assert config.loss.distillation == 0.5
 
@@ -128,7 +140,7 @@ def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> 
     known = {run.name: config_of(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
     made = json.loads((RESULTS / "frontier.json").read_text())["runs"]
     assert {run["name"] for run in made} == known.keys()
-    assert [run["name"] for run in made if run["made_by"]["config"] != known[run["name"]]] == []
+    assert [run["name"] for run in made if recorded_config(run) != known[run["name"]]] == []
 
 
 def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path) -> None:

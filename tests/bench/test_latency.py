@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import latency
 from privdfs import Bundle, Error, Result, Timings
-from privdfs_bench.speed.check import check_record, compare
+from privdfs_bench.speed.check import bars, check_record, compare
 from privdfs_bench.speed.latency import given
 from privdfs_bench.speed.rounds import check_crypten, open_loop
 from privdfs_bench.speed.serving import ServerTime, split_near
@@ -144,6 +144,25 @@ def test_the_gate_holds_ratios_to_their_margins(now: dict[str, Any], worse: set[
     assert {one.name for one in compare(now, checked({})) if one.is_worse} == worse
 
 
+def test_bars_over_http_are_told_apart_and_may_be_missing() -> None:
+    private = {"privdfs_p50_to_baseline_triton_p50": 1.0, "privdfs_cpu_to_graphs_cpu": 1.0}
+    cold = {"privdfs": {"total_ms": 500.0, "peak_over_bare_mb": 70.0}}
+    before = checked(private, cold=cold)
+    assert {bar.is_met for bar in bars(before) if "HTTP" in bar.what} == {None}
+    now = checked(
+        private | {"http_p50_to_floor": 1.15, "http_p50_to_grpc_p50": 0.76, "http_cpu_to_grpc_cpu": 0.4},
+        cold=cold | {"http": {"total_ms": 251.0, "peak_over_bare_mb": 60.0}},
+    )
+    met = {bar.what: bar.is_met for bar in bars(now) if bar.measured is not None and "HTTP" in bar.what}
+    assert met == {
+        "HTTP: PrivDFS p50 / floor p50": True,
+        "PrivDFS p50 over HTTP / over gRPC": False,
+        "processor time of a call over HTTP / over gRPC": True,
+        "HTTP: cold start to the first answer, ms": False,
+        "HTTP: peak memory over a bare interpreter, MB": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("record", "told"), [({}, "no record"), (checked({}, release="b"), "release b"), ({"ratios": {}}, "no record")]
 )
@@ -207,7 +226,7 @@ def test_in_an_open_loop_a_call_that_waits_counts_from_its_arrival(monkeypatch: 
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
     monkeypatch.setattr("time.sleep", pass_time)
-    names = ("privdfs", "floor", "baseline_triton")
+    names = ("privdfs", "floor", "baseline_triton", "http")
     # The rate is planned for calls of 100 ms, and then each takes a second: they queue up.
     systems = {name: System(name, [1], [1], slow_call, samples=[100.0]) for name in names}
     found = open_loop(systems, [np.zeros((1, 1, 1), np.uint8)], 20)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,22 @@ def test_a_benchmark_that_is_stopped_leaves_nothing(
     assert list(scratch.iterdir()) == []
 
 
+def check_http_ratios(systems: dict[str, Any], ratios: dict[str, float]) -> None:
+    p50 = {name: sorted(values["samples_ms"])[19] for name, values in systems.items()}
+    cpu = {name: values["cpu_ms"] for name, values in systems.items()}
+    expected = {
+        "http_p50_to_floor": p50["http"] / p50["http_floor"],
+        "http_p50_to_grpc_p50": p50["http"] / p50["privdfs"],
+        "http_p50_to_baseline_p50": p50["http"] / p50["http_baseline"],
+        "http_async_p50_to_floor": p50["http_async"] / p50["http_floor"],
+        "http_cpu_to_grpc_cpu": cpu["http"] / cpu["privdfs"],
+        "http_cpu_to_graphs_cpu": cpu["http"] / cpu["graphs_only"],
+        "http_floor_cpu_to_graphs_cpu": cpu["http_floor"] / cpu["graphs_only"],
+    }
+    found = {name: value for name, value in ratios.items() if name.startswith("http")}
+    assert found == pytest.approx(expected, rel=0.02, abs=2e-3)
+
+
 def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in proxies().items():  # loopback is never asked for through one
         monkeypatch.setenv(name, value)
@@ -147,8 +164,10 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
     jpeg, split = systems["baseline_jpeg"]["bytes_up"], results["made_by"]["config"]["split"]["shape"]
     assert {name: values["bytes_up"] for name, values in systems.items()} == {
         **dict.fromkeys(("privdfs", "privdfs_async", "privdfs_batch", "floor", "floor_futures"), 36),
+        **dict.fromkeys(("http", "http_async", "http_floor"), 36),
         "graphs_only": 0,
         "baseline_triton": 784,
+        "http_baseline": 784,
         "baseline_jpeg": jpeg,
         "single_split": 4 * int(np.prod(split)),
         "baseline_device": 0,
@@ -180,8 +199,9 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
         "privdfs": 40,
         "floor": 40,
         "baseline_triton": 40,
+        "http": 40,
     }
-    for cold in (results["cold"]["privdfs"], results["cold"]["floor"]):
+    for cold in (results["cold"][name] for name in ("privdfs", "http", "floor", "http_floor")):
         assert cold["total_ms"] == pytest.approx(
             sum(cold[f"{name}_ms"] for name in ("import", "open", "first_answer")), abs=1
         )
@@ -190,11 +210,13 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
         # From the samples, by the definition of a median of 40 at the nearest rank.
         ours, theirs = (sorted(systems[name]["samples_ms"])[19] for name in ("privdfs", other))
         assert results["ratios"][f"privdfs_p50_to_{other}_p50"] == pytest.approx(ours / theirs, abs=1e-3)
+    check_http_ratios(systems, results["ratios"])
     through = results["networks"]["2,50"]
     assert through["measured"]["rtt_ms"] >= 2
     assert all(min(one["samples_ms"]) >= 2 for one in through["systems"].values())
     on_the_wire = through["bytes_on_the_wire"]
-    for name, servers in (("privdfs", 3), ("floor", 3), ("baseline_triton", 1), ("single_split", 1)):
+    on_one = dict.fromkeys(("baseline_triton", "single_split", "http_baseline"), 1)
+    for name, servers in (dict.fromkeys(("privdfs", "floor", "http", "http_floor"), 3) | on_one).items():
         sent = on_the_wire[name]["up_by_server"]
         assert len(sent) == servers
         assert all(more > bytes_up for more, bytes_up in zip(sent, systems[name]["bytes_up_by_server"], strict=True))

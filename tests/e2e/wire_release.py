@@ -17,9 +17,19 @@ RELEASE = "wire-1"
 LENGTHS = (64, 72, 80)
 
 
-def write_wire_release(folder: Path, scripts: Mapping[int, str] | None = None) -> Path:
-    """The tiny release with branches that tritonserver runs; some of them by other scripts than ours."""
-    build_release(folder, release=RELEASE, share_lengths=LENGTHS)
+def write_wire_release(
+    folder: Path, scripts: Mapping[int, str] | None = None, *, release: str = RELEASE, seed: int = 0, queue: int = 0
+) -> Path:
+    """The tiny release with branches that tritonserver runs.
+
+    Args:
+        folder: where to write it.
+        scripts: of servers that run another script than ours.
+        release: its id.
+        seed: of its weights.
+        queue: how many requests may wait at a server; 0: any number.
+    """
+    build_release(folder, release=release, share_lengths=LENGTHS, seed=seed)
     for i, length in enumerate(LENGTHS):
         server = folder / f"server-{i}"
         graph = (server / "branch" / "1" / "model.onnx").read_bytes()
@@ -30,11 +40,15 @@ def write_wire_release(folder: Path, scripts: Mapping[int, str] | None = None) -
             (TensorSpec("share", "int8", (length,)),),
             TensorSpec("logits", "float32", (len(CLASSES),)),
             MAX_BATCH,
-            {"privdfs_release": RELEASE, "privdfs_server": str(i)},
+            {"privdfs_release": release, "privdfs_server": str(i)},
         )
         written = write_model(server, spec, graph)
         if scripts and i in scripts:
             (server / "branch" / "1" / "model.py").write_text(scripts[i], encoding="utf-8")
+        if queue:
+            config = server / "branch" / "config.pbtxt"
+            policy = f"dynamic_batching {{ default_queue_policy {{ max_queue_size: {queue} }} }}"
+            config.write_text(config.read_text(encoding="utf-8").replace("dynamic_batching {\n}", policy))
         files = {name: sha256_file(server / name) for name in written}
         manifest = msgspec.structs.replace(server_manifest(server), files=files)
         (server / "manifest.json").write_bytes(encode_manifest(manifest))

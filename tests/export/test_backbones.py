@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from privdfs_export import graphs, parity
+from privdfs_export import graphs, modules, parity
 from privdfs_training.models.system import System
 from privdfs_training.precision import autocast
 from privdfs_training.reading import config_from_dict
@@ -66,7 +66,7 @@ def test_graphs_compute_what_the_trained_networks_do(name: str, kinds: str) -> N
     system = trained(backbone, head, branch, images)
     pixels = images.permute(0, 2, 3, 1).contiguous()
     with torch.inference_mode():
-        shares = [share.numpy() for share in graphs.Encoder(system)(pixels)]
+        shares = [share.numpy() for share in modules.Encoder(system)(pixels)]
         answers = system.answer(system.encode(images).shares).numpy()
         baseline = system.baseline(images).numpy()
     assert len(np.unique(shares)) > 1

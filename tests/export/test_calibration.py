@@ -19,6 +19,7 @@ from privdfs_export.calibrate import calibrate_release
 from privdfs_export.cli import main
 from privdfs_export.contents import Graph, Graphs
 from privdfs_export.errors import ExportError, ParityError
+from privdfs_export.tracing import export_graph
 from privdfs_training.checkpoint import load_system
 from privdfs_training.models.fusion import Fusion
 
@@ -41,7 +42,7 @@ class Fused(torch.nn.Module):
 def fusion_model(hidden: int = 0) -> onnx.ModelProto:
     torch.manual_seed(0)
     inputs = (torch.zeros(2, SERVERS, CLASSES), torch.ones(2, SERVERS, dtype=torch.bool))
-    return graphs.export_graph(Fused(hidden), inputs, ["logits", "answered"], ["probabilities"])
+    return export_graph(Fused(hidden), inputs, ["logits", "answered"], ["probabilities"])
 
 
 def heard(count: int, *, spread: float = 6.0) -> tuple[np.ndarray, np.ndarray]:

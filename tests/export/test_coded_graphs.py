@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from privdfs.coding import PRIMES, draw, fewest_moduli, powers, weights
 from privdfs_export import coded_graphs
-from privdfs_export.coded_graphs import EXACT, REDUCED, exact_pieces
+from privdfs_export.coded_modules import EXACT, REDUCED, Decoding, exact_pieces
 from privdfs_export.engine import BuildOptions, build_engine, check_graph
 from privdfs_export.errors import ExportError
 from privdfs_export.sessions import session
@@ -100,8 +100,8 @@ def test_images_become_the_logits_of_training_whoever_answers(system: CodedSyste
     travelled = [values]
     for index, current in enumerate(rounds):
         feed = answered(index, shares)
-        decoding = coded_graphs.Decoding(moduli[index])
-        decoded = decoding(torch.from_numpy(feed["answers"]), torch.from_numpy(feed["weights"])).numpy()
+        decoding = Decoding(moduli[index])
+        decoded = decoding(torch.from_numpy(feed["answers"]), torch.tensor(feed["weights"])).numpy()
         np.testing.assert_array_equal(decoded, results[index].reshape(4, -1))
         if isinstance(current.device, Relay):
             graph = coded_graphs.relay_graph(current.network, current.device, moduli[index], moduli[index + 1])

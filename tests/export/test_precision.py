@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from privdfs_export import graphs
+from privdfs_export import graphs, modules
 from privdfs_export.errors import PrecisionError
 from privdfs_export.precision import (
     PRECISIONS,
@@ -149,7 +149,7 @@ def test_channel_masks_slice_the_first_convolution_and_scatter_nothing(monkeypat
     model = graphs.branch_graph(system, 1)
     assert [node.op_type for node in model.graph.node[:3]] == ["DequantizeLinear", "Reshape", "Conv"]
     assert constants(model)[model.graph.node[2].input[1]].shape[1] == 2  # of the feature's four channels
-    monkeypatch.setattr(graphs, "whole_channels", lambda _system, _server: None)
+    monkeypatch.setattr(modules, "whole_channels", lambda _system, _server: None)
     scattered = graphs.branch_graph(system, 1)
     assert [node.op_type for node in scattered.graph.node[:4]] == ["DequantizeLinear", "Pad", "Gather", "Reshape"]
     values, width, kernel, cut = 4 * 4, 16, 9, 2

@@ -190,7 +190,7 @@ def test_an_encoder_that_is_not_the_trained_one_is_refused_and_nothing_is_writte
     trained_release: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = load_system(trained_release.parent / "run" / "system.safetensors")
-    build = release.graphs.encoder_graph
+    build = graphs.encoder_graph
     head = trained.system.head
     assert isinstance(head, CompactHead)
 
@@ -203,7 +203,7 @@ def test_an_encoder_that_is_not_the_trained_one_is_refused_and_nothing_is_writte
             weight.copy_(kept)
         return graph
 
-    monkeypatch.setattr(release.graphs, "encoder_graph", other_head)
+    monkeypatch.setattr(graphs, "encoder_graph", other_head)
     data = load_data("fashion-mnist", data_folder)
     with pytest.raises(ParityError, match=r"encoder, share_0: .* of the int8 values equal") as caught:
         release.export_release(trained, data, tmp_path / "out", engine="python", console=QUIET)

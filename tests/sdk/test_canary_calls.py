@@ -107,6 +107,29 @@ def test_a_liar_to_a_canary_alone_is_named_where_its_lie_is_corrected(
         assert next(answers) == 2 * ROUNDS
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_telemetry_counts_the_programs_images_and_of_canaries_the_alarm_alone(
+    connect: Callable[..., Driver], drawn: Path, servers: list[FakeServer], photos: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch, *, first: bool,
+) -> None:  # fmt: skip
+    ordered(monkeypatch, first=first)
+    noted = list[tuple[int, str]]()
+
+    class Noting:
+        def note(self, _release: str, images: int, _outcomes: object, _seconds: float, error: object) -> None:
+            noted.append((images, type(error).__name__))
+
+    endpoints = [server.endpoint for server in servers]
+    client = connect(drawn / "client", endpoints, queries=Queries(canary_rate=1), telemetry=Noting())
+    client.predict_batch(photos)
+    assert noted == [(3, "NoneType")]
+    noted.clear()
+    servers[1].fault = Fault(logits=other)
+    with pytest.raises(CanaryError):
+        client.predict(np.flip(photos[0]))
+    assert noted == ([] if first else [(1, "NoneType")]) + [(0, "CanaryError")]
+
+
 def test_repeats_send_no_canary(
     connect: Callable[..., Driver], drawn: Path, servers: list[FakeServer], photos: np.ndarray
 ) -> None:

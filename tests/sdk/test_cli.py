@@ -22,6 +22,7 @@ from PIL import Image
 from privdfs import Client, __version__
 from privdfs._cli import main
 from privdfs.testing import FakeServer, Fault
+from tests.sdk.commands import failed, options
 
 
 @pytest.fixture
@@ -31,20 +32,6 @@ def pictures(tmp_path: Path) -> list[str]:
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
     return [str(path) for path in paths]
-
-
-def options(endpoints: list[str]) -> list[str]:
-    return ["--allow-unsigned", *(word for endpoint in endpoints for word in ("--server", endpoint))]
-
-
-def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must fail cleanly; its line on standard error."""
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("privdfs: ")
-    return captured.err
 
 
 def test_predict_prints_a_line_per_image(

@@ -32,15 +32,20 @@ from privdfs import (
     ImageError,
     NotEnoughAnswersError,
     Server,
+    ServerBusyError,
     ServerMismatchError,
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from privdfs._chunk import Chunk, Decoded, Share
 from privdfs._config import WireName
-from privdfs._core import Call, Chunk, Decoded, Share
+from privdfs._core import Call
+from privdfs._kinds import Sent
+from privdfs._masked import Masked
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.certificates import credentials, scheme
 from tests.sdk.drivers import HANG_S, Driver
+from tests.sdk.tiny_release import MAX_BATCH
 
 
 @pytest.fixture
@@ -238,7 +243,7 @@ def test_a_wrong_answer_is_refused_and_the_others_are_used(
     [
         ("UNAVAILABLE", ServerUnavailableError),
         ("INTERNAL", ServerUnavailableError),
-        ("RESOURCE_EXHAUSTED", ServerUnavailableError),
+        ("RESOURCE_EXHAUSTED", ServerBusyError),
         ("PERMISSION_DENIED", ServerUnavailableError),
         ("CANCELLED", ServerUnavailableError),
         ("NOT_FOUND", ServerMismatchError),
@@ -514,6 +519,39 @@ def test_one_deadline_covers_all_parts_of_a_batch(
     with pytest.raises((NotEnoughAnswersError, DeadlineExceededError)):
         client.predict_batch(images, timeout=0.8)
     assert time.monotonic() - started < 10
+
+
+def test_a_server_that_hangs_does_not_use_up_the_time_of_later_parts(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray
+) -> None:
+    client = connect(release / "client", endpoints, min_answers=2, timeout=30)
+    client.predict(images[0])
+    fakes[1].fault = Fault(delay=HANG_S)
+    results = client.predict_batch(images, timeout=3)
+    assert [result.answered for result in results] == [(True, False, True)] * len(images)
+    assert len(images) > MAX_BATCH
+
+
+def test_shares_are_wiped_and_what_encode_gives_is_not(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made, begin = list[np.ndarray](), Masked.begin
+
+    def begun(self: Masked, pixels: np.ndarray) -> Sent:
+        sent = begin(self, pixels)
+        made.extend(sent.shares)
+        return sent
+
+    monkeypatch.setattr(Masked, "begin", begun)
+    client = connect(release / "client", endpoints)
+    client.predict_batch(images)
+    assert any(share.any() for share in client.encode(images[0]))
+    fakes[1].fault = Fault(status="UNAVAILABLE")
+    with pytest.raises(NotEnoughAnswersError):
+        client.predict(images[0], timeout=1)
+    assert made
+    assert not any(share.any() for share in made)
 
 
 def test_a_call_that_is_late_before_it_is_sent_sends_nothing(

@@ -23,9 +23,9 @@ from privdfs import (
     Server,
     coding,
 )
+from privdfs._chunk import Share
 from privdfs._coded_format import CodedManifest
 from privdfs._config import WireName
-from privdfs._core import Share
 from privdfs._wires import connection_class
 from privdfs.testing import FakeServer, Fault
 from tests.coded_release import build_coded_release, drawn, noise

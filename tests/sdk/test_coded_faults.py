@@ -5,9 +5,11 @@ import itertools
 import logging
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from privdfs import (
     Retries,
     Server,
     ServerMismatchError,
+    _coded,
     coding,
 )
 from privdfs._coded import Coded
@@ -304,6 +307,27 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     return found
 
 
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The shares and the gathered answers of every round of every call, as the call itself holds them."""
+    found = list[np.ndarray]()
+    share, check = _coded._sent, coding.find_liars
+
+    def shared(shares: np.ndarray, *others: Any) -> Sent:
+        sent = share(shares, *others)
+        assert all(values.any() for values in sent.shares), "there is something to wipe"
+        found.extend((shares, *sent.shares))
+        return sent
+
+    def checked(answers: np.ndarray, *others: Any) -> Any:
+        found.append(answers)
+        return check(answers, *others)
+
+    monkeypatch.setattr("privdfs._coded._sent", shared)
+    monkeypatch.setattr("privdfs._coded.coding.find_liars", checked)
+    return found
+
+
 def failing_draw(monkeypatch: pytest.MonkeyPatch, when: int) -> None:
     """The system's generator fails at one draw of a call."""
     draws, draw = itertools.count(1), coding.draw
@@ -334,6 +358,60 @@ def test_and_when_shares_were_only_made(
 ) -> None:
     connect(bundle, [server.endpoint for server in servers[:3]]).encode(PHOTOS[0])
     assert (len(kept), is_wiped(kept)) == (1, True)
+
+
+@pytest.mark.parametrize("photos", [PHOTOS[:1], PHOTOS])
+def test_shares_and_gathered_answers_are_wiped_and_what_encode_gives_is_not(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], used: list[np.ndarray],
+    photos: np.ndarray,
+) -> None:  # fmt: skip
+    client = connect(bundle, [server.endpoint for server in servers[:3]])
+    client.predict_batch(photos)
+    assert (len(used), is_wiped(used)) == (ROUNDS * (1 + 3 + 1), True)
+    assert all(share.any() for server in servers[:3] for share in server.received)
+    used.clear()
+    assert all(share.any() for share in client.encode(PHOTOS[0]))
+    assert (len(used), is_wiped(used)) == (1 + 3, True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(status="UNAVAILABLE", round=2), NotEnoughAnswersError),
+        (Fault(logits=wrong, round=2), ContradictingAnswersError),
+        (Fault(delay=HANG_S, round=2), NotEnoughAnswersError),
+    ],
+)
+def test_and_so_are_they_after_an_error(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], used: list[np.ndarray], fault: Fault,
+    error: type[Error],
+) -> None:  # fmt: skip
+    servers[1].fault = fault
+    client = connect(bundle, [server.endpoint for server in servers[:4]], colluding=1, min_answers=4, timeout=2)
+    with pytest.raises(error):
+        client.predict(PHOTOS[0])
+    assert used
+    assert is_wiped(used)
+
+
+def test_nothing_of_a_part_is_held_when_it_is_over(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of a large batch take far more memory than its images."""
+    held = list[int]()
+    begin = Coded.begin
+
+    def begun(self: Coded, pixels: np.ndarray) -> Sent:
+        sent = begin(self, pixels)
+        made.append(weakref.ref(sent.shares[0]))
+        held.append(sum(one() is not None for one in made))
+        return sent
+
+    made = list["weakref.ref[np.ndarray]"]()
+    monkeypatch.setattr(Coded, "begin", begun)
+    count = 3 * bundle.manifest.max_batch
+    connect(bundle, [server.endpoint for server in servers[:3]]).predict_batch(noise(count))
+    assert held == [1, 1, 1]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -29,9 +29,10 @@ from privdfs import (
     ServerMismatchError,
     ServerTimeoutError,
 )
+from privdfs._chunk import Share
 from privdfs._config import WireName
 from privdfs._constants import BREAKER_FAILURES, MAX_CALLS_AT_ONCE
-from privdfs._core import Call, Share
+from privdfs._core import Call
 from privdfs.testing import FakeServer, Fault
 from tests.sdk.drivers import HANG_S, AsyncDriver, Driver, at
 from tests.wire_proxy import Proxies

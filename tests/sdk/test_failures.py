@@ -17,7 +17,10 @@ from privdfs import (
     NotEnoughAnswersError,
     Retries,
     Server,
+    ServerBusyError,
+    ServerMismatchError,
     ServerUnavailableError,
+    _exchange,
     _routing,
 )
 from privdfs._config import WireName
@@ -162,6 +165,111 @@ def test_a_server_without_a_replica_to_try_fails_at_once_and_comes_back(
     while client.predict(images[0]).answered != ALL:
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_replica_that_is_back_answers_when_the_other_dies_however_long_it_was_to_be_left_alone(
+    connect: Callable[..., Driver],
+    release: Path,
+    twins: list[list[FakeServer]],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_routing, "BREAKER_FIRST_S", 600.0)
+    monkeypatch.setattr(_routing, "BREAKER_LAST_S", 0.0)
+    client = connect(release / "client", servers_of(twins), timeout=20)
+    twins[1][1].fault = Fault(status="UNAVAILABLE")
+    for _ in range(4 * BREAKER_FAILURES):
+        assert client.predict(images[0]).answered == ALL
+    twins[1][1].fault = None
+    twins[1][0].close()
+    assert all(client.predict(image).answered == ALL for image in images)
+
+
+# ------------------------------------------------------------------------------------------------------ full queues
+
+
+def test_a_busy_server_is_an_error_at_once_and_is_asked_again_by_the_next_call(
+    connect: Callable[..., Driver], release: Path, fakes: list[FakeServer], endpoints: list[str], images: np.ndarray
+) -> None:
+    client = connect(release / "client", endpoints, timeout=20)
+    assert client.predict(images[0]).answered == ALL
+    checks = fakes[1].checks
+    fakes[1].fault = Fault(status="RESOURCE_EXHAUSTED")
+    for _ in range(2 * BREAKER_FAILURES):
+        with pytest.raises(NotEnoughAnswersError, match="full queue") as caught:
+            client.predict(images[0])
+        assert type(caught.value.causes[1]) is ServerBusyError
+    assert len(fakes[1].received) == 1 + 2 * BREAKER_FAILURES, "once a call, and no pause"
+    fakes[1].fault = None
+    assert client.predict(images[0]).answered == ALL
+    assert fakes[1].checks == checks, "it said nothing that makes it another server"
+
+
+def test_an_error_of_a_busy_server_does_not_wait_for_the_others(
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_exchange, "FAIL_GRACE_S", HANG_S)
+    client = connect(release / "client", endpoints, timeout=HANG_S)
+    client.warmup()
+    fakes[0].fault, fakes[1].fault = Fault(status="RESOURCE_EXHAUSTED"), Fault(delay=3)
+    with pytest.raises(NotEnoughAnswersError) as caught:
+        client.predict(images[0])
+    assert {server: type(cause) for server, cause in caught.value.causes.items()} == {0: ServerBusyError}
+    assert 1 not in caught.value.answered
+
+
+def test_another_replica_answers_for_a_busy_one(
+    connect: Callable[..., Driver], release: Path, twins: list[list[FakeServer]], images: np.ndarray
+) -> None:
+    client = connect(release / "client", servers_of(twins))
+    twins[2][0].fault = Fault(status="RESOURCE_EXHAUSTED")
+    assert all(client.predict(image).answered == ALL for image in images)
+
+
+# ------------------------------------------------------------------------------------------------- rolling releases
+
+
+def test_replicas_of_another_release_cost_no_attempt(
+    connect: Callable[..., Driver],
+    release: Path,
+    other_release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    wire: WireName,
+) -> None:
+    with ExitStack() as stack:
+        new = [stack.enter_context(FakeServer.for_release(other_release, 0, wire=wire)) for _ in range(4)]
+        first = Server([*(fake.endpoint for fake in new), endpoints[0]])
+        client = connect(release / "client", [first, *endpoints[1:]], retries=Retries(attempts=1))
+        assert all(client.predict(image).answered == ALL for image in images)
+        assert not any(fake.received for fake in new)
+
+
+def test_an_old_device_is_told_to_install_the_new_bundle_whatever_became_of_the_old_replicas(
+    connect: Callable[..., Driver],
+    release: Path,
+    other_release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    wire: WireName,
+) -> None:
+    fakes[0].close()
+    with FakeServer.for_release(other_release, 0, wire=wire) as new:
+        servers = [Server([endpoints[0], new.endpoint]), *endpoints[1:]]
+        client = connect(release / "client", servers, timeout=20)
+        for _ in range(2 * BREAKER_FAILURES):  # also while both are paused
+            with pytest.raises(NotEnoughAnswersError, match="install the new bundle") as caught:
+                client.predict(images[0])
+            assert isinstance(caught.value.causes[0], ServerMismatchError)
+        assert not new.received
+    assert not any(fake.received for fake in fakes)
 
 
 # ---------------------------------------------------------------------------------------------------------- hedges

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from privdfs import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError
 from privdfs._files import read_verified, refuse_unlisted, sha256_file, verify_files
 from privdfs._manifest import decode_client_manifest, decode_server_manifest, encode_manifest, read_client_manifest
-from privdfs.coding import MAX_SERVERS
-from tests.sdk.coded_folders import coded_manifest
+from privdfs.coding import MAX_SERVERS, PRIMES
+from tests.sdk.coded_folders import TWO_ROUNDS, a_round, coded_manifest
 
 
 @pytest.fixture
@@ -96,6 +96,14 @@ def test_primes_that_leave_a_share_unprotected_are_refused(prime: int) -> None:
     assert read_client_manifest(data) == coded_manifest()
     with pytest.raises(BundleFormatError, match="moduli"):
         read_client_manifest(edited(data, lambda m: m["rounds"][0]["moduli"].append(prime)))
+
+
+def test_more_primes_than_the_arithmetic_of_clients_is_exact_for_are_refused() -> None:
+    data = encode_manifest(coded_manifest(rounds=(a_round(moduli=PRIMES), *TWO_ROUNDS[1:])))
+    assert read_client_manifest(data)
+    one_more = edited(data, lambda m: m["rounds"][0]["moduli"].append(211))
+    with pytest.raises(BundleFormatError, match="moduli"):
+        read_client_manifest(one_more)
 
 
 @pytest.mark.parametrize(

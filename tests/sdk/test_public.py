@@ -2,10 +2,12 @@ import ast
 import inspect
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import privdfs
 import privdfs.testing
+from privdfs.testing import FakeServer
 
 SDK = Path(privdfs.__file__).parent
 
@@ -14,7 +16,7 @@ PUBLIC = {
     "BundleSignatureError", "BundleStore", "BundleStoreError", "BundleVersionError", "CanaryError", "Client",
     "ConfigError", "ContradictingAnswersError", "DeadlineExceededError", "Error", "Health", "ImageError",
     "LeakageError", "NotEnoughAnswersError", "Queries", "QueryBudgetError", "RandomnessError", "Result", "Retries",
-    "RoundTimings", "SelfTest", "SelfTestError", "Server", "ServerError",
+    "RoundTimings", "SelfTest", "SelfTestError", "Server", "ServerBusyError", "ServerError",
     "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 
@@ -66,7 +68,8 @@ def test_the_async_client_has_the_calls_of_the_sync_one() -> None:
 def test_importing_is_cheap_and_loads_no_heavy_library() -> None:
     code = (
         "import sys, time; started = time.process_time(); import privdfs; took = time.process_time() - started;"
-        "heavy = {'onnxruntime', 'grpc', 'tritonclient', 'google.protobuf', 'torch', 'safetensors', 'cryptography'};"
+        "heavy = {'onnxruntime', 'grpc', 'tritonclient', 'google.protobuf', 'h2', 'torch', 'safetensors', "
+        "'cryptography', 'asyncio'};"
         "print(took, sorted(heavy & set(sys.modules)))"
     )
     runs = [
@@ -101,3 +104,53 @@ def test_grpc_and_onnxruntime_stay_behind_their_modules() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (SDK / "py.typed").exists()
+
+
+WITHOUT_GRPC = """
+import asyncio, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"grpc", "h2", "hpack", "hyperframe", "tritonclient"} or name == "google.protobuf":
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from privdfs import AsyncClient, Bundle, Client, ConfigError
+from privdfs.testing import FakeServer
+
+bundle = Bundle.open(sys.argv[1], allow_unsigned=True)
+spec = bundle.manifest.image
+image = np.zeros((spec.height, spec.width, spec.channels), np.uint8)
+options = {"allow_shared_hosts": True, "timeout": 30}
+
+async def predict():
+    async with AsyncClient(bundle, sys.argv[2:], **options) as client:
+        return await client.predict(image)
+
+with Client(bundle, sys.argv[2:], **options) as client:
+    assert all(client.predict(image).answered)
+    assert all(health.ok for health in client.health())
+assert all(asyncio.run(predict()).answered)
+for kind in (Client, AsyncClient):
+    try:
+        kind(bundle, [f"127.0.0.1:{port}" for port, _ in enumerate(sys.argv[2:], 1)], **options)
+    except ConfigError as error:
+        print(error)
+try:
+    FakeServer.for_release(sys.argv[1] + "/..", 0)
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_http_works_without_what_grpc_needs_and_grpc_says_what_to_install(release: Path) -> None:
+    with ExitStack() as stack:
+        fakes = [stack.enter_context(FakeServer.for_release(release, i, wire="http")) for i in range(3)]
+        line = [sys.executable, "-c", WITHOUT_GRPC, str(release / "client"), *(fake.endpoint for fake in fakes)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *clients, fake = done.stdout.splitlines()
+    assert len(clients) == 2
+    assert all("pip install 'privdfs[grpc]'" in said for said in clients)
+    assert "pip install 'privdfs[testing]'" in fake

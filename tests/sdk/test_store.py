@@ -33,6 +33,8 @@ from privdfs import (
 )
 from privdfs._cli import main
 from privdfs._store import is_store
+from tests.conformance.form import RELEASES
+from tests.conformance.releases import SIGNER
 from tests.sdk.signing import KEY, OTHER, TRUST, pem, sign
 from tests.sdk.tiny_release import build_release
 
@@ -71,6 +73,14 @@ def test_installing_switching_and_rolling_back(store: BundleStore, sources: list
     bundle.selftest()
     with Client(bundle, [f"127.0.0.1:{i + 1}" for i in range(3)]) as client:
         assert client.bundle.release == "tiny-1"
+
+
+@pytest.mark.parametrize("name", ["masked", "keyed", "coded", "coded-rounds"])
+def test_every_kind_of_release_can_be_installed(name: str, tmp_path: Path) -> None:
+    store = BundleStore(tmp_path / "store", trust=SIGNER.public_key().public_bytes_raw())
+    installed = store.install(RELEASES / name / "client")
+    assert store.open().manifest == installed.manifest
+    installed.selftest()
 
 
 def test_installing_what_is_in_use_keeps_the_one_before(store: BundleStore, sources: list[Path]) -> None:
@@ -144,6 +154,68 @@ def test_a_damaged_state_is_an_error_that_installing_repairs(
             call()
     assert store.install(sources[1]).release == store.open().release == "tiny-1"
     assert bundles(store) == 1
+
+
+def test_refreshing_puts_a_new_bundle_into_use_and_is_cheap_when_there_is_none(
+    store: BundleStore, sources: list[Path], tmp_path: Path
+) -> None:
+    published = tmp_path / "published"
+    shutil.copytree(sources[0], published)
+    with pytest.raises(BundleStoreError, match="install one"):
+        store.refresh(published)
+    assert not store._folder.exists()
+    store.install(published)
+    for path in published.iterdir():
+        if path.name not in {"manifest.json", "manifest.sig"}:
+            path.unlink()  # what is not read need not be there
+    assert store.refresh(published) is None
+    shutil.copytree(sources[1], published, dirs_exist_ok=True)
+    bundle = store.refresh(published.as_uri())
+    assert bundle is not None
+    assert bundle.release == store.open().release == "tiny-1"
+    assert store.refresh(published) is None
+    shutil.copytree(sources[0], published, dirs_exist_ok=True)  # the maker goes back for everybody
+    back = store.refresh(published)
+    assert back is not None
+    assert back.release == store.open().release == "tiny-0"
+    assert bundles(store) == 2
+
+
+def test_what_was_rolled_back_comes_back_by_installing_only(store: BundleStore, sources: list[Path]) -> None:
+    for source in sources[:2]:
+        store.install(source)
+    assert store.rollback().release == "tiny-0"
+    for _ in range(2):
+        assert store.refresh(sources[1]) is None
+    assert store.open().release == "tiny-0"
+    following = store.refresh(sources[2])
+    assert following is not None
+    assert following.release == "tiny-2"
+    store.rollback()
+    assert store.install(sources[2]).release == store.open().release == "tiny-2"
+
+
+@pytest.mark.parametrize("fault", ["half published", "unsigned", "unreachable"])
+def test_a_refresh_that_fails_keeps_the_bundle_and_may_be_tried_again(
+    store: BundleStore, sources: list[Path], tmp_path: Path, fault: str
+) -> None:
+    store.install(sources[0])
+    source = tmp_path / "source"
+    if fault != "unreachable":
+        shutil.copytree(sources[1], source)
+    if fault == "half published":  # the new manifest, and a file of the old release
+        shutil.copy(sources[0] / "encoder.onnx", source)
+    elif fault == "unsigned":
+        (source / "manifest.sig").unlink()
+    for _ in range(2):
+        with pytest.raises(BundleError) as caught:
+            store.refresh(source)
+        expected = {"half published": BundleIntegrityError, "unsigned": BundleSignatureError}
+        assert type(caught.value) is expected.get(fault, BundleStoreError)
+        assert (store.open().release, bundles(store)) == ("tiny-0", 1)
+    shutil.copytree(sources[1], source, dirs_exist_ok=True)
+    assert store.refresh(source) is not None
+    assert store.open().release == "tiny-1"
 
 
 class PowerLoss(BaseException):
@@ -433,10 +505,15 @@ def test_the_command(sources: list[Path], tmp_path: Path, capsys: pytest.Capture
     for i in range(2):
         assert main(["install", store, str(sources[i]), *trust]) == 0
         assert capsys.readouterr().out == f"ok: release tiny-{i} is in use, signed by a trusted key\n"
+    for source in (sources[1], sources[0], sources[1]):
+        assert main(["refresh", store, str(source), *trust]) == 0
+        assert capsys.readouterr().out.startswith(f"ok: release tiny-{sources.index(source)} is in use")
     assert main(["describe", store, *trust]) == 0
     assert "tiny-1" in capsys.readouterr().out
     assert main(["rollback", store, *trust, "--json"]) == 0
     assert '"tiny-0"' in capsys.readouterr().out
+    assert main(["refresh", store, str(sources[1]), *trust]) == 0, "which was rolled back"
+    assert "tiny-0" in capsys.readouterr().out
     assert main(["selftest", store]) == 0
     assert main(["install", store, str(sources[0])]) == 2
     assert "either" in capsys.readouterr().err

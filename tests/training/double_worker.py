@@ -14,8 +14,10 @@ from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.system import CodedSystem
 from privdfs_training.coded.train import coded_stages
 from privdfs_training.data import load_data
+from privdfs_training.interruption import StopRequest
 from privdfs_training.models.system import System
 from privdfs_training.reading import load_config, read_toml
+from privdfs_training.run import Compute, Run
 from privdfs_training.stages import stages
 from tests.trained import QUIET
 
@@ -37,6 +39,6 @@ with parallel.process_group():
         system = System(config, image_shape=data.image_shape, classes=len(data.classes))
         todo = stages(config, system, data)
     parallel.synchronise(system)
-    run = loop.Run(config, system, data, Path(sys.argv[3]), QUIET, loop.Compute(precision="float32"))
+    run = Run(config, system, data, Path(sys.argv[3]), QUIET, Compute(precision="float32"))
     for stage in todo:
-        loop.run_stage(stage, run, loop.StopRequest())
+        loop.run_stage(stage, run, StopRequest())

@@ -14,6 +14,7 @@ from privdfs_training.checkpoint import read_checkpoint
 from privdfs_training.config import AdversaryConfig
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.interruption import InterruptedTrainingError
 from privdfs_training.losses import decorrelation
 from privdfs_training.reading import config_from_dict, load_config
 from tests.trained import QUIET, tiny_values
@@ -281,7 +282,7 @@ def test_an_interrupted_run_with_an_adversary_ends_as_the_uninterrupted_one(
 
     monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
     for _ in range(3):
-        with pytest.raises(loop.InterruptedTrainingError):
+        with pytest.raises(InterruptedTrainingError):
             loop.train(config, data, tmp_path / "resumed", QUIET)
     resumed = read_checkpoint(loop.train(config, data, tmp_path / "resumed", QUIET))
     assert steps == 24

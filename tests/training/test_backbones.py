@@ -1,19 +1,21 @@
 import math
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch.nn import functional as F
 
-from privdfs_training.config import BackboneConfig
+from privdfs_training.config import BackboneConfig, ResNet18Config, VitTinyConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.models.backbone import Backbone, build_backbone, split_points
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.resnet import ResNet
 from privdfs_training.models.system import System
-from privdfs_training.reading import config_from_dict
-from tests.trained import tiny_values
+from privdfs_training.reading import config_from_dict, load_config
+from tests.trained import tiny_values, write_toml
 
 # As listed by torchvision 0.2x for resnet18 and resnet50, and by timm 1.0 for vit_tiny_patch16_224.
 RESNET18 = {
@@ -56,7 +58,7 @@ VIT_TINY = {
 
 def published(**keys: Any) -> Backbone:
     with torch.device("meta"):
-        return build_backbone(BackboneConfig(**keys), (3, 224, 224), 1000)
+        return build_backbone(msgspec.convert(keys, BackboneConfig), (3, 224, 224), 1000)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +86,14 @@ def test_names_and_sizes_are_the_published_ones(
 
 
 def test_a_vit_for_small_images_is_small() -> None:
-    backbone = build_backbone(BackboneConfig(name="vit-tiny", patch=4, depth=4), (3, 32, 32), 10)
+    backbone = build_backbone(VitTinyConfig(patch=4, depth=4), (3, 32, 32), 10)
     assert sum(value.numel() for value in backbone.parameters()) < 2e6
     assert backbone(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("stem", "grid"), [("cifar", 32), ("imagenet", 8)])
 def test_a_stem_for_small_images_keeps_their_size(stem: str, grid: int) -> None:
-    backbone = build_backbone(BackboneConfig(name="resnet18", stem=stem), (3, 32, 32), 10)  # type: ignore[arg-type]
+    backbone = build_backbone(ResNet18Config(stem=stem), (3, 32, 32), 10)  # type: ignore[arg-type]
     head = BackboneHead(backbone, "layer1.1", channels=2, stride=1).eval()
     assert head(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 2, grid, grid)
 
@@ -217,40 +219,47 @@ def test_branches_behind_a_head_of_the_backbone_have_no_layer_of_their_own() -> 
 
 
 def test_patches_must_fit_the_image() -> None:
-    with pytest.raises(TrainingConfigError, match=r"backbone\.patch is 5, but images of 16 x 16"):
+    with pytest.raises(TrainingConfigError, match=r"backbone\.patch is 5, but images have 16 x 16"):
         split_system({"name": "vit-tiny", "patch": 5}, "blocks.0")
 
 
 @pytest.mark.parametrize(
     ("section", "changes", "problem"),
     [
-        ("backbone", {"name": "resnet18"}, r"backbone\.stem is missing"),
-        ("backbone", {"name": "resnet20"}, r"backbone\.width is missing"),
+        ("backbone", {"name": "resnet18"}, r"missing required field `stem` - at `\$\.backbone`"),
+        ("backbone", {"name": "resnet20"}, r"missing required field `width` - at `\$\.backbone`"),
         ("backbone", {"name": "resnet20", "width": 7}, r"backbone\.width is 7; it must be at least 8"),
-        ("backbone", {"name": "vit-tiny"}, r"backbone\.patch is missing"),
+        ("backbone", {"name": "resnet21", "width": 8}, r"backbone\.name is 'resnet21'\. There are: resnet8, resnet20,"),
+        ("backbone", {"width": 8}, r"backbone\.name is None\. There are: resnet8"),
+        ("backbone", {"name": "vit-tiny"}, r"missing required field `patch` - at `\$\.backbone`"),
+        ("backbone", {"name": "resnet18", "stem": "cifar", "width": 8}, r"unknown key 'backbone\.width'"),
         (
             "backbone",
-            {"name": "resnet18", "stem": "cifar", "width": 8},
-            r"backbone\.width does not belong to 'resnet18'",
+            {"name": "vit-tiny", "patch": 4, "stem": "cifar"},
+            r"'backbone\.stem'\. Known keys of name = 'vit-tiny': checkpoint, depth, mean, patch, std",
         ),
-        ("backbone", {"name": "vit-tiny", "patch": 4, "stem": "cifar"}, r"stem does not .* of its own: patch, depth"),
-        ("backbone", {"name": "vit-tiny", "patch": 4, "depth": -1}, r"backbone\.depth is -1"),
-        ("head", {"kind": "backbone", "channels": 4}, r"head\.split is missing"),
-        ("head", {"kind": "backbone", "channels": 4, "split": "stem", "stem": 4}, r"head\.stem does not belong"),
+        ("backbone", {"name": "vit-tiny", "patch": 4, "depth": -1}, r">= 1 - at `\$\.backbone\.depth`"),
+        ("head", {"kind": "backbone", "channels": 4}, r"missing required field `split` - at `\$\.head`"),
         (
             "head",
-            {"channels": 4, "stem": 4, "stages": [[4, 1]], "split": "stem"},
-            r"split does not belong to 'compact'",
+            {"kind": "backbone", "channels": 4, "split": "stem", "stem": 4},
+            r"unknown key 'head\.stem'\. Known keys of kind = 'backbone': channels, checkpoint, split, stride",
         ),
-        ("head", {"kind": "wide", "channels": 4}, "Invalid enum value 'wide'"),
+        ("head", {"kind": "compact", "channels": 4, "stem": 4, "stages": [[4, 1]], "split": "stem"}, r"'head\.split'"),
+        ("head", {"kind": "wide", "channels": 4}, r"head\.kind is 'wide'\. There are: compact, backbone"),
+        ("head", {"kind": ["compact"], "channels": 4}, r"head\.kind is \['compact'\]\. There are"),
         ("branch", {"kind": "backbone"}, r"behind a compact head needs branch\.split"),
-        ("branch", {"kind": "backbone", "width": 4}, r"branch\.width does not belong to 'backbone'.*: split"),
+        ("branch", {"kind": "backbone", "width": 4}, r"'branch\.width'\. Known keys of kind = 'backbone': split"),
     ],
 )
-def test_keys_that_do_not_belong_together_are_refused(section: str, changes: dict[str, Any], problem: str) -> None:
+def test_keys_that_do_not_belong_together_are_refused(
+    tmp_path: Path, section: str, changes: dict[str, Any], problem: str
+) -> None:
     values = tiny_values()
     values[section] = changes
     with pytest.raises(TrainingConfigError, match=problem):
+        load_config(write_toml(tmp_path / "config.toml", values))
+    with pytest.raises(TrainingConfigError):  # and where a checkpoint says it
         config_from_dict(values, "tests")
 
 

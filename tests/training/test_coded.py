@@ -26,6 +26,7 @@ from privdfs_training.coded.system import CodedSystem, describe, load_coded
 from privdfs_training.coded.train import train_coded
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
+from privdfs_training.interruption import InterruptedTrainingError
 from tests.trained import QUIET, write_toml
 from tests.training.coded_systems import (
     CLASSES,
@@ -372,7 +373,7 @@ def test_an_interrupted_coded_run_ends_as_the_uninterrupted_one(
     while path is None:
         try:
             path = train_coded(coded_of(), data, tmp_path / "run", QUIET)
-        except loop.InterruptedTrainingError:
+        except InterruptedTrainingError:
             interruptions += 1
     assert interruptions == 3
     whole, resumed = read_checkpoint(trained), read_checkpoint(path)

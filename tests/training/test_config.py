@@ -75,7 +75,7 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         ("train", "branches", BRANCHES_STAGE | {"epochs": 0}, "at least 1 epoch"),
         ("train", "masks", BRANCHES_STAGE | {"epochs": -1}, "at least 1 epoch"),
         ("backbone", "mean", [0.5], "go together"),
-        ("backbone", "name", "resnet21", "Invalid enum value"),
+        ("backbone", "name", "resnet21", "Invalid value 'resnet21'"),
         ("backbone", "width", "wide", "Expected `int`"),
     ],
 )

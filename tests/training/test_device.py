@@ -9,10 +9,10 @@ import torch
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.data import DataSet
-from privdfs_training.loop import trained_modules
 from privdfs_training.models.system import System
 from privdfs_training.quantise import ActivationQuantiser
 from privdfs_training.reading import config_from_dict
+from privdfs_training.stage import trained_modules
 from privdfs_training.stages import stages
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values
 

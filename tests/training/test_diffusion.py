@@ -17,7 +17,7 @@ from privdfs_training.attacks.view import Relation, ServerView
 from privdfs_training.checkpoint import read_checkpoint, write_checkpoint
 from privdfs_training.data import DataSet
 from privdfs_training.errors import AttackError, CheckpointError, TrainingConfigError
-from privdfs_training.loop import InterruptedTrainingError
+from privdfs_training.interruption import InterruptedTrainingError
 from privdfs_training.reading import read_toml
 from tests.trained import QUIET
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from privdfs_training import known, loop, parallel, stages
 from privdfs_training.checkpoint import read_checkpoint
 from privdfs_training.data import DataSet, ImageData
+from privdfs_training.interruption import InterruptedTrainingError, StopRequest
 from privdfs_training.known import Known
 from privdfs_training.models.system import System
 from privdfs_training.reading import config_from_dict
+from privdfs_training.run import Compute, Run
 from tests.trained import FUSION_STAGE, QUIET, tiny_values
 
 IMAGES = torch.randint(0, 256, (600, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -129,7 +131,7 @@ def test_several_processes_fill_a_table_each_so_it_has_to_pay(monkeypatch: pytes
     assert known_stages(values_of(0), data_of(IMAGES)) == set()
 
 
-class Run:
+class CountedRun:
     """One training, whose teacher counts the images that it is asked about."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,11 +150,11 @@ class Run:
 
 
 def test_training_gives_what_it_gives_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path / "ahead", monkeypatch)
+    run = CountedRun(tmp_path / "ahead", monkeypatch)
     ahead = run.train()
     assert run.asked == 2 * 2 * 96  # masks and finetune, of three epochs each
     monkeypatch.setattr(known, "LARGEST", 0)
-    other = Run(tmp_path / "each", monkeypatch)
+    other = CountedRun(tmp_path / "each", monkeypatch)
     each = other.train()
     assert other.asked == 2 * (3 * 96 + 2 * 96)  # every step, after a first chunk that told how large a table would be
     for name, value in each.items():
@@ -160,7 +162,7 @@ def test_training_gives_what_it_gives_without(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Run(tmp_path / "whole", monkeypatch).train()
+    whole = CountedRun(tmp_path / "whole", monkeypatch).train()
     steps, interruptions, crop_and_flip = 0, 0, loop.crop_and_flip
 
     def stop_now_and_then(*args: Tensor, **kwargs: Any) -> Tensor:
@@ -171,12 +173,12 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, monkey
         return crop_and_flip(*args, **kwargs)
 
     monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    run = Run(tmp_path / "parts", monkeypatch)
+    run = CountedRun(tmp_path / "parts", monkeypatch)
     while True:
         try:
             resumed = run.train()
             break
-        except loop.InterruptedTrainingError:
+        except InterruptedTrainingError:
             interruptions += 1
     assert interruptions == 4
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
@@ -186,14 +188,14 @@ def test_ctrl_c_ends_it_before_all_is_asked(tmp_path: Path) -> None:
     config, data = config_from_dict(values_of(0), "tests"), data_of(IMAGES)
     system = System(config, image_shape=(1, 28, 28), classes=10)
     stage = stages.stages(config, system, data)[1]
-    with pytest.raises(loop.InterruptedTrainingError):
-        loop.run_stage(stage, loop.Run(config, system, data, tmp_path, QUIET), loop.StopRequest(wanted=True))
+    with pytest.raises(InterruptedTrainingError):
+        loop.run_stage(stage, Run(config, system, data, tmp_path, QUIET), StopRequest(wanted=True))
     assert not (tmp_path / "masks.safetensors").exists()
 
 
 def test_elsewhere_nothing_is_asked_ahead() -> None:
     config = config_from_dict(values_of(0), "tests")
     stage = stages.stages(config, System(config, image_shape=(1, 28, 28), classes=10), data_of(IMAGES))[1]
-    loop._ask_ahead(stage, loop.Compute(torch.device("meta")), loop.StopRequest(wanted=True), QUIET, print)
+    loop._ask_ahead(stage, Compute(torch.device("meta")), StopRequest(wanted=True), QUIET, print)
     assert stage.known is not None
     assert not len(stage.known)

@@ -32,10 +32,14 @@ from privdfs_training.cli import main
 from privdfs_training.config import StageConfig
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
+from privdfs_training.interruption import InterruptedTrainingError, StopRequest, stop_on_signal
 from privdfs_training.models.system import System
+from privdfs_training.parallel import CPU
 from privdfs_training.precision import has_bfloat16
 from privdfs_training.reading import config_from_dict
-from privdfs_training.stages import accuracy, stages
+from privdfs_training.run import Compute, Run
+from privdfs_training.stage import accuracy
+from privdfs_training.stages import stages
 from tests.trained import QUIET, tiny_config, tiny_values, write_data, write_toml
 
 TOML = """
@@ -109,7 +113,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(
         try:
             path = loop.train(config, data, tmp_path / "run", QUIET)
             break
-        except loop.InterruptedTrainingError:
+        except InterruptedTrainingError:
             interruptions += 1
     assert interruptions == 4
     resumed = read_checkpoint(path)
@@ -184,7 +188,7 @@ def test_a_closed_terminal_saves_and_the_same_command_continues(tmp_path: Path, 
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with loop.stop_on_signal() as stop:
+        with stop_on_signal() as stop:
             signal.raise_signal(signal.SIGHUP)
         assert not stop.wanted
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -353,8 +357,8 @@ def baseline_losses(folder: Path, values: dict[str, Any]) -> list[float]:
     baseline = stages(config, system, data)[0]
     loop.run_stage(
         baseline,
-        loop.Run(config, system, data, folder, QUIET, loop.Compute(precision=config.train.precision)),
-        loop.StopRequest(),
+        Run(config, system, data, folder, QUIET, Compute(precision=config.train.precision)),
+        StopRequest(),
     )
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -415,7 +419,7 @@ def test_compiled_networks_compute_the_same_and_keep_their_names(
     names = list(system.state_dict())
     logits, answered = torch.randn(4, 3, 10), torch.ones(4, 3, dtype=torch.bool)
     expected = system.fusion(logits, answered)
-    loop._compile(system, loop.CPU)
+    loop._compile(system, CPU)
     # The smallest of the networks: each is compiled at its first use, which takes long.
     assert torch.allclose(system.fusion(logits, answered), expected, atol=1e-5)
     assert list(tmp_path.rglob("*.so"))

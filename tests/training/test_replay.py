@@ -11,10 +11,11 @@ from torch import nn
 
 from privdfs_training.config import Config
 from privdfs_training.data import DataSet
-from privdfs_training.loop import Compute, Run, run_stages
+from privdfs_training.loop import run_stages
 from privdfs_training.models.system import System
 from privdfs_training.reading import config_from_dict
 from privdfs_training.replay import replayed, replayed_networks
+from privdfs_training.run import Compute, Run
 from privdfs_training.stages import stages
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_config, tiny_values
 

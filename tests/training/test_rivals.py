@@ -1,6 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.reading import read_toml
 from privdfs_training.rivals.config import (
-    KINDS,
     CemConfig,
+    Defence,
     DiscoConfig,
     ResSflConfig,
     RivalConfig,
@@ -26,10 +26,11 @@ from privdfs_training.rivals.config import (
 from privdfs_training.rivals.defences import Cem, Disco, ResSfl, Shredder, distance_correlation, information_bound
 from privdfs_training.rivals.system import Rival, RivalSystem, load_rival
 from privdfs_training.rivals.train import rival_stages, train_rival
-from privdfs_training.stages import accuracy
+from privdfs_training.stage import accuracy
 from tests.trained import QUIET, tiny_values
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rivals"
+KINDS = tuple(str(defence.__struct_config__.tag) for defence in get_args(Defence))
 SHAPE, IMAGE = (8, 7, 7), (1, 28, 28)
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -45,8 +46,9 @@ def rival_values(kind: str) -> dict[str, Any]:
     values = tiny_values()
     stage = values["train"]["baseline"]
     rival = {key: values[key] for key in ("seed", "data")}
-    rival |= {"backbone": {"name": "resnet8", "width": 8}, "branch": {"width": 8, "blocks": 1}}
-    rival["head"] = {"stem": 8, "stages": [[16, 1], [16, 1]], "channels": 4}
+    rival["backbone"] = {"name": "resnet8", "width": 8}
+    rival["branch"] = {"kind": "residual", "width": 8, "blocks": 1}
+    rival["head"] = {"kind": "compact", "stem": 8, "stages": [[16, 1], [16, 1]], "channels": 4}
     rival |= {"name": kind, "defence": {"kind": kind, **DEFENCES[kind]}}
     rival["loss"] = {"distillation": 0.1, "distillation_temperature": 4.0, "label_smoothing": 0.0}
     rival["train"] = {"baseline": stage | {"epochs": 1}, "split": stage | {"epochs": 4, "batch": 32}}
@@ -320,8 +322,7 @@ def test_there_is_a_config_of_every_kind(name: str) -> None:
     paths = [CONFIGS / f"{name}-{kind}.toml" for kind in KINDS]
     configs = [rival_config(read_toml(path), path) for path in paths]
     assert [config.name for config in configs] == [f"rival-{path.stem}" for path in paths]
-    tags = [type(config.defence).__struct_config__.tag for config in configs]
-    assert tags == list(KINDS)
+    assert tuple(type(config.defence) for config in configs) == get_args(Defence)
 
 
 def test_the_command_trains_a_config_with_a_defence(

@@ -3,62 +3,45 @@
 import msgspec
 
 from privdfs._format import MAX_PARTITIONS
-from privdfs_training.config import BackboneConfig, BranchedConfig, Config, DataConfig, RunConfig, Section, StageConfig
+from privdfs_training.config import (
+    BackboneBranchConfig,
+    BackboneConfig,
+    BackboneHeadConfig,
+    BranchedConfig,
+    CifarResNetConfig,
+    CompactHeadConfig,
+    Config,
+    DataConfig,
+    RunConfig,
+    Section,
+    StageConfig,
+)
 
 #: Of a CIFAR ResNet's first stage. Below it oneDNN's gradient of the strided shortcut writes past its memory where a
 #: processor has AVX2 alone (https://github.com/uxlfoundation/oneDNN/issues/6035).
 NARROWEST = 8
 
-# Which keys a kind of section needs, and which it may have; for sections whose keys depend on their kind.
-_CIFAR_RESNET, _RESNET, _VIT = (("width",), ()), (("stem",), ()), (("patch",), ("depth",))
-_KEYS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "backbone": {
-        **dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), _CIFAR_RESNET),
-        **dict.fromkeys(("resnet18", "resnet34", "resnet50"), _RESNET),
-        **dict.fromkeys(("vit-tiny", "vit-small", "vit-base"), _VIT),
-    },
-    "head": {"compact": (("stem", "stages"), ("stem_stride",)), "backbone": (("split",), ("stride",))},
-    "branch": {"residual": (("width", "blocks"), ()), "backbone": ((), ("split",))},
-}
 
-
-def key_problems(config: RunConfig) -> list[str]:
-    """Keys that the chosen kind of backbone, head or branch lacks, or does not have.
+def network_problems(config: RunConfig) -> list[str]:
+    """What is wrong with a backbone, a head and branches, each for itself and together.
 
     Args:
         config: Any run.
 
     Returns:
-        A message for each.
+        A message for each problem.
     """
-    problems = []
+    backbone, head = config.backbone, config.head
     branch = config.branch if isinstance(config, BranchedConfig) else None
-    for name, kinds in _KEYS.items():
-        section = getattr(config, name, None)  # a coded run has no branches
-        if section is None:
-            continue
-        kind = section.name if name == "backbone" else section.kind
-        needed, allowed = kinds[kind]
-        every = {key for keys in kinds.values() for group in keys for key in group}
-        defaults = {field.name: field.default for field in msgspec.structs.fields(section)}
-        for key in sorted(every):
-            value = getattr(section, key)
-            given = value != defaults[key]
-            if key in needed and not given:
-                hint = "give at least one [channels, blocks]" if key == "stages" else f"'{kind}' needs it"
-                problems.append(f"{name}.{key} is missing or empty; {hint}")
-            elif given and key not in (*needed, *allowed):
-                known = ", ".join((*needed, *allowed)) or "none"
-                problems.append(f"{name}.{key} does not belong to '{kind}'. Keys of its own: {known}.")
-            elif isinstance(value, int) and value < 0:
-                problems.append(f"{name}.{key} is {value}; it must be at least 1")
-    problems += _pixel_problems(config.backbone)
-    if 0 < config.backbone.width < NARROWEST:
+    problems = _pixel_problems(backbone)
+    if isinstance(backbone, CifarResNetConfig) and backbone.width < NARROWEST:
         problems.append(
-            f"backbone.width is {config.backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
+            f"backbone.width is {backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
             "crashes on processors without AVX-512"
         )
-    if branch is not None and branch.kind == "backbone" and bool(branch.split) == (config.head.kind == "backbone"):
+    if isinstance(head, CompactHeadConfig) and not head.stages:
+        problems.append("head.stages is empty; give at least one [channels, blocks]")
+    if isinstance(branch, BackboneBranchConfig) and bool(branch.split) == isinstance(head, BackboneHeadConfig):
         problems.append(
             "branch.split does not go with head.kind = 'backbone': the branches continue where the head ends"
             if branch.split
@@ -87,7 +70,7 @@ def problems_of(config: Config) -> list[str]:
         *data_problems(config.data),
         *_attribute_problems(config),
         *_mask_problems(config),
-        *key_problems(config),
+        *network_problems(config),
         *_adversary_problems(config),
         *_fusion_problems(config),
         *loss_problems(config.loss),

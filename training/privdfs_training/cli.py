@@ -17,7 +17,8 @@ from privdfs_training.coded.train import check_coded, train_coded
 from privdfs_training.config import Config
 from privdfs_training.data import ImageData, load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
-from privdfs_training.loop import InterruptedTrainingError, check, train
+from privdfs_training.interruption import InterruptedTrainingError
+from privdfs_training.loop import check, train
 from privdfs_training.reading import load_config, read_toml
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival

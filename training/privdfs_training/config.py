@@ -1,8 +1,11 @@
 """The sections of a run's config; every key has one place and one type. `checks` has the rules for their values."""
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+
+#: A number of channels, blocks or pixels.
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -28,48 +31,116 @@ class DataConfig(Section, frozen=True):
         return "attributes" if self.name == "celeba-attributes" else "classes"
 
 
-class BackboneConfig(Section, frozen=True):
-    """The unprotected model that the release is compared with, and the teacher of the split model.
+class _Backbone(Section, frozen=True, kw_only=True, tag_field="name"):
+    """The unprotected model that the release is compared with, and the teacher of the split model."""
 
-    The name decides which of the other keys there are; `checkpoint` is always one.
-    """
-
-    name: Literal[
-        "resnet8",
-        "resnet20",
-        "resnet32",
-        "resnet56",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "vit-tiny",
-        "vit-small",
-        "vit-base",
-    ]
-    width: int = 0  # CIFAR ResNets (8 to 56): channels of the first stage; the second and third have twice, four times
-    stem: Literal["", "cifar", "imagenet"] = ""  # ResNet-18, 34, 50: 3x3 without max-pool, or 7x7 with stride 2 and one
-    patch: int = 0  # ViT: height and width of a patch in pixels
-    depth: int = 0  # ViT: number of blocks; not given, the papers' 12
     checkpoint: str | None = None  # safetensors file that the baseline stage starts from
     mean: tuple[float, ...] = ()  # of the pixels that the checkpoint's weights expect, per channel in 0..1; () measures
     std: tuple[float, ...] = ()  # likewise
 
+    @property
+    def name(self) -> str:
+        """Such as "resnet20"."""
+        return str(self.__struct_config__.tag)
 
-class HeadConfig(Section, frozen=True):
-    """The client network.
 
-    "compact": a stem, then stages of depthwise-separable blocks, then a narrow 1x1 convolution. "backbone": the
-    backbone's own first layers, started from the baseline's weights, then a narrow convolution.
-    """
+class CifarResNetConfig(_Backbone, frozen=True, kw_only=True):
+    """The ResNets of the CIFAR papers."""
 
-    channels: int  # of the feature that the masks cut
-    kind: Literal["compact", "backbone"] = "compact"
-    stem: int = 0  # compact: channels of the first convolution
-    stages: tuple[tuple[int, int], ...] = ()  # compact: (channels, blocks); all but the first halve height and width
-    split: str = ""  # backbone: name of its last layer, such as "layer2.0" or "blocks.1"; a wrong one lists all
-    stride: int = 0  # backbone: of the narrow convolution; not given, 1
-    stem_stride: Literal[1, 2] = 2  # compact
+    width: int  # channels of the first stage; the second and third have twice and four times as many
+
+
+class ResNet8Config(CifarResNetConfig, frozen=True, tag="resnet8"):
+    """One block a stage."""
+
+
+class ResNet20Config(CifarResNetConfig, frozen=True, tag="resnet20"):
+    """Three blocks a stage."""
+
+
+class ResNet32Config(CifarResNetConfig, frozen=True, tag="resnet32"):
+    """Five blocks a stage."""
+
+
+class ResNet56Config(CifarResNetConfig, frozen=True, tag="resnet56"):
+    """Nine blocks a stage."""
+
+
+class ImageNetResNetConfig(_Backbone, frozen=True, kw_only=True):
+    """The ResNets of torchvision."""
+
+    stem: Literal["cifar", "imagenet"]  # 3x3 without max-pool, or 7x7 with stride 2 and one
+
+
+class ResNet18Config(ImageNetResNetConfig, frozen=True, tag="resnet18"):
+    """Basic blocks."""
+
+
+class ResNet34Config(ImageNetResNetConfig, frozen=True, tag="resnet34"):
+    """Basic blocks."""
+
+
+class ResNet50Config(ImageNetResNetConfig, frozen=True, tag="resnet50"):
+    """Bottleneck blocks."""
+
+
+class VitConfig(_Backbone, frozen=True, kw_only=True):
+    """Vision transformers."""
+
+    patch: Size  # height and width of a patch in pixels
+    depth: Size = 12  # number of blocks; the papers have 12
+
+
+class VitTinyConfig(VitConfig, frozen=True, tag="vit-tiny"):
+    """Tokens of 192 values."""
+
+
+class VitSmallConfig(VitConfig, frozen=True, tag="vit-small"):
+    """Tokens of 384 values."""
+
+
+class VitBaseConfig(VitConfig, frozen=True, tag="vit-base"):
+    """Tokens of 768 values."""
+
+
+#: The name decides which other keys there are.
+BackboneConfig: TypeAlias = (
+    ResNet8Config
+    | ResNet20Config
+    | ResNet32Config
+    | ResNet56Config
+    | ResNet18Config
+    | ResNet34Config
+    | ResNet50Config
+    | VitTinyConfig
+    | VitSmallConfig
+    | VitBaseConfig
+)
+
+
+class _Head(Section, frozen=True, kw_only=True, tag_field="kind"):
+    """The client network; it ends in a narrow convolution."""
+
+    channels: Size  # of the feature that the masks cut
     checkpoint: str | None = None  # finished system whose head and masks are taken as they are
+
+
+class CompactHeadConfig(_Head, frozen=True, kw_only=True, tag="compact"):
+    """A stem, then stages of depthwise-separable blocks."""
+
+    stem: Size  # channels of the first convolution
+    stem_stride: Literal[1, 2] = 2
+    stages: tuple[tuple[Size, Size], ...]  # (channels, blocks); all but the first halve height and width
+
+
+class BackboneHeadConfig(_Head, frozen=True, kw_only=True, tag="backbone"):
+    """The backbone's own first layers, started from the baseline's weights."""
+
+    split: str  # name of its last layer, such as "layer2.0" or "blocks.1"; a wrong one lists all
+    stride: Size = 1  # of the narrow convolution
+
+
+HeadConfig: TypeAlias = CompactHeadConfig | BackboneHeadConfig
 
 
 class MaskConfig(Section, frozen=True):
@@ -92,17 +163,23 @@ class KeysConfig(Section, frozen=True):
     partitions: int  # ways, the learned one included; without this section there is one for everybody
 
 
-class BranchConfig(Section, frozen=True):
-    """One server's network.
+class ResidualBranchConfig(Section, frozen=True, tag_field="kind", tag="residual"):
+    """One server's network: residual blocks on the feature's grid."""
 
-    "residual": residual blocks on the feature's grid. "backbone": the rest of the backbone, started from the baseline's
-    weights; it continues where a head of the same kind ends, and behind a compact one from a layer of its own.
+    width: Size  # channels inside
+    blocks: Size
+
+
+class BackboneBranchConfig(Section, frozen=True, tag_field="kind", tag="backbone"):
+    """One server's network: the rest of the backbone, started from the baseline's weights.
+
+    It continues where a head of the same kind ends, and behind a compact one from a layer of its own.
     """
 
-    kind: Literal["residual", "backbone"] = "residual"
-    split: str = ""  # backbone behind a compact head: the last layer that it leaves out, such as "blocks.1"
-    width: int = 0  # residual: channels inside
-    blocks: int = 0  # residual: number of blocks
+    split: str | None = None  # behind a compact head: the last layer that it leaves out, such as "blocks.1"
+
+
+BranchConfig: TypeAlias = ResidualBranchConfig | BackboneBranchConfig
 
 
 class FusionConfig(Section, frozen=True):

@@ -4,96 +4,36 @@ Every step seeds torch from (seed, stage, step), so a run that was interrupted a
 a GPU up to the order in which its kernels sum.
 """
 
-import functools
 import hashlib
-import itertools
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from privdfs._command_line import stopping_signals
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
-from privdfs_training.checkpoint import (
-    load_weights,
-    optimizer_tensors,
-    read_checkpoint,
-    read_tensors,
-    restore_optimizer,
-    save_system,
-    write_checkpoint,
-)
-from privdfs_training.config import Config, RunConfig, StageConfig
+from privdfs_training.checkpoint import read_tensors, save_system, write_checkpoint
+from privdfs_training.config import Config
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
+from privdfs_training.interruption import InterruptedTrainingError, StopRequest, stop_on_signal
 from privdfs_training.models.system import System
+from privdfs_training.optimizer import build_optimizer, schedule
 from privdfs_training.parallel import CPU
 from privdfs_training.precision import autocast
 from privdfs_training.replay import replayed_networks
-from privdfs_training.stages import EVALUATION_BATCH, Stage, accuracy, stages, trained_modules
-
-WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How a process computes.
-
-    Attributes:
-        device: Where the system is, and where batches go.
-        precision: Of convolutions and products in training; where bfloat16 would be emulated, they are float32.
-        replay: Whether networks are recorded and replayed (replay.py); one process on a GPU can.
-    """
-
-    device: torch.device = CPU
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    replay: bool = False
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the stages of one training have in common.
-
-    Attributes:
-        config: Its settings.
-        system: Has the parts that the stages name.
-        data: Images.
-        folder: For checkpoints and metrics.jsonl.
-        console: Where progress is shown.
-        compute: Where and how.
-    """
-
-    config: RunConfig
-    system: nn.Module
-    data: ImageData
-    folder: Path
-    console: Console
-    compute: Compute = Compute()
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal to stop. The loop looks at it between steps, so that a checkpoint is never of half a step."""
-
-    wanted: bool = False
-
-
-class InterruptedTrainingError(Exception):
-    """The run was stopped by the user; everything is saved."""
+from privdfs_training.resuming import check_checkpoints, made_by, restore, running_state
+from privdfs_training.run import Compute, Run
+from privdfs_training.stage import EVALUATION_BATCH, Stage, accuracy, trained_modules
+from privdfs_training.stages import stages
 
 
 def check(config: Config) -> None:
@@ -169,7 +109,7 @@ def run_stages(todo: tuple[Stage, ...], run: Run) -> dict[str, float]:
     """
     _check_batches(todo, run.data)
     _make_folder(run.folder)
-    _check_checkpoints(todo, run)
+    check_checkpoints(todo, run)
     result = {}
     with stop_on_signal() as stop:
         for stage in todo:
@@ -205,7 +145,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     modules = trained_modules(run.system, stage)
     torch.manual_seed(_seed(run.config.seed, stage.name, "start"))
     optimizer = build_optimizer(modules, stage.config)
-    about = _restore(path, stage, modules, optimizer)
+    about = restore(path, stage, modules, optimizer)
     if about["finished"]:
         return
     step = int(about["step"])
@@ -223,8 +163,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         total = sum(values.detach().sum() for values in modules.parameters())
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
-        tensors = {} if finished else _running_state(stage, optimizer)
-        about = {"made_by": _made_by(stage, run), "step": step, "finished": finished}
+        tensors = {} if finished else running_state(stage, optimizer)
+        about = {"made_by": made_by(stage, run), "step": step, "finished": finished}
         parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
 
     if step == steps:  # the weights are used as they came
@@ -319,46 +259,6 @@ def _ask_ahead(
         console.print(f"{stage.name}: asked finished networks ahead about {len(stage.known)} images, {seconds:.0f} s")
 
 
-def _running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a stage needs to go on, beside the networks that it trains."""
-    adversary = {} if stage.adversary is None else stage.adversary.tensors()
-    return optimizer_tensors(optimizer) | adversary
-
-
-def _restore(path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a stage's checkpoint in place, if there is one, and give its metadata."""
-    if not path.exists():
-        return {"step": 0, "finished": False}
-    checkpoint = read_checkpoint(path)
-    state = ("optimizer.", "adversary.")
-    weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(state)}
-    load_weights(modules, weights, path)
-    if not checkpoint.about["finished"]:
-        restore_optimizer(optimizer, checkpoint.tensors)
-        if stage.adversary is not None:
-            stage.adversary.restore(checkpoint.tensors, path)
-    return checkpoint.about
-
-
-def _check_checkpoints(todo: tuple[Stage, ...], run: Run) -> None:
-    """Refuse checkpoints of another config, also those of later stages, before time is spent."""
-    others = []
-    for stage in todo:
-        path = run.folder / f"{stage.name}.safetensors"
-        if not parallel.same(path.exists()):
-            message = f"only some of the processes see {path}. Let --out be one folder that all of them can reach."
-            raise CheckpointError(message)
-        if path.exists():
-            theirs = read_checkpoint(path).about.get("made_by", {})
-            ours = json.loads(json.dumps(_made_by(stage, run)))
-            changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
-            others += [f"{path} was made with other settings in: {', '.join(changed)}"] if changed else []
-    if others:
-        files = "this file to train its stage" if len(others) == 1 else "these files to train their stages"
-        message = f"{'; '.join(others)}. Give the run another name, or remove {files} again."
-        raise CheckpointError(message)
-
-
 def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
     for stage in todo:
         batch = stage.config.batch
@@ -424,57 +324,8 @@ def _make_folder(folder: Path) -> None:
         raise CheckpointError(message) from error
 
 
-def schedule(progress: float) -> float:
-    """The learning rate at a progress in 0..1, as a share of the highest."""
-    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
-
-
-def build_optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """The optimiser of a stage, fresh.
-
-    Args:
-        modules: What it trains.
-        config: Of the stage.
-
-    Returns:
-        SGD with Nesterov momentum, or AdamW.
-    """
-    # Weight decay on matrices and kernels only: decaying gains, biases, mask preferences and probabilities would move
-    # what they mean.
-    kept = ("logits", "table")
-    decayed = [value for name, value in modules.named_parameters() if value.ndim > 1 and not name.endswith(kept)]
-    others = [value for name, value in modules.named_parameters() if value.ndim <= 1 or name.endswith(kept)]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    fused = any(value.is_cuda for value in modules.parameters())  # on a GPU, one kernel in place of one a tensor
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-
-
 def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def _made_by(stage: Stage, run: Run) -> dict[str, Any]:
-    """What decides a stage's weights: sections of the config, the budgets of the stages before it, and its own."""
-    everything = msgspec.to_builtins(run.config)
-    # A section or a key whose every value is the default is not among the values.
-    sections = {
-        name: value
-        for name in stage.sections
-        if (value := functools.reduce(_value, name.split("."), everything)) is not None
-    }
-    budgets = everything["train"]
-    earlier = itertools.takewhile(lambda name: name != stage.name, budgets)  # a config has them in their order
-    precision = {} if run.compute.precision == "bfloat16" else {"precision": run.compute.precision}
-    return sections | {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
-
-
-def _value(section: Any, key: str) -> Any:  # noqa: ANN401  of a config
-    return section.get(key) if isinstance(section, dict) else None
 
 
 def progress_bar(console: Console) -> Progress:
@@ -488,32 +339,3 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside it, Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do nothing but set what it gives."""
-    stop = StopRequest()
-
-    def request(number: int, _frame: object) -> None:
-        stop.wanted = True
-        if number == signal.SIGHUP:
-            _leave_closed_terminal()
-
-    previous = {number: signal.signal(number, request) for number in stopping_signals()}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _leave_closed_terminal() -> None:
-    """Let what is still said go nowhere: writing to a terminal that is gone is an error, which would end the run."""
-    for descriptor in (1, 2):
-        try:
-            os.write(descriptor, b"")
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)

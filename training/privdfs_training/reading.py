@@ -10,6 +10,7 @@ import msgspec
 from privdfs_training.checks import problems_of
 from privdfs_training.config import Config
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.migration import RETIRED, UNSAID, migrated
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +32,7 @@ def load_config(path: Path) -> Config:
             type, or values that cannot work together.
     """
     raw = read_toml(path)
-    refuse_unknown_keys(raw, Config, path, "")
+    refuse_unknown_keys(raw, Config, path)
     return config_from_dict(raw, str(path))
 
 
@@ -74,7 +75,7 @@ def config_from_dict(raw: dict[str, Any], source: str) -> Config:
         TrainingConfigError: As `load_config`.
     """
     try:
-        config = msgspec.convert(without_retired_keys(raw), Config)
+        config = msgspec.convert(migrated(raw), Config)
     except msgspec.ValidationError as error:
         message = f"{source}: {error}"
         raise TrainingConfigError(message) from error
@@ -84,27 +85,7 @@ def config_from_dict(raw: dict[str, Any], source: str) -> Config:
     return config
 
 
-#: Older versions could compute all branches as one grouped network. The weights are the same either way.
-_RETIRED_KEY = "branch.together"
-
-
-def without_retired_keys(raw: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what configs of older versions may say and this version has no use for.
-
-    Args:
-        raw: Nested dictionaries.
-
-    Returns:
-        A copy without such keys.
-    """
-    section, key = _RETIRED_KEY.split(".")
-    values = raw.get(section)
-    if not isinstance(values, dict):
-        return raw
-    return raw | {section: {name: value for name, value in values.items() if name != key}}
-
-
-def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str) -> None:
+def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path: Path, prefix: str = "") -> None:
     """Compare the keys with a section's, and those of the sections in it.
 
     Args:
@@ -114,19 +95,37 @@ def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path
         prefix: Of the keys in the message, such as "train.".
 
     Raises:
-        TrainingConfigError: A key is not known; the message names the closest one.
+        TrainingConfigError: A key is not known, and the message names the closest one; or a section is of no known
+            kind.
     """
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    tag = section.__struct_config__.tag_field
     for key, value in raw.items():
-        if f"{prefix}{key}" == _RETIRED_KEY and value is False:
+        if key == tag or (key == RETIRED.get(prefix.removesuffix(".")) and value is False):
             continue
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else f" Known keys: {', '.join(sorted(fields))}."
-            message = f"{path}: unknown key '{prefix}{key}'.{hint}"
+            close = [] if tag else difflib.get_close_matches(key, fields, n=1)  # of a kind, all keys are shown
+            kind = f" of {tag} = '{section.__struct_config__.tag}'" if tag else ""
+            known = f"Known keys{kind}: {', '.join(sorted(fields)) or 'none'}."
+            hint = f"Did you mean '{close[0]}'?" if close else known
+            message = f"{path}: unknown key '{prefix}{key}'. {hint}"
             raise TrainingConfigError(message)
-        # An optional section is a union with None. Of several sections, msgspec chooses by their tag.
+        # An optional section is a union with None; of several sections, the tag says which.
         kinds = get_args(fields[key]) or (fields[key],)
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
-        if isinstance(value, dict) and len(sections) == 1:
-            refuse_unknown_keys(value, sections[0], path, f"{prefix}{key}.")
+        if isinstance(value, dict) and sections:
+            refuse_unknown_keys(value, _kind(value, sections, path, f"{prefix}{key}"), path, f"{prefix}{key}.")
+
+
+def _kind(values: dict[str, Any], sections: list[type[msgspec.Struct]], path: Path, name: str) -> type[msgspec.Struct]:
+    """The one of several kinds of section that the values name."""
+    if len(sections) == 1:
+        return sections[0]
+    tag_field = str(sections[0].__struct_config__.tag_field)
+    given = values.get(tag_field, UNSAID.get(name))
+    chosen = [section for section in sections if section.__struct_config__.tag == given]
+    if not chosen:
+        known = ", ".join(str(section.__struct_config__.tag) for section in sections)
+        message = f"{path}: {name}.{tag_field} is {given!r}. There are: {known}."
+        raise TrainingConfigError(message)
+    return chosen[0]

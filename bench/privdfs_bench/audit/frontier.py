@@ -32,6 +32,7 @@ from privdfs_training.attacks.view import side_by_side
 from privdfs_training.checkpoint import load_system
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.loop import train
+from privdfs_training.migration import migrated
 from privdfs_training.parallel import CPU
 from privdfs_training.readouts import linear_readouts
 
@@ -164,6 +165,12 @@ def config_of(run: Run, budget: DecoderBudget) -> dict[str, Any]:
     return msgspec.json.decode(msgspec.json.encode({"attack": budget, "run": run.config}))
 
 
+def recorded_config(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What decided a recorded entry, to be compared with `config_of`; an older version may have written it."""
+    config = entry["made_by"]["config"]
+    return config | {"run": migrated(config["run"])}
+
+
 def _shares(encoder: ort.InferenceSession, images: Tensor) -> list[Tensor]:
     """Of each server, int8 [images, values], as the exported encoder makes them."""
     return [torch.from_numpy(share) for share in evaluate.run_batched(encoder, {"image": nhwc(images)})]
@@ -232,7 +239,7 @@ def make(
         Error: It cannot be trained, or measured.
     """
     config = config_of(run, budget)
-    if any(one["made_by"]["config"] == config for one in read_results(out).get("runs", [])):
+    if any(recorded_config(one) == config for one in read_results(out).get("runs", [])):
         console.print(f"{run.name}: in {out} already", highlight=False, soft_wrap=True)
         return
     data = in_memory(load_data(run.config.data, data_folder))

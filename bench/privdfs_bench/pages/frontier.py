@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from privdfs._format import largest_coalition
+from privdfs_bench.audit.frontier_picture import Point, draw, is_current, points
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
 from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.marks import BEGIN, END, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "FRONTIER.md"
+PICTURE = "frontier.png"
 
 
 def figures(folder: Path) -> str:
@@ -51,6 +53,22 @@ def figures(folder: Path) -> str:
             END,
         )
     )
+
+
+def draw_picture(folder: Path) -> None:
+    """Draw the releases into frontier.png of a folder of result files."""
+    draw(_shown(folder), folder / PICTURE)
+
+
+def picture_is_current(folder: Path) -> bool:
+    """Whether frontier.png shows what the result files beside it say."""
+    return is_current(_shown(folder), folder / PICTURE)
+
+
+def _shown(folder: Path) -> list[Point]:
+    """The points of the picture."""
+    accuracy, privacy = (read_results(folder / f"{name}.json") for name in ("accuracy", "privacy"))
+    return points(accuracy.get("releases", {}), privacy.get("releases", {}))
 
 
 def sweep_table(runs: Sequence[Mapping[str, Any]], data: str, floor: float) -> str:

@@ -79,7 +79,7 @@ class Bar:
 
 
 def bars(results: Mapping[str, Any]) -> Iterator[Bar]:
-    """The bars of the project, of a run with three servers and one image a call."""
+    """The bars of the project, of a run with three servers and one image a call: over gRPC, then over HTTP."""
     ratios, cold = results["ratios"], results["cold"]["privdfs"]
     network = results["networks"].get("20,10", {"ratios": {}})["ratios"]
     yield Bar("PrivDFS p50 / floor p50", 1.10, ratios["privdfs_p50_to_floor_p50"])
@@ -91,4 +91,15 @@ def bars(results: Mapping[str, Any]) -> Iterator[Bar]:
     yield Bar("cold start to the first answer, ms", 1000, cold["total_ms"])
     yield Bar("peak memory over a bare interpreter, MB", 120, cold["peak_over_bare_mb"])
     yield Bar("processor time of a call / of encoder and fusion alone", 2.0, ratios["privdfs_cpu_to_graphs_cpu"])
+    cold = results["cold"].get("http", {})
+    yield Bar("HTTP: PrivDFS p50 / floor p50", 1.15, ratios.get("http_p50_to_floor"))
+    yield Bar("PrivDFS p50 over HTTP / over gRPC", 0.75, ratios.get("http_p50_to_grpc_p50"))
+    yield Bar("processor time of a call over HTTP / over gRPC", 0.4, ratios.get("http_cpu_to_grpc_cpu"))
+    name = "HTTP: processor time of a call / of encoder and fusion alone"
+    yield Bar(name, 2.5, ratios.get("http_cpu_to_graphs_cpu"))
+    yield Bar("HTTP: PrivDFS p50 / unprotected p50, loopback", 1.5, ratios.get("http_p50_to_baseline_p50"))
+    name = "HTTP: PrivDFS p50 / unprotected p50, 20 ms and 10 Mbit/s"
+    yield Bar(name, 1.05, network.get("http_p50_to_baseline_p50"))
+    yield Bar("HTTP: cold start to the first answer, ms", 250, cold.get("total_ms"))
+    yield Bar("HTTP: peak memory over a bare interpreter, MB", 60, cold.get("peak_over_bare_mb"))
     yield Bar("CrypTen p50 / PrivDFS p50", 50, ratios.get("crypten_p50_to_privdfs_p50"), at_least=True)

@@ -25,10 +25,13 @@ from privdfs_bench.coded import CodedNetworks, open_coded
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import bytes_up, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
+from privdfs_bench.speed.connect import Endpoints
 from privdfs_bench.speed.crypten import measure_crypten
+from privdfs_bench.speed.http_systems import RawServer
 from privdfs_bench.speed.network import Network, Proxy, through
 from privdfs_bench.speed.percentiles import CONFIDENCE
 from privdfs_bench.speed.rounds import NETWORK_CALLS, NETWORK_WARM_UP, ORDER_SEED, WARM_UP, check_crypten, take_samples
+from privdfs_bench.speed.sockets import connections
 from privdfs_bench.speed.steps import interleaved
 from privdfs_bench.speed.stubs import stubs
 from privdfs_bench.speed.systems import (
@@ -79,17 +82,18 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
     repositories += [release / "baseline"]
     with ExitStack() as stack:
         with console.status(f"starting {len(repositories)} tritonservers"):
-            endpoints = [one.endpoint for one in stack.enter_context(serve_measured(repositories))]
+            running = stack.enter_context(serve_measured(repositories, http=True))
+        endpoints = Endpoints([one.endpoint for one in running], [str(one.http) for one in running])
         config = {"beside": masked.release, "samples": options.samples, "warmup": WARM_UP}
-        about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints[0])
+        about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints.grpc[0])
         with connected(release, networks, masked, endpoints, servers) as systems:
             take_samples(systems, images, options.samples, WARM_UP, console)
             summaries = {name: system.summary() for name, system in systems.items()}
         far = {}
         for network in options.network:
             with (
-                through(network, endpoints) as proxy,
-                connected(release, networks, masked, proxy.endpoints, servers) as systems,
+                through(network, endpoints.plain()) as proxy,
+                connected(release, networks, masked, endpoints.behind(proxy.endpoints), servers) as systems,
             ):
                 far[network.name] = _far(systems, network, proxy, images, options.samples, console)
     with console.status("time on the device"):
@@ -159,7 +163,7 @@ def sharing(networks: CodedNetworks, servers: int) -> dict[str, Any]:
 
 @contextmanager
 def connected(
-    release: Path, networks: CodedNetworks, masked: Bundle, endpoints: Sequence[str], servers: int
+    release: Path, networks: CodedNetworks, masked: Bundle, endpoints: Endpoints, servers: int
 ) -> Iterator[dict[str, System]]:
     """The systems, not called yet.
 
@@ -167,37 +171,56 @@ def connected(
         release: Folder of the coded release.
         networks: Of it.
         masked: The other release.
-        endpoints: Of the servers of both, in that order, and of the unprotected model.
+        endpoints: Of the servers of both, in that order, and of the unprotected model; over each wire.
         servers: Of the coded release.
     """
-    own, others, baseline = endpoints[:servers], endpoints[servers:-1], endpoints[-1:]
     graph, image = verified_graph(release / "baseline", "baseline"), networks.manifest.image
     up, down = (sum(way) for way in zip(*map(round_bytes, networks.rounds), strict=True))
     answer = FLOAT_BYTES * len(networks.manifest.classes)
     shape = (1, image.height, image.width, image.channels)
     with ExitStack() as stack:
-        (stub,) = stack.enter_context(stubs(baseline))
+        (stub,) = stack.enter_context(stubs(endpoints.grpc[-1:]))
+        (connection,) = stack.enter_context(connections(endpoints.http[-1:]))
         bundle = Bundle.open(release / "client", allow_unsigned=True)
-        coded = PrivDFS(stack.enter_context(Client(bundle, own, timeout=TIMEOUT_S)))
-        beside = PrivDFS(stack.enter_context(Client(masked, others, timeout=TIMEOUT_S)))
+        coded, http, beside, http_beside = (
+            PrivDFS(stack.enter_context(Client(one, called, timeout=TIMEOUT_S)))
+            for one, called in (
+                (bundle, endpoints.grpc[:servers]),
+                (bundle, endpoints.http[:servers]),
+                (masked, endpoints.grpc[servers:-1]),
+                (masked, endpoints.http[servers:-1]),
+            )
+        )
+        http_whole = RawServer(connection, "baseline", ("image", "UINT8", shape))
         whole = OneServer(stub.ModelInfer, "baseline", ("image", "UINT8", shape), lambda one: one.tobytes())
+        sizes, masked_sizes = ([up] * servers, [down] * servers), (bytes_up(masked), [answer] * masked.n_servers)
         what = f"coded shares, {servers} servers, T = {largest_coalition(servers)}, rounds: {len(networks.rounds)}"
         yield {
-            "coded": System(what, [up] * servers, [down] * servers, coded.classify),
-            "masked": System(
-                f"masked shares, {masked.release}", bytes_up(masked), [answer] * masked.n_servers, beside.classify
-            ),
+            "coded": System(what, *sizes, coded.classify),
+            "masked": System(f"masked shares, {masked.release}", *masked_sizes, beside.classify),
             "baseline_triton": System(
                 "unprotected, pixels to 1 server", [int(np.prod(shape))], [answer], whole.classify
             ),
             "baseline_device": System("unprotected, on the device", [], [], OnDevice(graph).classify),
+            "http_coded": System("coded shares over HTTP", *sizes, http.classify),
+            "http_masked": System("masked shares over HTTP", *masked_sizes, http_beside.classify),
+            "http_baseline": System(
+                "unprotected, pixels over HTTP", [int(np.prod(shape))], [answer], http_whole.classify
+            ),
         }
 
 
 def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
-    """Of the coded release against the others."""
-    others = [name for name in systems if name != "coded"]
-    found = {f"coded_p50_to_{name}_p50": systems["coded"]["p50_ms"] / systems[name]["p50_ms"] for name in others}
+    """Of the coded release against the others over the same wire, and of HTTP against gRPC."""
+    coded, http = systems["coded"], systems["http_coded"]
+    others = ("masked", "baseline_triton", "baseline_device")
+    found = {
+        f"coded_p50_to_{name}_p50": coded["p50_ms"] / systems[name]["p50_ms"] for name in others if name in systems
+    }
+    for name in ("masked", "baseline"):
+        found[f"http_coded_p50_to_{name}_p50"] = http["p50_ms"] / systems[f"http_{name}"]["p50_ms"]
+    found["http_coded_p50_to_grpc_p50"] = http["p50_ms"] / coded["p50_ms"]
+    found["http_coded_cpu_to_grpc_cpu"] = http["cpu_ms"] / coded["cpu_ms"]
     return {name: round(value, 3) for name, value in found.items()}
 
 

@@ -1,33 +1,39 @@
 """The cold start of a client: what a process pays from its first import to its first answer, and its peak memory.
 
-    python -m privdfs_bench.speed.cold privdfs|floor|bare CLIENT IMAGE ENDPOINT …
+    python -m privdfs_bench.speed.cold privdfs|http|floor|http_floor|bare CLIENT IMAGE ENDPOINT …
 
 prints one line of JSON, from a fresh process.
 
-`cold_starts` starts such processes. `floor` is the least that the same first answer costs in Python: imports, two
-sessions, a bare stub for each server. `bare` is an interpreter that has imported what this script needs itself.
+`cold_starts` starts such processes. `privdfs` is the SDK over gRPC, `http` over HTTP. The floors are the least that the
+same first answer costs in Python: imports, two sessions, and a bare stub or a plain socket for each server. `bare` is
+an interpreter that has imported what this script needs itself.
+
+All have their bytecode, as installed packages have: the first start of each writes it, and is not counted.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120.0
-SYSTEMS = ("privdfs", "floor", "bare")
+#: Systems, and the wire that each speaks.
+SYSTEMS = {"privdfs": "grpc", "http": "http", "floor": "grpc", "http_floor": "http", "bare": "http"}
 
 
-def cold_starts(client: Path, image: Path, endpoints: Sequence[str], times: int) -> dict[str, Any]:
+def cold_starts(client: Path, image: Path, endpoints: Mapping[str, Sequence[str]], times: int) -> dict[str, Any]:
     """Start every system in fresh processes, in turns.
 
     Args:
         client: folder of the bundle.
         image: an image file.
-        endpoints: of the servers.
+        endpoints: of the servers, by wire.
         times: how often each.
 
     Returns:
@@ -37,14 +43,21 @@ def cold_starts(client: Path, image: Path, endpoints: Sequence[str], times: int)
         subprocess.CalledProcessError: one failed; the error holds what it said.
     """
     starts: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
-    for _ in range(times):
-        for system in SYSTEMS:
-            line = [sys.executable, "-m", "privdfs_bench.speed.cold", system, str(client), str(image), *endpoints]
-            done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-            starts[system].append(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryDirectory(prefix="privdfs-bytecode-") as bytecode:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for number in range(-1, times):
+            for system, wire in SYSTEMS.items():
+                line = [sys.executable, "-m", "privdfs_bench.speed.cold", system, str(client), str(image)]
+                done = subprocess.run(
+                    [*line, *endpoints[wire]],
+                    capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=environment,
+                )  # fmt: skip
+                if number >= 0:
+                    starts[system].append(json.loads(done.stdout.splitlines()[-1]))
     bare = statistics.median(start["peak_mb"] for start in starts["bare"])
     found: dict[str, Any] = {"bare_peak_mb": bare}
-    for system in ("privdfs", "floor"):
+    for system in filter("bare".__ne__, SYSTEMS):
         medians = {name: round(statistics.median(one[name] for one in starts[system]), 1) for name in starts[system][0]}
         found[system] = {
             **medians,
@@ -67,12 +80,47 @@ def privdfs(client: Path, image: Path, endpoints: Sequence[str], mark: Callable[
 
 
 def floor(client: Path, image: Path, endpoints: Sequence[str], mark: Callable[[str], None]) -> None:
-    """The same by hand. It uses none of the SDK, and checks nothing."""
+    """The same by hand over gRPC. It uses none of the SDK, and checks nothing."""
+    import numpy as np
+
+    from privdfs_bench.speed.stubs import logits_of, request_for, stubs
+
+    shares, partition, fuse = _encoded(client, image, mark)
+    further = {name: ("INT32", values.shape) for name, values in partition.items()}
+    with stubs(endpoints) as called:
+        calls = []
+        for stub, share in zip(called, shares, strict=True):
+            request = request_for("branch", {"share": ("INT8", share.shape)} | further)
+            request.raw_input_contents[:] = [one.tobytes() for one in (share, *partition.values())]
+            calls.append(stub.ModelInfer.future(request, timeout=TIMEOUT_S))
+        fuse(np.stack([logits_of(call.result()) for call in calls]))
+        mark("first_answer_ms")
+
+
+def http_floor(client: Path, image: Path, endpoints: Sequence[str], mark: Callable[[str], None]) -> None:
+    """The same by hand over HTTP."""
+    import numpy as np
+
+    from privdfs_bench.speed.sockets import RawModel, connections
+
+    shares, partition, fuse = _encoded(client, image, mark)
+    further = {name: ("INT32", values.shape) for name, values in partition.items()}
+    with connections(endpoints) as made:
+        models = [
+            RawModel(connection, "branch", {"share": ("INT8", share.shape)} | further)
+            for connection, share in zip(made, shares, strict=True)
+        ]
+        for model, share in zip(models, shares, strict=True):
+            model.send(*(one.tobytes() for one in (share, *partition.values())))
+        fuse(np.stack([model.logits() for model in models]))
+        mark("first_answer_ms")
+
+
+def _encoded(client: Path, image: Path, mark: Callable[[str], None]) -> tuple[list[Any], dict[str, Any], Any]:
+    """What both floors begin with: shares, the further inputs of servers, and what fuses their logits."""
     import numpy as np
     import onnxruntime
     from PIL import Image
-
-    from privdfs_bench.speed.stubs import logits_of, request_for, stubs
 
     mark("import_ms")
     options = onnxruntime.SessionOptions()
@@ -88,16 +136,11 @@ def floor(client: Path, image: Path, endpoints: Sequence[str], mark: Callable[[s
     feeds = {"image": np.asarray(opened).reshape(1, height, width, channels)}
     partition = {one.name: np.zeros((1, 1), np.int32) for one in keyed}
     shares = [np.asarray(one) for one in encoder.run(None, feeds | partition)]
-    further = {name: ("INT32", values.shape) for name, values in partition.items()}
-    with stubs(endpoints) as called:
-        calls = []
-        for stub, share in zip(called, shares, strict=True):
-            request = request_for("branch", {"share": ("INT8", share.shape)} | further)
-            request.raw_input_contents[:] = [one.tobytes() for one in (share, *partition.values())]
-            calls.append(stub.ModelInfer.future(request, timeout=TIMEOUT_S))
-        logits = np.stack([logits_of(call.result()) for call in calls])
+
+    def fuse(logits: Any) -> None:  # noqa: ANN401 - numpy is not imported where this is read
         fusion.run(None, {"logits": logits[np.newaxis], "answered": np.ones((1, len(logits)), np.bool_)})
-        mark("first_answer_ms")
+
+    return shares, partition, fuse
 
 
 def _key(client: Path) -> bytes | None:
@@ -124,7 +167,8 @@ def _main() -> None:
         found[name], last = round((now - last) * 1e3, 1), now
 
     if system != "bare":
-        {"privdfs": privdfs, "floor": floor}[system](Path(client), Path(image), endpoints, mark)
+        does = {"privdfs": privdfs, "http": privdfs, "floor": floor, "http_floor": http_floor}[system]
+        does(Path(client), Path(image), endpoints, mark)
         found["total_ms"] = round((last - started) * 1e3, 1)
     print(json.dumps(found | {"peak_mb": _peak_mb()}))
 

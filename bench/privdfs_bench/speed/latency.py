@@ -17,6 +17,7 @@ from privdfs._images import load_image
 from privdfs_bench.releases import RELEASES, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.cold import cold_starts
+from privdfs_bench.speed.connect import Endpoints, connect
 from privdfs_bench.speed.crypten import measure_crypten
 from privdfs_bench.speed.network import through
 from privdfs_bench.speed.page import DISTRIBUTIONS, STAGES, write_page
@@ -25,7 +26,7 @@ from privdfs_bench.speed.pictures import draw_distributions, draw_stages
 from privdfs_bench.speed.random_release import write_random_release
 from privdfs_bench.speed.rounds import ORDER_SEED, WARM_UP, check_crypten, measure_network, measure_systems
 from privdfs_bench.speed.serving import Split, split_near, write_jpeg, write_split
-from privdfs_bench.speed.systems import DEVICE_THREADS, Pixels, connect
+from privdfs_bench.speed.systems import DEVICE_THREADS, Pixels
 from privdfs_export.serve import serve_measured
 from privdfs_training.reading import load_config
 
@@ -59,21 +60,22 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
             write_split(folder / "single-split", split, manifest),
         ]
         with console.status("starting tritonservers"):
-            servers = stack.enter_context(serve_measured(repositories, foreign=foreign))
-        endpoints = [server.endpoint for server in servers]
-        about = _about(bundle, split, options.samples, endpoints[-1])
+            servers = stack.enter_context(serve_measured(repositories, foreign=foreign, http=True))
+        endpoints = Endpoints.of(servers, n_servers)
+        about = _about(bundle, split, options.samples, endpoints.grpc[-1])
         with connect(bundle, release, split, images, servers, endpoints) as bench:
             found = measure_systems(bench, images, options.samples, console)
         found["networks"] = {}
         for network in options.network:
             with (
-                through(network, endpoints) as proxy,
-                connect(bundle, release, split, images, servers, proxy.endpoints) as bench,
+                through(network, endpoints.plain()) as proxy,
+                connect(bundle, release, split, images, servers, endpoints.behind(proxy.endpoints)) as bench,
             ):
                 shown = measure_network(bench, network, proxy, images, options.samples, console)
                 found["networks"][network.name] = shown
         with console.status("cold starts"):
-            found["cold"] = cold_starts(release / CLIENT_FOLDER, files[0], endpoints[:n_servers], options.cold)
+            wires = {"grpc": endpoints.grpc[:n_servers], "http": endpoints.http[:n_servers]}
+            found["cold"] = cold_starts(release / CLIENT_FOLDER, files[0], wires, options.cold)
     if options.crypten is not None:
         with console.status("CrypTen"):
             _add_crypten(found, options.crypten, graph, images[0])

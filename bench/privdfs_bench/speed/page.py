@@ -94,7 +94,7 @@ def _network(name: str, network: Mapping[str, Any], confidence: float) -> str:
     as_set = "" if measured["as_set"] else " <b class=missed>(not as set)</b>"
     ratio = network["ratios"]["privdfs_p50_to_baseline_triton_p50"]
     wire = table(
-        ("bytes on the wire, gRPC's own included", "up, by server", "down, by server"),
+        ("bytes on the wire, the protocol's own included", "up, by server", "down, by server"),
         (
             (escape(system), *(", ".join(f"{count:.0f}" for count in bytes_[way]) for way in bytes_))
             for system, bytes_ in network["bytes_on_the_wire"].items()
@@ -142,4 +142,6 @@ def _open_loop(opened: Mapping[str, Any]) -> str:
 
 def _cold(cold: Mapping[str, Any]) -> str:
     head = ("import_ms", "open_ms", "first_answer_ms", "total_ms", "peak_over_bare_mb")
-    return table(("", *head), ((name, *(f"{cold[name][one]:g}" for one in head)) for name in ("privdfs", "floor")))
+    return table(
+        ("", *head), ((name, *(f"{cold[name][one]:g}" for one in head)) for name in cold if name != "bare_peak_mb")
+    )

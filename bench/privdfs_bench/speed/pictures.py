@@ -8,7 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-COLOURS = {"privdfs": "#1f77b4", "floor": "#2ca02c", "baseline_triton": "#d95f0e"}
+COLOURS = {
+    "privdfs": "#1f77b4",
+    "floor": "#2ca02c",
+    "baseline_triton": "#d95f0e",
+    "http": "#1f77b4",
+    "http_floor": "#2ca02c",
+    "http_baseline": "#d95f0e",
+}
 OTHER_COLOUR = "#7f7f7f"
 STAGE_COLOURS = {
     "decode": "#c6dbef",

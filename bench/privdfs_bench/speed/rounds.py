@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import track
 
 from privdfs_bench.errors import BenchError
+from privdfs_bench.speed.connect import Bench
 from privdfs_bench.speed.network import Network, Proxy
 from privdfs_bench.speed.percentiles import percentiles
 from privdfs_bench.speed.stages import stages, stragglers
-from privdfs_bench.speed.systems import Bench, OnDevice, Pixels, Systems
+from privdfs_bench.speed.systems import OnDevice, Pixels, Systems
 
 ORDER_SEED = 0
 #: Rounds before the first kept one: connections, caches, and the servers' first requests.
@@ -21,15 +22,21 @@ WARM_UP, NETWORK_WARM_UP = 50, 3
 STAGE_CALLS, OPEN_CALLS, NETWORK_CALLS, WIRE_CALLS = 500, 600, 200, 10
 #: Arrivals of the open loop, as a fraction of what PrivDFS could do in closed loop; in blocks, system by system.
 OPEN_LOAD, OPEN_BLOCK = 0.5, 50
-OPEN_SYSTEMS = ("privdfs", "floor", "baseline_triton")
+OPEN_SYSTEMS = ("privdfs", "floor", "baseline_triton", "http")
 #: What a connection that is not used may send meanwhile: HTTP/2's own.
 IDLE_BYTES = 40
 #: Of CrypTen's 16 bits behind the point, relative to the largest logit.
 CRYPTEN_TOLERANCE = 0.02
 #: What PrivDFS is compared with.
 OTHERS = ("floor", "floor_futures", "baseline_triton", "baseline_jpeg", "single_split", "baseline_device")
+HTTP_SYSTEMS = ("http", "http_async", "http_floor", "http_baseline")
 #: What uses the network, one image a call.
-NETWORK_SYSTEMS = ("privdfs", "privdfs_async", *(name for name in OTHERS if name != "baseline_device"))
+NETWORK_SYSTEMS = (
+    "privdfs",
+    "privdfs_async",
+    *(name for name in OTHERS if name != "baseline_device"),
+    *HTTP_SYSTEMS,
+)
 
 
 def measure_systems(bench: Bench, images: Sequence[Pixels], samples: int, console: Console) -> dict[str, Any]:
@@ -94,6 +101,9 @@ def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
         ("single_split", "baseline_device"),
         ("floor", "privdfs"),
         ("floor_futures", "privdfs"),
+        ("http", "privdfs"),
+        ("http_floor", "privdfs"),
+        ("http_baseline", "baseline_device"),
     ):
         differing = sum(systems[one].classify(image) != systems[other].classify(image) for image in images)
         if differing:
@@ -172,4 +182,22 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
     if "graphs_only" in systems:
         found["privdfs_cpu_to_graphs_cpu"] = private["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
         found["floor_cpu_to_graphs_cpu"] = systems["floor"]["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
-    return {name: round(value, 3) for name, value in found.items()}
+    return {name: round(value, 3) for name, value in (found | _http_ratios(systems)).items()}
+
+
+def _http_ratios(systems: Mapping[str, Any]) -> dict[str, float]:
+    """PrivDFS over HTTP against its floor, against itself over gRPC, and against the unprotected model over HTTP."""
+    http, grpc, graphs = (systems.get(name) for name in ("http", "privdfs", "graphs_only"))
+    if http is None or grpc is None:
+        return {}
+    found = {
+        "http_p50_to_floor": http["p50_ms"] / systems["http_floor"]["p50_ms"],
+        "http_p50_to_grpc_p50": http["p50_ms"] / grpc["p50_ms"],
+        "http_p50_to_baseline_p50": http["p50_ms"] / systems["http_baseline"]["p50_ms"],
+        "http_async_p50_to_floor": systems["http_async"]["p50_ms"] / systems["http_floor"]["p50_ms"],
+        "http_cpu_to_grpc_cpu": http["cpu_ms"] / grpc["cpu_ms"],
+    }
+    if graphs is not None:
+        found["http_cpu_to_graphs_cpu"] = http["cpu_ms"] / graphs["cpu_ms"]
+        found["http_floor_cpu_to_graphs_cpu"] = systems["http_floor"]["cpu_ms"] / graphs["cpu_ms"]
+    return found

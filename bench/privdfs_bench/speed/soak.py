@@ -1,62 +1,86 @@
-"""Predictions while servers are killed and started again, and clients before one late server."""
+"""Predictions while processes are killed and started again: every answer compared with the right one.
+
+A client of two callers predicts, and every party has two replicas. Every few seconds one process is killed, or one that
+was killed is started again; never the last one of a party, as no orchestrator does either. What is read all the time:
+memory, threads and descriptors of this process.
+"""
 
 import random
-import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from privdfs import Bundle, Client, NotEnoughAnswersError, Result, Retries, Server
-from privdfs._format import CLIENT_FOLDER, server_folder
-from privdfs.testing import FakeServer
-from privdfs_bench.errors import BenchError
-from privdfs_bench.releases import branch_graphs
+from privdfs import Bundle, Client, Error, NotEnoughAnswersError, Result
+from privdfs._config import WireName
+from privdfs._format import CLIENT_FOLDER, ClientManifest
+from privdfs._images import load_image
+from privdfs_bench.releases import RELEASES, branch_graphs, graph_digests
 from privdfs_bench.results import ROOT
+from privdfs_bench.speed.parties import Parties, lying
 from privdfs_bench.speed.systems import device_session
-from privdfs_export.serve import RunningServer, kill, start_at
 
-CONFIG = ROOT / "configs" / "fashion-resnet20-n5.toml"
-NEEDED, CALLERS, IMAGES, CLASSES, SHAPE = 3, 2, 100, 10, (1, 28, 28)
-TIMEOUT_S, GRACE_S, EVERY_S, READY_S = 1.0, 0.05, 3.0, 120.0
+CALLERS, REPLICAS, BLOCKS = 2, 2, 100
+TIMEOUT_S, GRACE_S, EVERY_S = 2.0, 0.05, 3.0
 WARM_UP = 0.2  # of the predictions: allocators, breakers and connections settle
-LATE_S, LATE_SHARE, PROBES = 0.5, 0.1, 100
+IMAGES = ROOT / "examples" / "images"
+#: An app that follows the advice of an error waits before it calls again.
+PAUSE_S = 0.05
 
 
-class Restartable:
-    """The tritonserver of one repository on a port of its own, to be killed and started again."""
+@dataclass(frozen=True)
+class Steady:
+    """A soak with replicas.
 
-    def __init__(self, folder: Path, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
-        self.endpoint = f"127.0.0.1:{self._port}"
-        self._folder, self._log = folder, log
-        self._server: RunningServer | None = None
+    Attributes:
+        release: its name in model_repository.
+        wire: by which servers are asked.
+        colluding: of a coded release, T.
+        min_answers: how many servers must answer; None: the client's default.
+        liar: index of a party that lies.
+    """
 
-    @property
-    def runs(self) -> bool:
-        """Whether it has been started and not killed."""
-        return self._server is not None
-
-    def start(self) -> None:
-        """Start it; it is ready some seconds later."""
-        self._server = start_at(self._folder, self._port, self._log)
-
-    def kill(self) -> None:
-        """Kill it and all that it started, without a warning."""
-        if self._server is not None:
-            kill(self._server)
-            self._server = None
+    release: str
+    wire: WireName
+    colluding: int | None = None
+    min_answers: int | None = None
+    liar: int | None = None
 
 
-class Truth:
-    """The right answers: logits of every branch for every image, [images, servers, classes]."""
+#: Of five parties one may lie where all answer: three answers decode, two more correct one lie.
+STEADY = {
+    "masked-grpc": Steady("fashion-resnet20", "grpc"),
+    "masked-http": Steady("fashion-resnet20", "http"),
+    "coded-grpc": Steady("fashion-coded-r1", "grpc", colluding=1),
+    "coded-http": Steady("fashion-coded-r1", "http", colluding=1),
+    "coded-liar-grpc": Steady("fashion-coded-r1", "grpc", colluding=1, min_answers=5, liar=4),
+    "coded-liar-http": Steady("fashion-coded-r1", "http", colluding=1, min_answers=5, liar=4),
+}
+
+
+class Truth(Protocol):
+    """The right answers."""
+
+    def agrees(self, image: int, result: Result) -> bool:
+        """Whether a result is right for the servers that it names."""
+        ...
+
+
+class MaskedTruth:
+    """What the same branches give in this process for the servers that each result names.
+
+    Args:
+        release: folder of the release.
+        bundle: of it.
+        images: uint8 [images, height, width, channels].
+    """
 
     def __init__(self, release: Path, bundle: Bundle, images: np.ndarray) -> None:
         shares = bundle.encode(images)
@@ -71,6 +95,99 @@ class Truth:
         return bool(np.abs(expected - result.probabilities).max() < 1e-3)
 
 
+class CodedTruth:
+    """Coded answers are exact, whoever answered: what a client without servers gives.
+
+    Args:
+        release: folder of the release, of honest servers.
+        images: uint8 [images, height, width, channels].
+        colluding: T.
+    """
+
+    def __init__(self, release: Path, images: np.ndarray, colluding: int | None) -> None:
+        with Client.local(release, timeout=600, colluding=colluding) as client:
+            self._probabilities = [each.probabilities for each in client.predict_batch(images)]
+
+    def agrees(self, image: int, result: Result) -> bool:
+        """Whether a result is the one that all servers' exact answers come to."""
+        return bool(np.abs(self._probabilities[image] - result.probabilities).max() < 1e-6)
+
+
+@dataclass
+class Tally:
+    """What became of calls; `kinds` names errors by their causes, `seconds` holds every call's time."""
+
+    seconds: np.ndarray
+    answered: int = 0
+    wrong: int = 0
+    missing: int = 0
+    late: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    named_after: int | None = None
+    named_wrongly: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, and percentiles in milliseconds."""
+        taken = self.seconds[self.seconds >= 0] * 1e3
+        calls = max(1, len(taken))
+        ms = {f"p{p}_ms": round(float(np.percentile(taken, p)), 2) if len(taken) else None for p in (50, 99)}
+        return {
+            "calls": len(taken), "answered": self.answered, "answered_share": round(self.answered / calls, 6),
+            "wrong": self.wrong, "late": self.late, "with_servers_missing": self.missing, "errors": dict(self.kinds),
+            **ms, "slowest_ms": round(float(taken.max()), 1) if len(taken) else None,
+        }  # fmt: skip
+
+
+class Caller:
+    """Predicts the images in turn, compares every answer with the truth, and counts.
+
+    Args:
+        client: to predict with.
+        truth: of the images.
+        images: uint8 [images, height, width, channels].
+        liar: who lies, as far as anybody does.
+    """
+
+    def __init__(self, client: Client, truth: Truth, images: np.ndarray, liar: int | None = None) -> None:
+        self.client, self._truth, self._images, self._liar = client, truth, images, liar
+        self._lock = threading.Lock()
+
+    def call(self, number: int, tally: Tally) -> Result | None:
+        """Make the call with this number; what comes of it goes into the tally."""
+        image, started = number % len(self._images), time.monotonic()
+        try:
+            result = self.client.predict(self._images[image])
+        except Error as error:
+            self._note(tally, number, time.monotonic() - started, None, error)
+            time.sleep(PAUSE_S)
+            return None
+        self._note(tally, number, time.monotonic() - started, result, None)
+        return result
+
+    def _note(self, tally: Tally, number: int, seconds: float, result: Result | None, error: Error | None) -> None:
+        wrong = result is not None and not self._truth.agrees(number % len(self._images), result)
+        with self._lock:
+            tally.seconds[number] = seconds
+            tally.late += seconds > TIMEOUT_S + GRACE_S
+            tally.wrong += wrong
+            if result is None:
+                tally.kinds[_told(error)] += 1
+                return
+            tally.answered += 1
+            tally.missing += not all(result.answered)
+            named = set(result.corrected) | set(result.suspects)
+            if self._liar in named and tally.named_after is None:
+                tally.named_after = number + 1
+            tally.named_wrongly += bool(named - {self._liar})
+
+
+def _told(error: Error | None) -> str:
+    """An error and its causes, by their types."""
+    if not isinstance(error, NotEnoughAnswersError):
+        return type(error).__name__
+    return f"{type(error).__name__}: {', '.join(sorted({type(each).__name__ for each in error.causes.values()}))}"
+
+
 def process_figures() -> dict[str, float]:
     """Memory (MB), threads and file descriptors of this process."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
@@ -79,157 +196,94 @@ def process_figures() -> dict[str, float]:
     return {"rss_mb": int(fields["VmRSS"].split()[0]) / 1024, "threads": int(fields["Threads"]), "fds": descriptors}
 
 
-def unrest(
-    servers: Sequence[Restartable], answer: Callable[[], int], over: threading.Event, kinds: Counter[str]
-) -> None:
-    """Kill a server, or start one that was killed, every few seconds; never when fewer than enough would be left."""
+def growth(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """How much each figure has grown after the warm-up, from the first to the last fifth of what follows it.
+
+    Of memory the median counts; of threads and descriptors the most, since connections come and go with the servers.
+    """
+    settled = figures[int(len(figures) * WARM_UP) :]
+    part = max(1, len(settled) // 5)
+    first, last = (
+        {name: [row[name] for row in rows] for name in rows[0]} for rows in (settled[:part], settled[-part:])
+    )
+    reduce: dict[str, Callable[[list[float]], Any]] = {"rss_mb": np.median, "threads": max, "fds": max}
+    return {name: round(float(take(last[name]) - take(first[name])), 2) for name, take in reduce.items()}
+
+
+def unrest(parties: Parties, over: threading.Event, events: Counter[str]) -> None:
+    """Every few seconds kill a process, or start one again that was killed; never the last one of a party."""
     chance = random.Random(0)  # noqa: S311 - not for secrets
     while not over.wait(EVERY_S):
-        gone = [server for server in servers if not server.runs]
-        spare = answer() > NEEDED  # one that was started takes some seconds to
+        gone = [each for each in parties.all if not each.runs]
+        spare = [each for party in parties.replicas if all(one.ready for one in party) for each in party]
         if gone and (not spare or chance.random() < 0.5):
-            gone[0].start()
-            kinds["started again"] += 1
+            events["ended by itself"] += chance.choice(gone).start()
+            events["started again"] += 1
         elif spare:
-            chance.choice([server for server in servers if server.runs]).kill()
-            kinds["killed"] += 1
+            chance.choice(spare).kill()
+            events["killed"] += 1
 
 
-def soak(release: Path, predictions: int, folder: Path) -> dict[str, Any]:
-    """Predict while servers come and go.
+@contextmanager
+def troubled(parties: Parties, events: Counter[str]) -> Iterator[None]:
+    """Unrest inside the `with`."""
+    over = threading.Event()
+    thread = threading.Thread(target=unrest, args=(parties, over, events))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def open_release(name: str) -> tuple[Path, Bundle, np.ndarray]:
+    """A release's folder, its bundle, and the demo's images for it, uint8 [images, height, width, channels]."""
+    release = RELEASES / name
+    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
+    return release, bundle, np.stack([load_image(path, bundle.manifest.image) for path in sorted(IMAGES.glob("*.png"))])
+
+
+def soak(run: Steady, predictions: int, folder: Path) -> dict[str, Any]:
+    """Predict while processes come and go.
 
     Args:
-        release: folder of the release.
+        run: which release, and how.
         predictions: how many.
-        folder: for logs.
+        folder: for logs, and for copies of the release.
 
     Raises:
         BenchError: the servers do not get ready.
     """
-    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
-    truth = Truth(release, bundle, images)
-    servers = [Restartable(release / server_folder(i), folder / f"{i}.log") for i in range(bundle.n_servers)]
-    over, kinds, counts = threading.Event(), Counter[str](), Counter[str]()
+    release, bundle, images = open_release(run.release)
+    masked = isinstance(bundle.manifest, ClientManifest)
+    truth = MaskedTruth(release, bundle, images) if masked else CodedTruth(release, images, run.colluding)
+    served = release if run.liar is None else lying(release, folder / "release", run.liar)
+    servers = len(list(release.glob("server-*")))
+    parties, events = Parties(served, servers, REPLICAS, run.wire, folder), Counter[str]()
+    tally = Tally(np.full(predictions, -1.0, np.float32))
     figures: list[dict[str, float]] = []
-    slowest, late = 0.0, 0
     with ExitStack() as stack:
-        caller = Caller(_connected(stack, bundle, servers, folder), truth, images)
-        troubles = threading.Thread(target=unrest, args=(servers, lambda: caller.answered, over, kinds))
-        stack.callback(troubles.join)  # before the servers are killed
-        stack.callback(over.set)
-        troubles.start()
-        started = time.monotonic()
-        pool = stack.enter_context(ThreadPoolExecutor(CALLERS))
-        block = max(CALLERS, predictions // 100)
+        stack.enter_context(parties.running())
+        client = stack.enter_context(
+            Client(bundle, parties.servers, timeout=TIMEOUT_S, min_answers=run.min_answers, colluding=run.colluding)
+        )
+        client.warmup(timeout=60)
+        stack.enter_context(troubled(parties, events))
+        caller, pool = Caller(client, truth, images, run.liar), stack.enter_context(ThreadPoolExecutor(CALLERS))
+        started, block = time.monotonic(), max(CALLERS, predictions // BLOCKS)
         for first in range(0, predictions, block):
-            for kind, seconds in pool.map(caller.call, range(first, min(first + block, predictions))):
-                counts[kind] += 1
-                slowest, late = max(slowest, seconds), late + (seconds > TIMEOUT_S + GRACE_S)
+            for _ in pool.map(lambda number: caller.call(number, tally), range(first, min(first + block, predictions))):
+                pass
             figures.append(process_figures())
         took = time.monotonic() - started
-    settled = figures[int(len(figures) * WARM_UP) :]
-    growth = {name: round(settled[-1][name] - settled[0][name], 2) for name in settled[0]}
+    liar = {} if run.liar is None else {
+        "liar": run.liar, "named_after": tally.named_after, "named_wrongly": tally.named_wrongly
+    }  # fmt: skip
     return {
-        "predictions": predictions, "seconds": round(took, 1), "events": dict(kinds), "outcomes": dict(counts),
-        "slowest_s": round(slowest, 3), "beyond_deadline_50ms": late, "growth_after_warm_up": growth,
+        "release": run.release, "digests": graph_digests(release), "wire": run.wire, "servers": servers,
+        "replicas": REPLICAS, "colluding": run.colluding, "callers": CALLERS, "timeout_s": TIMEOUT_S,
+        "seconds": round(took, 1), "events": dict(events), **tally.summary(), **liar,
+        "growth_after_warm_up": growth(figures),
         "at_the_end": {name: round(value, 1) for name, value in figures[-1].items()},
     }  # fmt: skip
-
-
-class Caller:
-    """Predicts the images in turn, and compares every answer with the truth."""
-
-    def __init__(self, client: Client, truth: Truth, images: np.ndarray) -> None:
-        self._client, self._truth, self._images = client, truth, images
-        #: How many servers answered the latest call.
-        self.answered = 0
-
-    def call(self, number: int) -> tuple[str, float]:
-        """One call: what came of it, in words, and its seconds."""
-        started, image = time.monotonic(), number % len(self._images)
-        try:
-            result = self._client.predict(self._images[image])
-            self.answered = sum(result.answered)
-            kind = "right" if self._truth.agrees(image, result) else "wrong"
-            kind += "" if all(result.answered) else ", some servers missing"
-        except NotEnoughAnswersError as error:
-            kind, self.answered = "typed error", len(error.answered)
-        return kind, time.monotonic() - started
-
-
-def _connected(stack: ExitStack, bundle: Bundle, servers: Sequence[Restartable], folder: Path) -> Client:
-    """Start the servers, and give a client of them when all are ready."""
-    for server in servers:
-        stack.callback(server.kill)
-        server.start()
-    endpoints = [server.endpoint for server in servers]
-    client = stack.enter_context(Client(bundle, endpoints, timeout=TIMEOUT_S, min_answers=NEEDED))
-    until = time.monotonic() + READY_S
-    while not all(row.ok for row in client.health(timeout=2)):
-        if time.monotonic() > until:
-            raise BenchError(f"the tritonservers did not get ready: see {folder}")
-        time.sleep(0.3)
-    return client
-
-
-def straggler(release: Path, calls: int) -> dict[str, Any]:
-    """Latency with one server that is sometimes late, in milliseconds; the systems take turns.
-
-    Args:
-        release: folder of the release.
-        calls: of each system.
-    """
-    bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
-    with ExitStack() as stack:
-        hedge_s, systems = _clients_before_a_late_server(stack, release, bundle)
-        samples: dict[str, list[float]] = {name: [] for name in systems}
-        for _ in range(calls):
-            for name, run in systems.items():
-                started = time.perf_counter()
-                run()
-                samples[name].append((time.perf_counter() - started) * 1e3)
-    table = {
-        name: {f"p{p}_ms": round(float(np.percentile(ms, p)), 2) for p in (50, 90, 99)} for name, ms in samples.items()
-    }
-    usual = table["healthy"]["p99_ms"]
-    return {
-        "calls": calls, "late_s": LATE_S, "late_share": LATE_SHARE,
-        "hedge_after_s": round(hedge_s, 4), "systems": table,
-        "p99_to_healthy": {name: round(row["p99_ms"] / usual, 2) for name, row in table.items()},
-    }  # fmt: skip
-
-
-def _clients_before_a_late_server(
-    stack: ExitStack, release: Path, bundle: Bundle
-) -> tuple[float, dict[str, Callable[[], Result]]]:
-    """After how many seconds the hedging client hedges, and a call of every client."""
-    spec = bundle.manifest.image
-    image = np.zeros((spec.height, spec.width, spec.channels), np.uint8)
-    chance = random.Random(0)  # noqa: S311 - not for secrets
-    prompt = [stack.enter_context(FakeServer.for_release(release, i)) for i in range(bundle.n_servers)]
-    branch = device_session(branch_graphs(release, bundle)[0])
-
-    def answer(share: np.ndarray) -> np.ndarray:
-        if chance.random() < LATE_SHARE:
-            time.sleep(LATE_S)
-        return np.asarray(branch.run(None, {"share": share})[0])
-
-    tardy = stack.enter_context(FakeServer(bundle, 0, answer))
-    others = [Server(fake.endpoint) for fake in prompt[1:]]
-
-    def client(first: list[str], **options: Any) -> Callable[[], Result]:  # noqa: ANN401 - a client's
-        made = stack.enter_context(Client(bundle, [Server(first), *others], timeout=5, **options))
-        made.warmup()
-        return lambda: made.predict(image)
-
-    healthy = client([prompt[0].endpoint])
-    probes = [healthy().timings.servers_ms[0] or 0.0 for _ in range(PROBES)]
-    hedge_s = float(np.percentile(probes, 95)) / 1e3
-    hedges = Retries(hedge_after=hedge_s, hedge_budget=0.2)
-    return hedge_s, {
-        "healthy": healthy,
-        "unprotected": client([tardy.endpoint]),
-        "quorum": client([tardy.endpoint], wait="quorum", min_answers=bundle.n_servers - 1),
-        "hedged": client([tardy.endpoint, prompt[0].endpoint], retries=hedges),
-    }

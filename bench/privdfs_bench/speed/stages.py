@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from privdfs import Result
-from privdfs_bench.speed.systems import Bench, Pixels
+from privdfs_bench.speed.connect import Bench
+from privdfs_bench.speed.systems import Pixels
 
 #: A slow call is one of the slowest hundredth.
 SLOW = 0.99

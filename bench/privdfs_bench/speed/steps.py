@@ -13,11 +13,13 @@ from privdfs_bench.errors import BenchError
 from privdfs_bench.results import ROOT
 from privdfs_training.config import Config
 from privdfs_training.data import DataSet, image_shape
-from privdfs_training.loop import build_optimizer, check
+from privdfs_training.loop import check
 from privdfs_training.models.system import System
+from privdfs_training.optimizer import build_optimizer
 from privdfs_training.precision import autocast
 from privdfs_training.reading import load_config
-from privdfs_training.stages import Stage, stages, trained_modules
+from privdfs_training.stage import Stage, trained_modules
+from privdfs_training.stages import stages
 
 CONFIGS = [ROOT / "configs" / "fashion-resnet20.toml", ROOT / "configs" / "cifar10-resnet20.toml"]
 CLASSES, WARM_UP, SEED = 10, 3, 0

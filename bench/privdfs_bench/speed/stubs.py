@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -25,6 +26,12 @@ def stubs(endpoints: Sequence[str]) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(endpoint, options=_OPTIONS)) for endpoint in endpoints]
         yield [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
+
+
+def async_stub(endpoint: str) -> tuple[Any, Any]:
+    """A channel of its own for an event loop, to be closed, and the stub on it."""
+    channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+    return channel, service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 def request_for(model: str, inputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> Any:  # noqa: ANN401 - a message

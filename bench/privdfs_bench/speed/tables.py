@@ -68,7 +68,8 @@ def summary(results: dict[str, Any]) -> str:
         f"cold start of {name}: import {one['import_ms']:.0f} + open {one['open_ms']:.0f} + first answer "
         f"{one['first_answer_ms']:.0f} = {one['total_ms']:.0f} ms; peak memory {one['peak_over_bare_mb']:.0f} MB over "
         "a bare interpreter"
-        for name, one in ((name, cold[name]) for name in ("privdfs", "floor"))
+        for name, one in cold.items()
+        if name != "bare_peak_mb"
     ]
     return "\n".join(lines)
 
@@ -104,5 +105,5 @@ def network_line(network: dict[str, Any]) -> str:
     return (
         f"set to {network['rtt_ms']:g} ms and {network['mbit']:g} Mbit/s, measured {measured['rtt_ms']:.1f} ms and "
         f"{measured['mbit']:.1f} Mbit/s{'' if measured['as_set'] else ' ([bold]not as set[/]: a busy machine?)'}\n"
-        f"privdfs_p50_to_baseline_triton_p50: {ratio:.3f}\nbytes up on the wire, gRPC's own included: {up}"
+        f"privdfs_p50_to_baseline_triton_p50: {ratio:.3f}\nbytes up on the wire, the protocol's own included: {up}"
     )

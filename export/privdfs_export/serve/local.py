@@ -129,19 +129,22 @@ def serve_gateways(
         yield found
 
 
-def start_at(path: Path, port: int, log: Path) -> RunningServer:
+def start_at(repository: Path | Repository, port: int, log: Path, *, http_port: int | None = None) -> RunningServer:
     """Start the tritonserver of one repository on a chosen port; it is ready some seconds later.
 
     Args:
-        path: The server's folder of a release.
+        repository: The server's folder of a release, which is checked; or what was read from it and checked before.
         port: On 127.0.0.1.
         log: File of its log, overwritten.
+        http_port: The same of HTTP; None: it serves gRPC alone.
 
     Raises:
         privdfs.BundleError: The folder is not what its manifest says.
         ServeError: The server cannot be started.
     """
-    return start_server(find_tritonserver(), _check(path), log, Services(), port=port)
+    services = Services(http=http_port is not None)
+    checked = _check(repository) if isinstance(repository, Path) else repository
+    return start_server(find_tritonserver(), checked, log, services, port=port, http_port=http_port)
 
 
 def _check(path: Path) -> Repository:

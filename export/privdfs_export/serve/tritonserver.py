@@ -94,12 +94,18 @@ def find_tritonserver(program: str | Path | None = None) -> Path:
 
 
 def start_server(
-    program: Path, repository: Repository, log: Path, services: Services, *, port: int | None = None
+    program: Path,
+    repository: Repository,
+    log: Path,
+    services: Services,
+    *,
+    port: int | None = None,
+    http_port: int | None = None,
 ) -> RunningServer:
-    """Start a tritonserver for a private copy of a repository; gRPC on that port, or on one that is free now."""
+    """Start a tritonserver for a private copy of a repository, on these ports, or on ones that are free now."""
     token, admin, secret = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16), secrets.token_hex(16)
     endpoint = f"127.0.0.1:{free_port() if port is None else port}"
-    web = f"http://127.0.0.1:{free_port()}" if services.http or services.gateway else None
+    web = f"http://127.0.0.1:{http_port or free_port()}" if services.http or services.gateway else None
     metrics = f"http://127.0.0.1:{free_port()}/metrics" if services.metrics else None
 
     def fill(copy: Path) -> list[str]:

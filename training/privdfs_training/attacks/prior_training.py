@@ -22,7 +22,9 @@ from privdfs_training.checks import data_problems, stage_problems
 from privdfs_training.config import DataConfig, Section, StageConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
-from privdfs_training.loop import InterruptedTrainingError, build_optimizer, progress_bar, schedule, stop_on_signal
+from privdfs_training.interruption import InterruptedTrainingError, stop_on_signal
+from privdfs_training.loop import progress_bar
+from privdfs_training.optimizer import build_optimizer, schedule
 from privdfs_training.precision import autocast
 from privdfs_training.reading import refuse_unknown_keys
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import msgspec
 
 from privdfs.coding import PRIMES
-from privdfs_training.checks import data_problems, key_problems, loss_problems, stage_problems
+from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems
 from privdfs_training.config import RunConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
 
 KIND = "coded"
@@ -105,15 +106,15 @@ def coded_config(raw: dict[str, Any], path: Path | str) -> CodedConfig:
             "[masks]."
         )
         raise TrainingConfigError(message)
-    refuse_unknown_keys(raw, CodedConfig, path, "")
+    refuse_unknown_keys(raw, CodedConfig, path)
     try:
-        config = msgspec.convert(raw, CodedConfig)
+        config = msgspec.convert(migrated(raw), CodedConfig)
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
     for problem in (
         *data_problems(config.data),
-        *key_problems(config),
+        *network_problems(config),
         *loss_problems(config.loss),
         *_sharing_problems(config.sharing),
         *_rounds_problems(config),

@@ -19,11 +19,12 @@ from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
-from privdfs_training.loop import Compute, Run, on_device, run_stages
+from privdfs_training.loop import on_device, run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
-from privdfs_training.stages import (
+from privdfs_training.run import Compute, Run
+from privdfs_training.stage import (
     EVALUATION_BATCH,
     Frozen,
     Stage,
@@ -33,8 +34,8 @@ from privdfs_training.stages import (
     head_to_int8,
     known_of,
     teach,
-    temperature_and_noise,
 )
+from privdfs_training.stages import temperature_and_noise
 
 PARTS = ("head", "rounds", "readout")
 # Not the limits on degree and primes: a finished run stays what it is when they are raised.

@@ -1,9 +1,9 @@
 """All backbones by name, and the points at which one can be cut into a head and branches."""
 
-from privdfs_training.config import BackboneConfig
+from privdfs_training.config import BackboneConfig, ImageNetResNetConfig, VitConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.models.resnet import ResNet, cifar_resnet, resnet
-from privdfs_training.models.vit import DEPTH, VisionTransformer, vit
+from privdfs_training.models.vit import VisionTransformer, vit
 
 Backbone = ResNet | VisionTransformer
 
@@ -20,19 +20,18 @@ def build_backbone(config: BackboneConfig, image_shape: tuple[int, int, int], cl
         A network from uint8 images [batch, channels, height, width] to logits [batch, classes].
 
     Raises:
-        TrainingConfigError: The image is no whole number of patches.
+        TrainingConfigError: The patches do not divide the image.
     """
     channels, height, width = image_shape
-    if config.name.startswith("vit"):
+    if isinstance(config, VitConfig):
         if height % config.patch or width % config.patch:
             message = (
-                f"backbone.patch is {config.patch}, but images of {height} x {width} pixels are no whole number of "
-                "such patches. Take a patch that divides both."
+                f"backbone.patch is {config.patch}, but images have {height} x {width} pixels. Take a patch that "
+                "divides both."
             )
             raise TrainingConfigError(message)
-        depth = config.depth or DEPTH
-        return vit(config.name, patch=config.patch, depth=depth, image_shape=image_shape, classes=classes)
-    if config.stem:
+        return vit(config.name, patch=config.patch, depth=config.depth, image_shape=image_shape, classes=classes)
+    if isinstance(config, ImageNetResNetConfig):
         return resnet(config.name, stem=config.stem, channels=channels, classes=classes)
     return cifar_resnet(config.name, width=config.width, channels=channels, classes=classes)
 

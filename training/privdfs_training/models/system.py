@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privdfs_training.config import BranchedConfig, Config, HeadConfig
+from privdfs_training.config import BackboneHeadConfig, BranchedConfig, Config, HeadConfig, ResidualBranchConfig
 from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
@@ -178,8 +178,8 @@ def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> H
     Raises:
         TrainingConfigError: The backbone does not have the split point.
     """
-    if config.kind == "backbone":
-        return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride or 1)
+    if isinstance(config, BackboneHeadConfig):
+        return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride)
     return CompactHead(
         image_channels=image_channels,
         stem=config.stem,
@@ -201,8 +201,9 @@ def build_branch(config: BranchedConfig, baseline: Backbone, shape: tuple[int, i
     Returns:
         The branch, with fresh weights or the baseline's.
     """
-    if config.branch.kind == "backbone":
-        if config.head.kind == "backbone":
-            return backbone_branch(baseline, config.head.split, shape, "head.split")
-        return backbone_branch(baseline, config.branch.split, shape, "branch.split")
-    return Branch(shape, width=config.branch.width, blocks=config.branch.blocks, classes=classes)
+    branch, head = config.branch, config.head
+    if isinstance(branch, ResidualBranchConfig):
+        return Branch(shape, width=branch.width, blocks=branch.blocks, classes=classes)
+    if isinstance(head, BackboneHeadConfig):
+        return backbone_branch(baseline, head.split, shape, "head.split")
+    return backbone_branch(baseline, branch.split or "", shape, "branch.split")

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from privdfs_training.models.normalise import Normalise
 
 SIZES = {"vit-tiny": (192, 3), "vit-small": (384, 6), "vit-base": (768, 12)}  # width and attention heads
-DEPTH = 12
 EPSILON = 1e-6  # of the layer normalisations; timm's
 
 

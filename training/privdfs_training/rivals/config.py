@@ -5,10 +5,11 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.checks import data_problems, key_problems, loss_problems, stage_problems
+from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems
 from privdfs_training.config import BranchedConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
-from privdfs_training.reading import refuse_unknown_keys, without_retired_keys
+from privdfs_training.migration import migrated
+from privdfs_training.reading import refuse_unknown_keys
 
 
 class UndefendedConfig(Section, frozen=True, tag_field="kind", tag="none"):
@@ -58,7 +59,6 @@ class CemConfig(Section, frozen=True, tag_field="kind", tag="cem"):
 
 
 Defence: TypeAlias = UndefendedConfig | NoPeekConfig | DiscoConfig | ShredderConfig | ResSflConfig | CemConfig
-KINDS = ("none", "nopeek", "disco", "shredder", "ressfl", "cem")
 
 
 class RivalLossConfig(Section, frozen=True):
@@ -98,20 +98,15 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     Raises:
         TrainingConfigError: An unknown or missing key, a value of the wrong type, or values that cannot work together.
     """
-    refuse_unknown_keys(raw, RivalConfig, path, "")
-    defence = raw.get("defence")
-    kind = defence.get("kind") if isinstance(defence, dict) else None
-    if kind not in KINDS:
-        message = f"{path}: defence.kind is {kind!r}. There are: {', '.join(KINDS)}."
-        raise TrainingConfigError(message)
+    refuse_unknown_keys(raw, RivalConfig, path)
     try:
-        config = msgspec.convert(without_retired_keys(raw), RivalConfig)
+        config = msgspec.convert(migrated(raw), RivalConfig)
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
     for problem in (
         *data_problems(config.data),
-        *key_problems(config),
+        *network_problems(config),
         *loss_problems(config.loss),
         *_defence_problems(config.defence),
         *_stage_problems(config),

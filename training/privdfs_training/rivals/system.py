@@ -13,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from privdfs_training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError
+from privdfs_training.migration import migrated
 from privdfs_training.models.backbone import build_backbone
 from privdfs_training.models.system import build_branch, build_head
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.defences import build_defence
-from privdfs_training.stages import EVALUATION_BATCH
+from privdfs_training.stage import EVALUATION_BATCH
 
 INT8_LIMIT = 127
 
@@ -183,7 +184,7 @@ def load_rival(path: Path) -> Rival:
             "rival.safetensors."
         )
         raise CheckpointError(message)
-    config, classes = rival_config(about["rival"], path), tuple(about["classes"])
+    config, classes = rival_config(migrated(about["rival"]), path), tuple(about["classes"])
     channels, height, width = about["image_shape"]
     system = RivalSystem(config, image_shape=(channels, height, width), classes=len(classes))
     load_weights(system, checkpoint.tensors, path)

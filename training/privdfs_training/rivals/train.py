@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData
-from privdfs_training.loop import Run, run_stages
+from privdfs_training.loop import run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import Terms
 from privdfs_training.rivals.config import RivalConfig
 from privdfs_training.rivals.defences import Shredder
 from privdfs_training.rivals.system import RivalSystem, save_rival
-from privdfs_training.stages import CALIBRATION_IMAGES, EVALUATION_BATCH, Stage, accuracy, baseline_stage, teach
+from privdfs_training.run import Run
+from privdfs_training.stage import CALIBRATION_IMAGES, EVALUATION_BATCH, Stage, accuracy, baseline_stage, teach
 
 SECTIONS = ("seed", "data", "backbone", "head", "branch", "defence", "loss")
 START_IMAGES = 1000  # whose features a defence sees before the split's first step

@@ -1,0 +1,120 @@
+/** The bundle: what an app embeds of a release. */
+
+import { CodedGraphs } from "./coded.js";
+import { MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES } from "./constants.js";
+import { BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError } from "./errors.js";
+import { GOLDEN_NAME, type ImageSpec, isCoded, MANIFEST_NAME, type Manifest, SIGNATURE_NAME } from "./format.js";
+import { checkFlag, checkNames } from "./given.js";
+import { readManifest } from "./manifest.js";
+import { MaskedGraphs } from "./masked.js";
+import type { Runtime } from "./runtime.js";
+import { readSafetensors, type Stored } from "./safetensors.js";
+import { Problem } from "./schema.js";
+import { replayCoded, replayMasked, type SelfTest } from "./selftest.js";
+import { checkSignature, type Trust } from "./signature.js";
+import { checkSource, readVerified, type Source } from "./source.js";
+
+export interface BundleOptions {
+  /** The ONNX runtime: the module `onnxruntime-web/wasm`, `onnxruntime-node` or `onnxruntime-react-native`. */
+  readonly runtime: Runtime;
+  /** Public key of the signer, or several, one of which must have signed. This or `allowUnsigned` is needed. */
+  readonly trust?: Trust;
+  /** Open it without a signature check, for development. */
+  readonly allowUnsigned?: boolean;
+}
+
+/** The client's part of a release, verified and ready to run. Make one with `Bundle.open`; clients may share it. */
+export class Bundle {
+  readonly #golden: Uint8Array;
+
+  private constructor(
+    /** Everything that the release states about itself; `format_version` tells masked (1) from coded (2). */
+    readonly manifest: Manifest,
+    /** @internal */
+    readonly graphs: MaskedGraphs | CodedGraphs,
+    golden: Uint8Array,
+  ) {
+    this.#golden = golden;
+  }
+
+  /**
+   * Open the `client` folder of a release.
+   *
+   * The signature is checked before the manifest is parsed, and every file is compared with its SHA-256 in the manifest
+   * before ONNX Runtime sees a byte of it.
+   *
+   * @throws BundleSignatureError it is not signed by a trusted key, or none was named.
+   * @throws BundleVersionError the manifest's format is not one that this version reads.
+   * @throws BundleFormatError the manifest or a graph is not what the format promises.
+   * @throws BundleIntegrityError a file is missing or changed.
+   * @throws BundleStoreError a file cannot be fetched.
+   * @throws ConfigError an option makes no sense.
+   */
+  static async open(source: Source, options: BundleOptions): Promise<Bundle> {
+    const { runtime, trust } = checkOptions(options);
+    const manifestBytes = await checkSource(source)(MANIFEST_NAME, MAX_MANIFEST_BYTES);
+    if (manifestBytes === null)
+      throw new BundleIntegrityError(
+        `there is no ${MANIFEST_NAME}: give the client folder of a release, whole`,
+        MANIFEST_NAME,
+      );
+    if (manifestBytes.length > MAX_MANIFEST_BYTES)
+      throw new BundleFormatError(`${MANIFEST_NAME} is too large to be a manifest: get the release again`);
+    if (trust !== undefined) checkSignature(manifestBytes, await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
+    const manifest = readManifest(manifestBytes);
+    const files = await readVerified(source, manifest.files);
+    const graphs = isCoded(manifest)
+      ? await CodedGraphs.open(runtime, manifest, files)
+      : await MaskedGraphs.open(runtime, manifest, files);
+    return new Bundle(manifest, graphs, files.get(GOLDEN_NAME) as Uint8Array);
+  }
+
+  /** Id of the release. */
+  get release(): string {
+    return this.manifest.release;
+  }
+
+  get classes(): readonly string[] {
+    return this.manifest.classes;
+  }
+
+  /** Size of the images that the encoder takes. */
+  get image(): ImageSpec {
+    return this.manifest.image;
+  }
+
+  /**
+   * Replay the golden examples on this device: images to shares, recorded answers to probabilities. Of a coded release
+   * all but the head has to give the very integers that were recorded.
+   *
+   * @throws SelfTestError they differ by more than rounding explains.
+   * @throws BundleFormatError the golden file does not hold the tensors of this release.
+   */
+  async selftest(): Promise<SelfTest> {
+    let golden: Map<string, Stored>;
+    try {
+      golden = readSafetensors(this.#golden);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      throw new BundleFormatError(`${GOLDEN_NAME} is not a safetensors file (${error.message}): get the release again`);
+    }
+    return this.graphs instanceof MaskedGraphs ? replayMasked(this.graphs, golden) : replayCoded(this.graphs, golden);
+  }
+}
+
+function checkOptions(options: BundleOptions): BundleOptions {
+  checkNames(options, ["runtime", "trust", "allowUnsigned"], "Bundle.open");
+  const { runtime, trust } = options;
+  if (typeof runtime?.InferenceSession?.create !== "function" || typeof runtime.Tensor !== "function")
+    throw new ConfigError(
+      "the runtime is not an ONNX runtime: pass the module, as in import * as ort from 'onnxruntime-web/wasm'",
+    );
+  const unsigned = checkFlag(options.allowUnsigned, "allowUnsigned");
+  if (trust !== undefined && unsigned)
+    throw new ConfigError("`trust` and `allowUnsigned` contradict each other: drop one of them");
+  if (trust === undefined && !unsigned)
+    throw new BundleSignatureError(
+      "this could be anyone's bundle: pass trust: <public key of the signer>, or allowUnsigned: true for development",
+    );
+  return options;
+}

@@ -1,0 +1,106 @@
+/**
+ * A connection by `fetch`, for browsers and React Native.
+ *
+ * `fetch` does not show which socket a request takes, so nothing can be pinned to one. What holds instead: the check is
+ * made before the first share, again after any error, and again after `IDLE_FETCH_MS` without a call, within which
+ * browsers keep a connection. Which host answers, TLS vouches for.
+ */
+
+import { concat } from "./bytes.js";
+import { IDLE_FETCH_MS, MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION } from "./constants.js";
+import { type Connection, jsonLengthOf, type Request, type Response, Trouble, UNTRUSTED } from "./wire.js";
+
+export class FetchConnection implements Connection {
+  readonly #address: string;
+  readonly #ending = new AbortController();
+  #calls = 0;
+  #usedAt = performance.now();
+
+  constructor(endpoint: string) {
+    this.#address = endpoint.replace(/\/$/, "");
+  }
+
+  get open(): boolean {
+    const fresh = performance.now() - this.#usedAt <= IDLE_FETCH_MS;
+    return !this.#ending.signal.aborted && fresh && this.#calls < MAX_CALLS_PER_CONNECTION;
+  }
+
+  get stage(): string {
+    return "did not answer";
+  }
+
+  /** Ends a request that runs, too. */
+  close(): void {
+    this.#ending.abort();
+  }
+
+  async send(request: Request, signal: AbortSignal): Promise<Response> {
+    const close = (): void => this.close();
+    signal.addEventListener("abort", close, { once: true });
+    this.#calls++;
+    try {
+      return await this.#send(request);
+    } catch (error) {
+      this.close();
+      if (error instanceof Trouble) throw error;
+      throw new Trouble(
+        "cannot be reached",
+        "check the network, the address, its certificate, and in a browser that it allows this page's origin (CORS)",
+      );
+    } finally {
+      signal.removeEventListener("abort", close);
+      this.#usedAt = performance.now();
+    }
+  }
+
+  async #send({ method, path, headers, body }: Request): Promise<Response> {
+    const response = await fetch(this.#address + path, {
+      method,
+      headers: Object.fromEntries(headers),
+      body,
+      signal: this.#ending.signal,
+      redirect: "manual",
+      credentials: "omit",
+      referrerPolicy: "no-referrer",
+      // The check must ask the server. A POST is never answered by a cache, and asking for that costs a preflight.
+      ...(method === "GET" ? { cache: "no-store" as const } : {}),
+    });
+    const { status } = response;
+    if (response.type === "opaqueredirect" || response.redirected)
+      throw new Trouble(
+        "answers with a redirect, which is never followed",
+        "give the address that it leads to, if that is right",
+        false,
+      );
+    if (status !== 200) {
+      await response.body?.cancel().catch(() => {}); // what it says of an error is not looked at
+      return { code: status, body: new Uint8Array(), jsonLength: 0 };
+    }
+    const found = await bodyOf(response);
+    const header = response.headers.get("inference-header-content-length");
+    return { code: status, body: found, jsonLength: jsonLengthOf(header, found.length) };
+  }
+}
+
+async function bodyOf(response: globalThis.Response): Promise<Uint8Array> {
+  const tooMuch = new Trouble("sends more than an answer can be", UNTRUSTED);
+  if (Number(response.headers.get("content-length") ?? 0) > MAX_ANSWER_BYTES) throw tooMuch;
+  const reader = response.body?.getReader?.();
+  if (!reader) {
+    // React Native has no streams.
+    const whole = new Uint8Array(await response.arrayBuffer());
+    if (whole.length > MAX_ANSWER_BYTES) throw tooMuch;
+    return whole;
+  }
+  const pieces: Uint8Array[] = [];
+  let size = 0;
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    pieces.push(piece.value);
+    size += piece.value.length;
+    if (size > MAX_ANSWER_BYTES) {
+      await reader.cancel().catch(() => {});
+      throw tooMuch;
+    }
+  }
+  return concat(...pieces);
+}

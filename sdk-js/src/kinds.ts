@@ -1,0 +1,60 @@
+/** What the two kinds of release have in common in a call: shares go out, outcomes come back, round after round. */
+
+import type { ServerError } from "./errors.js";
+
+/** An answer: logits float32 [batch, classes], or of a coded release residues int8 [batch, primes, outputs]. */
+export type Answer = Float32Array | Int8Array;
+
+/** What became of one share: an answer, or an error. */
+export interface Outcome {
+  readonly server: number;
+  /** From the first time that the share was sent to the answer, in milliseconds. */
+  readonly ms: number;
+  readonly answer: Answer | null;
+  readonly error: ServerError | null;
+  /** The server passed the check but was sent nothing, because others did not pass. */
+  readonly ready: boolean;
+  /** How often the share was sent, retries and hedges included. */
+  readonly sends: number;
+}
+
+/** The shares of one round, one for each server: int8 [batch, …]. `round` is counted from 0. */
+export interface Sent {
+  readonly shares: readonly Int8Array[];
+  readonly batch: number;
+  readonly round: number;
+  /** What the device keeps for the rounds that follow; only its kind looks into it. */
+  readonly state: unknown;
+}
+
+/** What came of all rounds. */
+export interface Answered {
+  /** float32 [batch, classes]. */
+  readonly probabilities: Float32Array;
+  readonly suspects: readonly number[];
+  readonly corrected: readonly number[];
+  readonly expectedAccuracy: number | null;
+}
+
+export const isSent = (step: Sent | Answered): step is Sent => "shares" in step;
+
+/** How a release's images become shares, and answers a result. */
+export interface Kind {
+  readonly servers: number;
+  readonly rounds: number;
+  /** Of a keyed release. */
+  readonly partition: number | null;
+  checkMinAnswers(minAnswers: number | undefined): number;
+  /** Whether fewer answers would do, at the price of a less certain result. */
+  mayLower(minAnswers: number): boolean;
+  /** The shares of the first round of a batch, uint8 [batch, height, width, channels]. */
+  begin(pixels: Uint8Array, batch: number): Promise<Sent>;
+  /** The shares of the next round, or what came of the last one; enough servers have answered. */
+  take(sent: Sent, outcomes: readonly Outcome[]): Promise<Sent | Answered>;
+  /** Wipe what the device kept for later rounds. */
+  forget(sent: Sent): void;
+  /** Among how many exchanges the time that is left is divided. */
+  exchangesLeft(index: number, following: number): number;
+  /** Run every graph once: ONNX Runtime allocates at the first run. */
+  rehearse(pixels: Uint8Array): Promise<void>;
+}

@@ -1,0 +1,136 @@
+/** Masked shares in a call: one round, whose answers are fused, whoever gave them. */
+
+import { AnswerError, BundleFormatError, ConfigError } from "./errors.js";
+import {
+  accuracyOf,
+  ENCODER_NAME,
+  encoderSignature,
+  FUSION_NAME,
+  fusionSignature,
+  type MaskedManifest,
+} from "./format.js";
+import { checkWhole } from "./given.js";
+import type { Answered, Kind, Outcome, Sent } from "./kinds.js";
+import { Graph, type Runtime, tensor } from "./runtime.js";
+import { Suspects } from "./suspects.js";
+
+/** The device's graphs of a masked release. */
+export class MaskedGraphs {
+  private constructor(
+    readonly manifest: MaskedManifest,
+    readonly encoder: Graph,
+    readonly fusion: Graph,
+  ) {}
+
+  static async open(
+    runtime: Runtime,
+    manifest: MaskedManifest,
+    files: ReadonlyMap<string, Uint8Array>,
+  ): Promise<MaskedGraphs> {
+    const encoder = files.get(ENCODER_NAME) as Uint8Array;
+    const fusion = files.get(FUSION_NAME) as Uint8Array;
+    return new MaskedGraphs(
+      manifest,
+      await Graph.open(runtime, ENCODER_NAME, encoder, encoderSignature(manifest)),
+      await Graph.open(runtime, FUSION_NAME, fusion, fusionSignature(manifest)),
+    );
+  }
+
+  /** One share for each server, int8 [batch, K_i]. */
+  async encode(pixels: Uint8Array, batch: number, partition: number | null): Promise<Int8Array[]> {
+    const { height, width, channels } = this.manifest.image;
+    const image = tensor(pixels, batch, height, width, channels);
+    const keyed = partition === null ? {} : { partition: tensor(new Int32Array(batch).fill(partition), batch, 1) };
+    const shares = await this.encoder.run({ image, ...keyed }, { batch });
+    return shares.map((share) => (share.data as Int8Array).slice()); // not views into the runtime's memory
+  }
+
+  /** Logits float32 [batch, N, classes] and who answered, uint8 [batch, N], to float32 [batch, classes]. */
+  async fuse(logits: Float32Array, answered: Uint8Array, batch: number): Promise<Float32Array> {
+    const servers = this.manifest.servers.length;
+    const classes = this.manifest.classes.length;
+    const feeds = { logits: tensor(logits, batch, servers, classes), answered: tensor(answered, batch, servers) };
+    const [output] = await this.fusion.run(feeds, { batch });
+    return checkProbabilities(output?.data as Float32Array);
+  }
+}
+
+export function checkProbabilities(probabilities: Float32Array): Float32Array {
+  if (!probabilities.every(Number.isFinite))
+    throw new BundleFormatError(`${FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test`);
+  return probabilities.slice();
+}
+
+/** What all calls for a masked release share. It keeps the partition that the user's key picks, not the key. */
+export class Masked implements Kind {
+  readonly rounds = 1;
+  readonly #graphs: MaskedGraphs;
+  readonly #manifest: MaskedManifest;
+  readonly #suspects: Suspects;
+
+  constructor(
+    graphs: MaskedGraphs,
+    readonly partition: number | null,
+    colluding: unknown,
+  ) {
+    if (colluding !== undefined)
+      throw new ConfigError(
+        "`colluding` belongs to coded releases, and this one is masked: what its servers learn together was measured, " +
+          "and its manifest says how much; drop the option",
+      );
+    this.#graphs = graphs;
+    this.#manifest = graphs.manifest;
+    this.#suspects = new Suspects(graphs.manifest);
+  }
+
+  get servers(): number {
+    return this.#manifest.servers.length;
+  }
+
+  checkMinAnswers(minAnswers: number | undefined): number {
+    if (minAnswers === undefined) return this.servers;
+    return checkWhole(minAnswers, "minAnswers", 1, this.servers, ", the number of servers");
+  }
+
+  mayLower(minAnswers: number): boolean {
+    return minAnswers > 1;
+  }
+
+  async begin(pixels: Uint8Array, batch: number): Promise<Sent> {
+    return { shares: await this.#graphs.encode(pixels, batch, this.partition), batch, round: 0, state: null };
+  }
+
+  async take(sent: Sent, outcomes: readonly Outcome[]): Promise<Answered> {
+    const { batch } = sent;
+    const classes = this.#manifest.classes.length;
+    const logits = new Float32Array(batch * this.servers * classes);
+    const answered = new Uint8Array(batch * this.servers);
+    for (const { server, answer } of outcomes)
+      for (let image = 0; answer && image < batch; image++) {
+        const row = image * this.servers + server;
+        logits.set(answer.subarray(image * classes, (image + 1) * classes), row * classes);
+        answered[row] = 1;
+      }
+    const present = outcomes.filter((outcome) => outcome.answer).map((outcome) => outcome.server);
+    const garbled = outcomes.filter((each) => each.error instanceof AnswerError).map((each) => each.server);
+    return {
+      suspects: this.#suspects.note(logits, batch, present, garbled),
+      probabilities: await this.#graphs.fuse(logits, answered, batch),
+      corrected: [],
+      expectedAccuracy: accuracyOf(this.#manifest, present),
+    };
+  }
+
+  forget(): void {}
+
+  /** One, this one: an answer that comes late makes the result more certain, so all the time may go into it. */
+  exchangesLeft(): number {
+    return 1;
+  }
+
+  async rehearse(pixels: Uint8Array): Promise<void> {
+    await this.begin(pixels, 1);
+    const classes = this.#manifest.classes.length;
+    await this.#graphs.fuse(new Float32Array(this.servers * classes), new Uint8Array(this.servers).fill(1), 1);
+  }
+}

@@ -1,0 +1,116 @@
+/** Every byte that the Python SDK makes of an image, this one makes too. */
+
+import * as native from "onnxruntime-node";
+import * as wasm from "onnxruntime-web/wasm";
+import { expect, test } from "vitest";
+import { same } from "../src/bytes.js";
+import { Coded, CodedGraphs } from "../src/coded.js";
+import type { CodedManifest, MaskedManifest } from "../src/format.js";
+import { partitionOf } from "../src/keys.js";
+import { isSent, type Outcome } from "../src/kinds.js";
+import { readManifest } from "../src/manifest.js";
+import type { MaskedGraphs } from "../src/masked.js";
+import { Bundle, fromFolder, type Runtime } from "../src/node.js";
+import { loadPixels } from "../src/pixels.js";
+import { Suspects } from "../src/suspects.js";
+import { bytesOf, float32Of, folderOf, int8Of, readVectors, row } from "./vectors.js";
+
+wasm.env.wasm.numThreads = 1;
+const vectors = readVectors();
+const runtimes: [string, Runtime][] = [
+  ["native", native],
+  ["wasm", wasm],
+];
+
+const largestDifference = (one: Float32Array, other: Float32Array): number =>
+  one.reduce((most, value, i) => Math.max(most, Math.abs(value - (other[i] as number))), 0);
+
+test("there is something to compare", () => {
+  expect(vectors.pixels.length).toBeGreaterThan(80);
+  expect(vectors.masked.length).toBeGreaterThan(3);
+  expect(vectors.coded.length).toBeGreaterThan(3);
+});
+
+test("pixels of every size, channel and alpha are Pillow's", () => {
+  for (const { image, spec, expected } of vectors.pixels) {
+    const [height = 0, width = 0] = image.shape;
+    const made = loadPixels({ data: bytesOf(image), width, height }, spec);
+    const name = `${image.shape} to ${Object.values(spec)}`;
+    expect(same(made, bytesOf(expected)), name).toBe(true);
+  }
+});
+
+test("the same servers are suspected, and no longer suspected", async () => {
+  const { release, parts } = vectors.suspects;
+  const source = fromFolder(folderOf(release));
+  const record = new Suspects(readManifest((await source("manifest.json", 1e9)) as Uint8Array) as MaskedManifest);
+  for (const { logits, answered, garbled, suspects } of parts)
+    expect(record.note(float32Of(logits), logits.shape[0] as number, answered, garbled)).toEqual(suspects);
+});
+
+for (const [runtimeName, runtime] of runtimes) {
+  for (const own of vectors.masked)
+    test(`${own.release}: shares and probabilities (${runtimeName})`, async () => {
+      const bundle = await Bundle.open(fromFolder(folderOf(own.release)), { runtime, allowUnsigned: true });
+      const graphs = bundle.graphs as MaskedGraphs;
+      const partition = partitionOf(own.key ?? undefined, graphs.manifest.keys);
+      expect(partition).toBe(own.partition);
+      const images = bytesOf(own.images);
+      const count = own.images.shape[0] as number;
+      const expected = own.shares.map(int8Of);
+      for (let image = 0; image < count; image++) {
+        const shares = await graphs.encode(row(images, image, count), 1, partition);
+        shares.forEach((share, server) => {
+          expect(same(share, row(expected[server] as Int8Array, image, count)), `image ${image}`).toBe(true);
+        });
+      }
+      const batch = await graphs.encode(images, count, partition);
+      expect(batch.map((share, server) => same(share, expected[server] as Int8Array))).not.toContain(false);
+      const rows = own.answered.shape[0] as number;
+      const fused = await graphs.fuse(float32Of(own.logits), bytesOf(own.answered), rows);
+      expect(largestDifference(fused, float32Of(own.probabilities))).toBeLessThan(1e-5);
+    });
+
+  for (const own of vectors.coded)
+    test(`${own.release}, ${own.servers} servers: every round (${runtimeName})`, async () => {
+      const source = fromFolder(folderOf(own.release));
+      const manifest = readManifest((await source("manifest.json", 1e9)) as Uint8Array) as CodedManifest;
+      const files = new Map<string, Uint8Array>();
+      for (const name of Object.keys(manifest.files)) files.set(name, (await source(name, 1e9)) as Uint8Array);
+      const drawn = own.drawn.map((chunk) => Uint8Array.from(Buffer.from(chunk, "base64")));
+      const graphs = await CodedGraphs.open(runtime, manifest, files);
+      graphs.source = (count) => {
+        const next = drawn.shift();
+        expect(next?.length).toBe(count);
+        return next as Uint8Array;
+      };
+      const kind = new Coded(graphs, own.servers, own.colluding);
+      let step: Awaited<ReturnType<typeof kind.take>> = await kind.begin(
+        bytesOf(own.images),
+        own.images.shape[0] as number,
+      );
+      for (const round of own.rounds) {
+        if (!isSent(step)) throw new Error("a round is missing");
+        expect(step.shares.map((share, server) => same(share, int8Of(round.shares[server] as never)))).not.toContain(
+          false,
+        );
+        const outcomes = round.answers.map((answer, server): Outcome => {
+          return { server, ms: 0, answer: int8Of(answer), error: null, ready: false, sends: 1 };
+        });
+        step = await kind.take(step, outcomes);
+      }
+      if (isSent(step)) throw new Error("there is a round too many");
+      expect(drawn).toHaveLength(0);
+      expect(largestDifference(step.probabilities, float32Of(own.probabilities))).toBeLessThan(1e-5);
+      expect(step.corrected).toEqual([]);
+    });
+
+  for (const release of new Set([...vectors.masked, ...vectors.coded].map((each) => each.release)))
+    test(`${release}: the self-test passes (${runtimeName})`, async () => {
+      const bundle = await Bundle.open(fromFolder(folderOf(release)), { runtime, allowUnsigned: true });
+      const found = await bundle.selftest();
+      expect(found.images).toBeGreaterThan(0);
+      expect(found.differingValues).toBe(0);
+      expect(found.probabilityError).toBeLessThan(1e-5);
+    });
+}

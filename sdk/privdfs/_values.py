@@ -1,0 +1,13 @@
+"""The base of the small values that a call makes by the dozen."""
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True):
+    """Fields that never change, made in a tenth of the time of a frozen dataclass. Shown by its name alone.
+
+    So no share, answer or image can get into a log line by way of a repr.
+    """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
