@@ -5,12 +5,11 @@ import { MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES } from "./constants.js";
 import { BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError } from "./errors.js";
 import { GOLDEN_NAME, type ImageSpec, isCoded, MANIFEST_NAME, type Manifest, SIGNATURE_NAME } from "./format.js";
 import { checkFlag, checkNames } from "./given.js";
+import type { Graphs, SelfTest } from "./kinds.js";
 import { readManifest } from "./manifest.js";
 import { MaskedGraphs } from "./masked.js";
 import type { Runtime } from "./runtime.js";
-import { readSafetensors, type Stored } from "./safetensors.js";
 import { Problem } from "./schema.js";
-import { replayCoded, replayMasked, type SelfTest } from "./selftest.js";
 import { checkSignature, type Trust } from "./signature.js";
 import { checkSource, readVerified, type Source } from "./source.js";
 
@@ -31,7 +30,7 @@ export class Bundle {
     /** Everything that the release states about itself; `format_version` tells masked (1) from coded (2). */
     readonly manifest: Manifest,
     /** @internal */
-    readonly graphs: MaskedGraphs | CodedGraphs,
+    readonly graphs: Graphs,
     golden: Uint8Array,
   ) {
     this.#golden = golden;
@@ -60,7 +59,8 @@ export class Bundle {
       );
     if (manifestBytes.length > MAX_MANIFEST_BYTES)
       throw new BundleFormatError(`${MANIFEST_NAME} is too large to be a manifest: get the release again`);
-    if (trust !== undefined) checkSignature(manifestBytes, await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
+    if (trust !== undefined)
+      await checkSignature(manifestBytes, await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
     const manifest = readManifest(manifestBytes);
     const files = await readVerified(source, manifest.files);
     const graphs = isCoded(manifest)
@@ -91,14 +91,15 @@ export class Bundle {
    * @throws BundleFormatError the golden file does not hold the tensors of this release.
    */
   async selftest(): Promise<SelfTest> {
-    let golden: Map<string, Stored>;
+    const { readSafetensors } = await import("./safetensors.js");
+    let golden: ReturnType<typeof readSafetensors>;
     try {
       golden = readSafetensors(this.#golden);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       throw new BundleFormatError(`${GOLDEN_NAME} is not a safetensors file (${error.message}): get the release again`);
     }
-    return this.graphs instanceof MaskedGraphs ? replayMasked(this.graphs, golden) : replayCoded(this.graphs, golden);
+    return this.graphs.selftest(golden);
   }
 }
 

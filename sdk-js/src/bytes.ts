@@ -1,7 +1,5 @@
 /** Bytes, text and randomness, the same in browsers, Node and React Native. */
 
-import { sha256 } from "@noble/hashes/sha2.js";
-import { bytesToHex } from "@noble/hashes/utils.js";
 import { RandomnessError } from "./errors.js";
 
 const encoder = new TextEncoder();
@@ -30,7 +28,12 @@ export function concat(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer>
   return whole;
 }
 
-export const sha256Hex = (bytes: Uint8Array): string => bytesToHex(sha256(bytes));
+export const toHex = (bytes: Uint8Array): string =>
+  Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** Bytes of an even number of hexadecimal digits. */
+export const fromHex = (digits: string): Uint8Array =>
+  Uint8Array.from(digits.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
 
 /** Random bytes of the system's generator, which gives at most 65,536 at once. */
 export function randomBytes(count: number): Uint8Array {

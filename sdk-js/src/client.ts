@@ -2,7 +2,6 @@
 
 import type { Bundle } from "./bundle.js";
 import { ServerChannel, type Share } from "./channel.js";
-import { Coded } from "./coded.js";
 import {
   type CheckedRetries,
   checkRetries,
@@ -18,12 +17,11 @@ import { FetchConnection } from "./fetch.js";
 import { isCoded, PARTITION_BYTES } from "./format.js";
 import { checkFlag, checkNames, checkTimeout, typeName } from "./given.js";
 import { checkHealth } from "./health.js";
-import { partitionOf, type UserKey } from "./keys.js";
+import type { UserKey } from "./keys.js";
 import { type Answered, isSent, type Kind, type Outcome, type Sent } from "./kinds.js";
 import { refuseLeakage } from "./leakage.js";
-import { Masked, MaskedGraphs } from "./masked.js";
 import { loadBatch, loadPixels, type Pixels } from "./pixels.js";
-import { Queries } from "./queries.js";
+import type { Queries } from "./queries.js";
 import { type Health, makeResult, type Result, type Timings } from "./result.js";
 import { argmax } from "./suspects.js";
 import { travel } from "./trip.js";
@@ -126,19 +124,13 @@ export class Client {
       allowSharedHosts: checkFlag(options.allowSharedHosts, "allowSharedHosts"),
       tls: platform.tls,
     });
-    if (graphs instanceof MaskedGraphs)
-      this.#kind = new Masked(graphs, partitionOf(options.key, graphs.manifest.keys), options.colluding);
-    else {
-      if (options.key !== undefined)
-        throw new ConfigError("a key was given for a coded release, which has none: leave `key` out");
-      this.#kind = new Coded(graphs, checked.length, options.colluding);
-    }
+    this.#kind = graphs.kind(checked.length, options);
     this.#timeout = checkTimeout(options.timeout ?? DEFAULT_TIMEOUT_MS);
     this.#minAnswers = this.#kind.checkMinAnswers(options.minAnswers);
     this.#wait = checkWait(options.wait ?? "all");
     this.#retries = checkRetries(options.retries);
     this.#queries = options.queries;
-    if (this.#queries !== undefined && !(this.#queries instanceof Queries))
+    if (this.#queries !== undefined && typeof this.#queries?.ask !== "function")
       throw new ConfigError(`queries has the type ${typeName(options.queries)}: pass new Queries({ budget: … })`);
     this.#channels = checked.map((server, i) => new ServerChannel(i, manifest, server, platform.connect));
   }
@@ -275,8 +267,8 @@ export class Client {
   /** Images that travel together, uint8 [batch, …]; `following` parts come after them. */
   async #part(call: Call, pixels: Uint8Array, batch: number, decodeMs: number, following: number): Promise<Result[]> {
     if (!this.#queries) return this.#ask(call, pixels, batch, decodeMs, following);
-    const { partition } = this.#kind;
-    const asked = this.#queries.ask(this.bundle.release, partition, pixels, batch, this.#minAnswers);
+    const partition = await this.#kind.partition();
+    const asked = await this.#queries.ask(this.bundle.release, partition, pixels, batch, this.#minAnswers);
     const results = asked.fresh.length
       ? await this.#ask(call, pick(pixels, batch, asked.fresh), asked.fresh.length, decodeMs, following)
       : [];
@@ -300,7 +292,8 @@ export class Client {
     let tookMs = performance.now() - since;
     while (isSent(step)) {
       const outcomes = await this.#send(call, step, following);
-      const keyed = this.#kind.partition === null ? 0 : PARTITION_BYTES;
+      const keyed = step.partition === null ? 0 : PARTITION_BYTES;
+      for (const share of step.shares) share.fill(0); // they are sent, and needed no more
       rounds.push({ encodeMs: tookMs, outcomes, bytesUp: step.shares.map((share) => share.length / batch + keyed) });
       if (outcomes.filter((outcome) => outcome.answer).length < this.#minAnswers) throw this.#tooFew(rounds);
       since = performance.now();
@@ -313,8 +306,7 @@ export class Client {
   }
 
   #send(call: Call, sent: Sent, following: number): Promise<Outcome[]> {
-    const { batch, round } = sent;
-    const { partition } = this.#kind;
+    const { batch, partition, round } = sent;
     const shares = sent.shares.map((values, server): Share => ({ server, values, batch, partition, round }));
     return travel(this.#channels, shares, {
       ...call,

@@ -25,9 +25,18 @@ import {
   roundOf,
 } from "./format.js";
 import { checkWhole, shown } from "./given.js";
-import { type Answered, isSent, type Kind, type Outcome, type Sent } from "./kinds.js";
-import { checkProbabilities } from "./masked.js";
-import { Graph, type Runtime, type Tensor, tensor } from "./runtime.js";
+import {
+  type Answered,
+  type Graphs,
+  isSent,
+  type Kind,
+  type KindOptions,
+  type Outcome,
+  type SelfTest,
+  type Sent,
+} from "./kinds.js";
+import { checkProbabilities, Graph, type Runtime, type Tensor, tensor } from "./runtime.js";
+import type { Stored } from "./safetensors.js";
 
 /** Shares int8 [batch, N, primes, values], and what they share, int8 [batch, elements]. */
 interface Sharing {
@@ -36,7 +45,7 @@ interface Sharing {
 }
 
 /** The device's graphs of a coded release: the encoder, a relay between every two rounds, the fusion. */
-export class CodedGraphs {
+export class CodedGraphs implements Graphs {
   private constructor(
     readonly manifest: CodedManifest,
     private readonly encoder: Graph,
@@ -59,6 +68,17 @@ export class CodedGraphs {
       relays.push(await open(relayName(number), relaySignature(manifest, number)));
     const encoder = await open(ENCODER_NAME, codedEncoderSignature(manifest));
     return new CodedGraphs(manifest, encoder, relays, await open(FUSION_NAME, codedFusionSignature(manifest)));
+  }
+
+  /** How calls of a client with these options are made. */
+  kind(servers: number, { key, colluding }: KindOptions): Kind {
+    if (key !== undefined)
+      throw new ConfigError("a key was given for a coded release, which has none: leave `key` out");
+    return new Coded(this, servers, colluding);
+  }
+
+  async selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest> {
+    return (await import("./selftest.js")).replayCoded(this, golden);
   }
 
   /** Images to the shares of the first round, for so many servers of which so many may collude. */
@@ -142,7 +162,6 @@ interface Carried {
 
 /** What all calls of a client for a coded release share. */
 export class Coded implements Kind {
-  readonly partition = null;
   readonly #graphs: CodedGraphs;
   readonly #manifest: CodedManifest;
   readonly #colluding: number;
@@ -185,6 +204,10 @@ export class Coded implements Kind {
   checkMinAnswers(minAnswers: number | undefined): number {
     if (minAnswers === undefined) return this.#needed;
     return checkWhole(minAnswers, "minAnswers", this.#needed, this.servers, ": the first decode, the last is all");
+  }
+
+  async partition(): Promise<null> {
+    return null;
   }
 
   mayLower(minAnswers: number): boolean {
@@ -263,7 +286,7 @@ export class Coded implements Kind {
     shares.fill(0);
     const kept = values.slice();
     values.fill(0);
-    return { shares: own, batch, round, state: { ...carried, values: [...carried.values, kept] } };
+    return { shares: own, batch, partition: null, round, state: { ...carried, values: [...carried.values, kept] } };
   }
 }
 

@@ -45,7 +45,8 @@ export class FetchConnection implements Connection {
       if (error instanceof Trouble) throw error;
       throw new Trouble(
         "cannot be reached",
-        "check the network, the address, its certificate, and in a browser that it allows this page's origin (CORS)",
+        "check the network, the address, its certificate, that it does not redirect, and that it allows this page's " +
+          "origin (CORS)",
       );
     } finally {
       signal.removeEventListener("abort", close);
@@ -56,27 +57,36 @@ export class FetchConnection implements Connection {
   async #send({ method, path, headers, body }: Request): Promise<Response> {
     const response = await fetch(this.#address + path, {
       method,
-      headers: Object.fromEntries(headers),
+      // A browser has its own mind about compression, and its gateway does not compress; elsewhere Triton would.
+      headers: { "Accept-Encoding": "identity", ...Object.fromEntries(headers) },
       body,
       signal: this.#ending.signal,
-      redirect: "manual",
+      redirect: "error",
       credentials: "omit",
       referrerPolicy: "no-referrer",
       // The check must ask the server. A POST is never answered by a cache, and asking for that costs a preflight.
       ...(method === "GET" ? { cache: "no-store" as const } : {}),
     });
     const { status } = response;
-    if (response.type === "opaqueredirect" || response.redirected)
+    // React Native follows redirects all the same, and says so.
+    if (response.redirected)
       throw new Trouble(
         "answers with a redirect, which is never followed",
         "give the address that it leads to, if that is right",
         false,
       );
-    if (status !== 200) {
+    const told = response.headers.get("content-length");
+    if (status !== 200 && !(status === 503 && told !== null)) {
       await response.body?.cancel().catch(() => {}); // what it says of an error is not looked at
       return { code: status, body: new Uint8Array(), jsonLength: 0 };
     }
     const found = await bodyOf(response);
+    if (told !== null && told !== String(found.length))
+      throw new Trouble(
+        "answers compressed, or with another length than it says",
+        "switch compression off in the proxy before the server",
+        false,
+      );
     const header = response.headers.get("inference-header-content-length");
     return { code: status, body: found, jsonLength: jsonLengthOf(header, found.length) };
   }

@@ -6,10 +6,10 @@ export type { Retries, Server, TlsOptions, Token, TokenValue, Wait } from "./con
 export * from "./errors.js";
 export type { CodedManifest, ImageSpec, Leakage, Manifest, MaskedManifest, RoundSpec } from "./format.js";
 export { UserKey } from "./keys.js";
+export type { SelfTest } from "./kinds.js";
 export type { Pixels } from "./pixels.js";
 export { Queries, type QueriesOptions } from "./queries.js";
 export type { Health, Result, RoundTimings, Timings } from "./result.js";
 export type { Runtime } from "./runtime.js";
-export type { SelfTest } from "./selftest.js";
 export type { PublicKey, Trust } from "./signature.js";
 export { fromFiles, fromUrl, type Source } from "./source.js";

@@ -6,10 +6,8 @@
  * The index is sent, the key never. A client keeps the index alone.
  */
 
-import { hmac } from "@noble/hashes/hmac.js";
-import { sha256 } from "@noble/hashes/sha2.js";
-import { hexToBytes } from "@noble/hashes/utils.js";
-import { concat, utf8 } from "./bytes.js";
+import { concat, fromHex, utf8 } from "./bytes.js";
+import { hmacSha256 } from "./crypto.js";
 import { ConfigError } from "./errors.js";
 import type { KeySpec } from "./format.js";
 import { typeName } from "./given.js";
@@ -25,15 +23,15 @@ export class UserKey {
   }
 
   /** Index of the partition that this key picks of a family. */
-  partition(keys: KeySpec): number {
-    const digest = hmac(sha256, this.#secret, concat(utf8("privdfs partition"), hexToBytes(keys.family)));
+  async partition(keys: KeySpec): Promise<number> {
+    const digest = await hmacSha256(this.#secret, concat(utf8("privdfs partition"), fromHex(keys.family)));
     const first = new DataView(digest.buffer, digest.byteOffset).getBigUint64(0);
     return Number(first % BigInt(keys.partitions));
   }
 }
 
-/** The partition of a user's images; null for a release without keys. */
-export function partitionOf(key: UserKey | Uint8Array | string | undefined, keys: KeySpec | undefined): number | null {
+/** The key of a user's images, checked; null for a release without keys. */
+export function checkKey(key: UserKey | Uint8Array | string | undefined, keys: KeySpec | undefined): UserKey | null {
   if (!keys) {
     if (key !== undefined) throw new ConfigError("the release has no keys, but a user key was given: leave `key` out");
     return null;
@@ -42,14 +40,14 @@ export function partitionOf(key: UserKey | Uint8Array | string | undefined, keys
     throw new ConfigError(
       `the release has ${keys.partitions} partitions and needs the user's key: pass \`key\`, always the same for one user`,
     );
-  return (key instanceof UserKey ? key : new UserKey(key)).partition(keys);
+  return key instanceof UserKey ? key : new UserKey(key);
 }
 
 function readSecret(secret: unknown): Uint8Array {
   if (typeof secret === "string") {
     if (!/^[0-9A-Fa-f]{32}$/.test(secret))
       throw new ConfigError("the user key is text, but not 32 hexadecimal digits: pass those, or 16 bytes");
-    return hexToBytes(secret);
+    return fromHex(secret);
   }
   if (!(secret instanceof Uint8Array))
     throw new ConfigError(`a user key is bytes or text, not ${typeName(secret)}: pass 16 bytes`);

@@ -1,6 +1,9 @@
 /** What the two kinds of release have in common in a call: shares go out, outcomes come back, round after round. */
 
 import type { ServerError } from "./errors.js";
+import type { Manifest } from "./format.js";
+import type { UserKey } from "./keys.js";
+import type { Stored } from "./safetensors.js";
 
 /** An answer: logits float32 [batch, classes], or of a coded release residues int8 [batch, primes, outputs]. */
 export type Answer = Float32Array | Int8Array;
@@ -22,6 +25,8 @@ export interface Outcome {
 export interface Sent {
   readonly shares: readonly Int8Array[];
   readonly batch: number;
+  /** Of a keyed release. */
+  readonly partition: number | null;
   readonly round: number;
   /** What the device keeps for the rounds that follow; only its kind looks into it. */
   readonly state: unknown;
@@ -43,7 +48,7 @@ export interface Kind {
   readonly servers: number;
   readonly rounds: number;
   /** Of a keyed release. */
-  readonly partition: number | null;
+  partition(): Promise<number | null>;
   checkMinAnswers(minAnswers: number | undefined): number;
   /** Whether fewer answers would do, at the price of a less certain result. */
   mayLower(minAnswers: number): boolean;
@@ -57,4 +62,27 @@ export interface Kind {
   exchangesLeft(index: number, following: number): number;
   /** Run every graph once: ONNX Runtime allocates at the first run. */
   rehearse(pixels: Uint8Array): Promise<void>;
+}
+
+/** The options of a client that only its kind of release understands. */
+export interface KindOptions {
+  readonly key?: UserKey | Uint8Array | string;
+  readonly colluding?: number;
+}
+
+/** How close this device comes to the golden examples. */
+export interface SelfTest {
+  /** Number of golden examples. */
+  readonly images: number;
+  /** Fraction of the values made on the device that differ from the recorded ones. */
+  readonly differingValues: number;
+  /** Largest difference of a probability from the recorded one. */
+  readonly probabilityError: number;
+}
+
+/** The device's graphs of a release, open. */
+export interface Graphs {
+  readonly manifest: Manifest;
+  kind(servers: number, options: KindOptions): Kind;
+  selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest>;
 }

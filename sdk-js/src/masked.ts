@@ -1,6 +1,6 @@
 /** Masked shares in a call: one round, whose answers are fused, whoever gave them. */
 
-import { AnswerError, BundleFormatError, ConfigError } from "./errors.js";
+import { AnswerError, ConfigError } from "./errors.js";
 import {
   accuracyOf,
   ENCODER_NAME,
@@ -10,12 +10,14 @@ import {
   type MaskedManifest,
 } from "./format.js";
 import { checkWhole } from "./given.js";
-import type { Answered, Kind, Outcome, Sent } from "./kinds.js";
-import { Graph, type Runtime, tensor } from "./runtime.js";
+import { checkKey, type UserKey } from "./keys.js";
+import type { Answered, Graphs, Kind, KindOptions, Outcome, SelfTest, Sent } from "./kinds.js";
+import { checkProbabilities, Graph, type Runtime, tensor } from "./runtime.js";
+import type { Stored } from "./safetensors.js";
 import { Suspects } from "./suspects.js";
 
 /** The device's graphs of a masked release. */
-export class MaskedGraphs {
+export class MaskedGraphs implements Graphs {
   private constructor(
     readonly manifest: MaskedManifest,
     readonly encoder: Graph,
@@ -34,6 +36,15 @@ export class MaskedGraphs {
       await Graph.open(runtime, ENCODER_NAME, encoder, encoderSignature(manifest)),
       await Graph.open(runtime, FUSION_NAME, fusion, fusionSignature(manifest)),
     );
+  }
+
+  /** How calls of a client with these options are made. */
+  kind(_servers: number, { key, colluding }: KindOptions): Kind {
+    return new Masked(this, checkKey(key, this.manifest.keys), colluding);
+  }
+
+  async selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest> {
+    return (await import("./selftest.js")).replayMasked(this, golden);
   }
 
   /** One share for each server, int8 [batch, K_i]. */
@@ -55,24 +66,15 @@ export class MaskedGraphs {
   }
 }
 
-export function checkProbabilities(probabilities: Float32Array): Float32Array {
-  if (!probabilities.every(Number.isFinite))
-    throw new BundleFormatError(`${FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test`);
-  return probabilities.slice();
-}
-
 /** What all calls for a masked release share. It keeps the partition that the user's key picks, not the key. */
 export class Masked implements Kind {
   readonly rounds = 1;
+  readonly #partition: Promise<number> | null;
   readonly #graphs: MaskedGraphs;
   readonly #manifest: MaskedManifest;
   readonly #suspects: Suspects;
 
-  constructor(
-    graphs: MaskedGraphs,
-    readonly partition: number | null,
-    colluding: unknown,
-  ) {
+  constructor(graphs: MaskedGraphs, key: UserKey | null, colluding: unknown) {
     if (colluding !== undefined)
       throw new ConfigError(
         "`colluding` belongs to coded releases, and this one is masked: what its servers learn together was measured, " +
@@ -81,6 +83,8 @@ export class Masked implements Kind {
     this.#graphs = graphs;
     this.#manifest = graphs.manifest;
     this.#suspects = new Suspects(graphs.manifest);
+    const { keys } = graphs.manifest;
+    this.#partition = key && keys ? key.partition(keys) : null;
   }
 
   get servers(): number {
@@ -96,8 +100,13 @@ export class Masked implements Kind {
     return minAnswers > 1;
   }
 
+  async partition(): Promise<number | null> {
+    return this.#partition;
+  }
+
   async begin(pixels: Uint8Array, batch: number): Promise<Sent> {
-    return { shares: await this.#graphs.encode(pixels, batch, this.partition), batch, round: 0, state: null };
+    const partition = await this.#partition;
+    return { shares: await this.#graphs.encode(pixels, batch, partition), batch, partition, round: 0, state: null };
   }
 
   async take(sent: Sent, outcomes: readonly Outcome[]): Promise<Answered> {
@@ -123,9 +132,9 @@ export class Masked implements Kind {
 
   forget(): void {}
 
-  /** One, this one: an answer that comes late makes the result more certain, so all the time may go into it. */
-  exchangesLeft(): number {
-    return 1;
+  /** This one, for whose late answers all the time may go, and one for each part that needs its part of it. */
+  exchangesLeft(_index: number, following: number): number {
+    return 1 + following;
   }
 
   async rehearse(pixels: Uint8Array): Promise<void> {

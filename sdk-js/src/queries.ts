@@ -8,11 +8,9 @@
  * Kept are keyed digests of images, under a secret that no other object shares, and results: no image, no share, no key.
  */
 
-import { hmac } from "@noble/hashes/hmac.js";
-import { sha256 } from "@noble/hashes/sha2.js";
-import { bytesToHex } from "@noble/hashes/utils.js";
-import { concat, randomBytes, utf8 } from "./bytes.js";
+import { concat, randomBytes, toHex, utf8 } from "./bytes.js";
 import { DEFAULT_REPEATS, MAX_REPEATS } from "./constants.js";
+import { hmacSha256 } from "./crypto.js";
 import { ConfigError, QueryBudgetError } from "./errors.js";
 import { checkNames, checkWhole, shown } from "./given.js";
 import type { Result } from "./result.js";
@@ -70,12 +68,21 @@ export class Queries {
    *
    * @throws QueryBudgetError the budget is too small, or an image was sent under another key; nothing is sent.
    */
-  ask(release: string, partition: number | null, pixels: Uint8Array, batch: number, minAnswers: number): Asked {
+  async ask(
+    release: string,
+    partition: number | null,
+    pixels: Uint8Array,
+    batch: number,
+    minAnswers: number,
+  ): Promise<Asked> {
     const size = pixels.length / batch;
-    const digests = Array.from({ length: batch }, (_, i) => {
-      const image = pixels.subarray(i * size, (i + 1) * size);
-      return bytesToHex(hmac(sha256, this.#secret, concat(utf8(`${release}\0`), image)));
-    });
+    const digests = await Promise.all(
+      Array.from({ length: batch }, async (_, i) => {
+        const image = pixels.subarray(i * size, (i + 1) * size);
+        return toHex(await hmacSha256(this.#secret, concat(utf8(`${release}\0`), image)));
+      }),
+    );
+    // From here on nothing is waited for, so that calls at the same time see each other's counts.
     const known = new Map<string, Result>();
     const fresh = new Map<string, number>();
     digests.forEach((digest, position) => {

@@ -4,7 +4,7 @@
  */
 
 import { BundleFormatError } from "./errors.js";
-import type { DataType, Signature, TensorSpec } from "./format.js";
+import { type DataType, FUSION_NAME, type Signature, type TensorSpec } from "./format.js";
 
 // biome-ignore lint/suspicious/noExplicitAny: the runtimes' own types are overloaded beyond what can be compared
 type Foreign = any;
@@ -40,6 +40,13 @@ const OPTIONS = {
   logSeverityLevel: 4, // only fatal: whatever goes wrong is thrown, and log lines can show values
   extra: { session: { intra_op: { allow_spinning: "0" } } },
 };
+
+/** What the fusion gave, float32 [batch, classes], which must be numbers. */
+export function checkProbabilities(probabilities: Float32Array): Float32Array {
+  if (!probabilities.every(Number.isFinite))
+    throw new BundleFormatError(`${FUSION_NAME} gives NaN or infinite probabilities: run the bundle's self-test`);
+  return probabilities.slice();
+}
 
 /** Makes a tensor of a graph's input. */
 export const tensor = <T extends TypedArray>(data: T, ...dims: readonly number[]): Tensor<T> => ({ data, dims });

@@ -6,19 +6,10 @@ import { decode, neededAnswers } from "./coding.js";
 import { SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE } from "./constants.js";
 import { BundleFormatError, SelfTestError } from "./errors.js";
 import { GOLDEN_NAME, type RoundSpec, shareName } from "./format.js";
+import type { SelfTest } from "./kinds.js";
 import type { MaskedGraphs } from "./masked.js";
 import type { Stored } from "./safetensors.js";
 import { argmax } from "./suspects.js";
-
-/** How close this device comes to the golden examples. */
-export interface SelfTest {
-  /** Number of golden examples. */
-  readonly images: number;
-  /** Fraction of the values made on the device that differ from the recorded ones. */
-  readonly differingValues: number;
-  /** Largest difference of a probability from the recorded one. */
-  readonly probabilityError: number;
-}
 
 type Golden = ReadonlyMap<string, Stored>;
 

@@ -6,10 +6,8 @@
  * release is the latest.
  */
 
-import { hashes, verify } from "@noble/ed25519";
-import { sha512 } from "@noble/hashes/sha2.js";
-import { hexToBytes } from "@noble/hashes/utils.js";
-import { concat, same, sha256Hex, textOf, utf8 } from "./bytes.js";
+import { concat, fromHex, same, textOf, toHex, utf8 } from "./bytes.js";
+import { sha256, verifyEd25519 } from "./crypto.js";
 import { BundleSignatureError, ConfigError } from "./errors.js";
 import { typeName } from "./given.js";
 
@@ -22,12 +20,11 @@ const CONTEXT = "privdfs manifest, signature 1\n";
 const KEY_BYTES = 32;
 const LINE = /^ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n$/;
 /** What stands before an Ed25519 key in a SubjectPublicKeyInfo. */
-const PREFIX = hexToBytes("302a300506032b6570032100");
+const PREFIX = fromHex("302a300506032b6570032100");
 
 /** Check that a trusted key signed a manifest. `signature` is null where there is none. */
-export function checkSignature(manifest: Uint8Array, signature: Uint8Array | null, trust: Trust): void {
-  hashes.sha512 = sha512;
-  const keys = readTrust(trust);
+export async function checkSignature(manifest: Uint8Array, signature: Uint8Array | null, trust: Trust): Promise<void> {
+  const keys = await readTrust(trust);
   if (signature === null)
     throw new BundleSignatureError(
       "the bundle is not signed: get the signed release, or sign it (privdfs-export sign)",
@@ -42,11 +39,7 @@ export function checkSignature(manifest: Uint8Array, signature: Uint8Array | nul
         "get the release from a signer that you trust, or add this key to the trusted ones",
       named,
     );
-  let signed = false;
-  try {
-    signed = verify(hexToBytes(digits), concat(utf8(CONTEXT), manifest), key, { zip215: false });
-  } catch {} // noble throws for what cannot be a key or a signature
-  if (!signed)
+  if (!(await verifyEd25519(key, fromHex(digits), concat(utf8(CONTEXT), manifest))))
     throw new BundleSignatureError(
       `the manifest is not the one that key ${named} signed: it was changed; get the release again`,
       named,
@@ -54,14 +47,12 @@ export function checkSignature(manifest: Uint8Array, signature: Uint8Array | nul
 }
 
 /** Public keys by their id, the beginning of the SHA-256 of the key. */
-export function readTrust(trust: Trust): Map<string, Uint8Array> {
+export async function readTrust(trust: Trust): Promise<Map<string, Uint8Array>> {
   const listed: readonly unknown[] = Array.isArray(trust) ? trust : [trust];
   if (!listed.length) throw new ConfigError("no trusted key was given: pass the public key of the signer");
-  return new Map(
-    listed.map(readKey).map((key) => {
-      return [sha256Hex(key).slice(0, 16), key];
-    }),
-  );
+  const keys = listed.map(readKey);
+  const ids = await Promise.all(keys.map(async (key) => toHex(await sha256(key)).slice(0, 16)));
+  return new Map(keys.map((key, i) => [ids[i] as string, key]));
 }
 
 function readKey(key: unknown): Uint8Array {

@@ -128,6 +128,7 @@ export class SocketConnection implements Connection {
       return new Trouble(
         `failed the TLS handshake${code}`,
         "check its certificate, its name and dates, `tls`, and that it speaks TLS",
+        false,
       );
     return new Trouble(`cannot be reached${code}`, "check that it runs, and the network");
   }

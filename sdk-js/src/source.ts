@@ -1,7 +1,8 @@
 /** Where the files of a bundle come from, and how they are compared with what the manifest lists. */
 
-import { sha256Hex } from "./bytes.js";
+import { toHex } from "./bytes.js";
 import { MAX_BUNDLE_FILE_BYTES } from "./constants.js";
+import { sha256 } from "./crypto.js";
 import { BundleIntegrityError, BundleStoreError, ConfigError } from "./errors.js";
 import { typeName } from "./given.js";
 
@@ -53,15 +54,15 @@ export async function readVerified(
     const data = await source(name, MAX_BUNDLE_FILE_BYTES);
     if (data === null)
       throw new BundleIntegrityError(`${name} is missing: get the release again, whole`, name, expected);
-    checkDigest(name, expected, data);
+    await checkDigest(name, expected, data);
     return [name, data];
   };
   return new Map(await Promise.all(Object.entries(files).map(([name, expected]) => read(name, expected))));
 }
 
 /** Compare the bytes of a listed file with its SHA-256. */
-export function checkDigest(name: string, expected: string, data: Uint8Array): void {
-  const actual = sha256Hex(data);
+export async function checkDigest(name: string, expected: string, data: Uint8Array): Promise<void> {
+  const actual = toHex(await sha256(data));
   if (actual !== expected)
     throw new BundleIntegrityError(
       `${name} is not the file that the manifest lists (SHA-256 ${actual}, expected ${expected}): it was changed or ` +

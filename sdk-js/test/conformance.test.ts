@@ -14,7 +14,7 @@ import {
   fusionSignature,
   isCoded,
   type Manifest,
-  type RoundSpec,
+  type MaskedManifest,
   relaySignature,
   type Signature,
 } from "../src/format.js";
@@ -33,6 +33,7 @@ import {
 } from "../src/node.js";
 import { loadPixels } from "../src/pixels.js";
 import { Graph, type Tensor, type TypedArray } from "../src/runtime.js";
+import { Suspects } from "../src/suspects.js";
 import type { Answerer, ReplayServer } from "./replay.js";
 import {
   computing,
@@ -45,7 +46,7 @@ import {
   type Vector,
   withServers,
 } from "./small.js";
-import { int8Of, type Packed, row } from "./vectors.js";
+import { int8Of, type Packed, row, sourceOf } from "./vectors.js";
 
 // On a busy machine the answers to a call that has failed already may take longer than it waits for them.
 vi.mock("../src/constants.js", async (original) => ({ ...(await original<object>()), FAIL_GRACE_MS: 10_000 }));
@@ -104,8 +105,31 @@ each("resize", ({ width, height, channels, pixels }) => {
   expect(made).toEqual(fromBase64(pixels.data));
 });
 
-each("partitions", ({ key, family, partitions, partition }) => {
-  expect(new UserKey(key).partition({ family, partitions })).toBe(partition);
+each("suspects", ({ accuracies, answers, suspects }) => {
+  const record = new Suspects({ accuracy: { branches: accuracies } } as MaskedManifest);
+  const changes: Vector[] = [];
+  let before: readonly number[] = [];
+  answers.forEach((row: (number | null | "invalid")[], i: number) => {
+    const logits = new Float32Array(row.length * 10);
+    row.forEach((vote, server) => {
+      if (typeof vote === "number") logits[server * 10 + vote] = 1;
+    });
+    const who = (is: (vote: unknown) => boolean): number[] => row.flatMap((vote, server) => (is(vote) ? [server] : []));
+    const invalid = who((vote) => vote === "invalid");
+    const found = record.note(
+      logits,
+      1,
+      who((vote) => typeof vote === "number"),
+      invalid,
+    );
+    if (found.join() !== before.join()) changes.push([i + 1, found]);
+    before = found;
+  });
+  expect(changes).toEqual(suspects);
+});
+
+each("partitions", async ({ key, family, partitions, partition }) => {
+  expect(await new UserKey(key).partition({ family, partitions })).toBe(partition);
 });
 
 each("randomness", ({ batch, colluding, values, moduli, bytes, residues }) => {
@@ -346,12 +370,14 @@ each("calls", async (vector) => {
   const { release, servers, images, randomness = [], result } = vector;
   for (const Made of [Client, FetchClient]) {
     const bundle = bundles.get(release) as Bundle;
-    const portions = portionsOf(bundle.manifest, randomness.map(tensorOf));
-    (bundle.graphs as CodedGraphs).source = (bytes) => {
-      const all = new Uint8Array(bytes).fill(255); // what comes behind the portion is thrown away
-      all.set(portions.shift() as number[]);
-      return all;
-    };
+    const { manifest } = bundle;
+    const moduli = isCoded(manifest) ? manifest.rounds.map((round) => round.moduli) : [];
+    // A later part of the call begins with the first round again.
+    const { source, left } = sourceOf(
+      randomness.map((_: Packed, i: number) => moduli[i % moduli.length]),
+      randomness,
+    );
+    (bundle.graphs as CodedGraphs).source = source;
     const answerers = servers.map((own: Vector[]): Answerer => {
       const answers = own.map((each) => each.answer);
       return () => {
@@ -375,7 +401,7 @@ each("calls", async (vector) => {
     const { probabilities: wanted, ...others } = result;
     expect(rest).toEqual(others);
     if (wanted) expectClose(probabilities.flat(), wanted.flat());
-    expect(portions).toHaveLength(0);
+    expect(left()).toBe(0);
     ended.servers.forEach((server, i) => {
       const heard = server.received.map((asked) => requestOf(asked, Made === Client));
       expect(heard).toEqual(servers[i].map((own: Vector) => requestOf(own.request, Made === Client)));
@@ -394,19 +420,4 @@ function requestOf({ line, headers, body }: Vector, whole: boolean): Vector {
         .filter(([name]: [string]) => own.test(name))
         .sort();
   return { line, headers: told, body: text };
-}
-
-/** Portions of random bytes, one for each prime of each sharing, from which drawing makes the given residues. */
-function portionsOf(manifest: Manifest, sharings: readonly Tensor[]): number[][] {
-  if (!isCoded(manifest)) return [];
-  return sharings.flatMap(({ data, dims }) => {
-    const [batch = 0, colluding = 0, primes = 0, values = 0] = dims;
-    const round = manifest.rounds.find((each) => each.moduli.length === primes && each.values === values);
-    return (round as RoundSpec).moduli.map((prime, column) =>
-      Array.from({ length: batch * colluding * values }, (_, i) => {
-        const place = Math.floor(i / values) * primes + column;
-        return (data[place * values + (i % values)] as number) + (prime - 1) / 2;
-      }),
-    );
-  });
 }

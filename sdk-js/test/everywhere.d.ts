@@ -33,7 +33,6 @@ declare class URL {
 interface Response {
   readonly ok: boolean;
   readonly status: number;
-  readonly type: string;
   readonly redirected: boolean;
   readonly headers: { get(name: string): string | null };
   readonly body: {
@@ -50,7 +49,7 @@ declare function fetch(
     headers?: Record<string, string>;
     body?: Uint8Array | null;
     signal?: AbortSignal;
-    redirect?: "manual";
+    redirect?: "error";
     credentials?: "omit";
     referrerPolicy?: "no-referrer";
     cache?: "no-store";
@@ -58,6 +57,16 @@ declare function fetch(
 ): Promise<Response>;
 
 declare const performance: { now(): number };
-declare const crypto: { getRandomValues<T extends Uint8Array>(into: T): T };
+type BufferSource = Uint8Array<ArrayBuffer>;
+
+/** Missing over plain http, and in React Native. */
+interface SubtleCrypto {
+  digest(algorithm: string, data: BufferSource): Promise<ArrayBuffer>;
+  importKey(format: "raw", key: BufferSource, algorithm: unknown, extractable: false, uses: string[]): Promise<object>;
+  sign(algorithm: string, key: object, data: BufferSource): Promise<ArrayBuffer>;
+  verify(algorithm: string, key: object, signature: BufferSource, data: BufferSource): Promise<boolean>;
+}
+
+declare var crypto: { getRandomValues<T extends Uint8Array>(into: T): T; readonly subtle?: SubtleCrypto };
 declare function setTimeout(run: () => void, ms: number): number;
 declare function clearTimeout(timer: number | undefined): void;

@@ -5,15 +5,14 @@ import * as wasm from "onnxruntime-web/wasm";
 import { expect, test } from "vitest";
 import { same } from "../src/bytes.js";
 import { Coded, CodedGraphs } from "../src/coded.js";
-import type { CodedManifest, MaskedManifest } from "../src/format.js";
-import { partitionOf } from "../src/keys.js";
+import type { CodedManifest, KeySpec } from "../src/format.js";
+import { checkKey } from "../src/keys.js";
 import { isSent, type Outcome } from "../src/kinds.js";
 import { readManifest } from "../src/manifest.js";
 import type { MaskedGraphs } from "../src/masked.js";
 import { Bundle, fromFolder, type Runtime } from "../src/node.js";
 import { loadPixels } from "../src/pixels.js";
-import { Suspects } from "../src/suspects.js";
-import { bytesOf, float32Of, folderOf, int8Of, readVectors, row } from "./vectors.js";
+import { bytesOf, float32Of, folderOf, int8Of, readVectors, row, sourceOf } from "./vectors.js";
 
 wasm.env.wasm.numThreads = 1;
 const vectors = readVectors();
@@ -40,20 +39,13 @@ test("pixels of every size, channel and alpha are Pillow's", () => {
   }
 });
 
-test("the same servers are suspected, and no longer suspected", async () => {
-  const { release, parts } = vectors.suspects;
-  const source = fromFolder(folderOf(release));
-  const record = new Suspects(readManifest((await source("manifest.json", 1e9)) as Uint8Array) as MaskedManifest);
-  for (const { logits, answered, garbled, suspects } of parts)
-    expect(record.note(float32Of(logits), logits.shape[0] as number, answered, garbled)).toEqual(suspects);
-});
-
 for (const [runtimeName, runtime] of runtimes) {
   for (const own of vectors.masked)
     test(`${own.release}: shares and probabilities (${runtimeName})`, async () => {
       const bundle = await Bundle.open(fromFolder(folderOf(own.release)), { runtime, allowUnsigned: true });
       const graphs = bundle.graphs as MaskedGraphs;
-      const partition = partitionOf(own.key ?? undefined, graphs.manifest.keys);
+      const key = checkKey(own.key ?? undefined, graphs.manifest.keys);
+      const partition = key && (await key.partition(graphs.manifest.keys as KeySpec));
       expect(partition).toBe(own.partition);
       const images = bytesOf(own.images);
       const count = own.images.shape[0] as number;
@@ -77,13 +69,12 @@ for (const [runtimeName, runtime] of runtimes) {
       const manifest = readManifest((await source("manifest.json", 1e9)) as Uint8Array) as CodedManifest;
       const files = new Map<string, Uint8Array>();
       for (const name of Object.keys(manifest.files)) files.set(name, (await source(name, 1e9)) as Uint8Array);
-      const drawn = own.drawn.map((chunk) => Uint8Array.from(Buffer.from(chunk, "base64")));
       const graphs = await CodedGraphs.open(runtime, manifest, files);
-      graphs.source = (count) => {
-        const next = drawn.shift();
-        expect(next?.length).toBe(count);
-        return next as Uint8Array;
-      };
+      const { source: drawn, left } = sourceOf(
+        manifest.rounds.map((round) => round.moduli),
+        own.drawn,
+      );
+      graphs.source = drawn;
       const kind = new Coded(graphs, own.servers, own.colluding);
       let step: Awaited<ReturnType<typeof kind.take>> = await kind.begin(
         bytesOf(own.images),
@@ -100,7 +91,7 @@ for (const [runtimeName, runtime] of runtimes) {
         step = await kind.take(step, outcomes);
       }
       if (isSent(step)) throw new Error("there is a round too many");
-      expect(drawn).toHaveLength(0);
+      expect(left()).toBe(0);
       expect(largestDifference(step.probabilities, float32Of(own.probabilities))).toBeLessThan(1e-5);
       expect(step.corrected).toEqual([]);
     });

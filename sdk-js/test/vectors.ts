@@ -38,26 +38,44 @@ export interface CodedCase {
   readonly servers: number;
   readonly colluding: number;
   readonly images: Packed;
-  readonly drawn: readonly string[];
+  /** Residues of every sharing, int8 [batch, T, primes, values]. */
+  readonly drawn: readonly Packed[];
   readonly rounds: readonly { readonly shares: readonly Packed[]; readonly answers: readonly Packed[] }[];
   readonly probabilities: Packed;
 }
 
-export interface SuspectCase {
-  readonly release: string;
-  readonly parts: readonly {
-    readonly logits: Packed;
-    readonly answered: readonly number[];
-    readonly garbled: readonly number[];
-    readonly suspects: readonly number[];
-  }[];
-}
-
 interface Vectors {
-  readonly suspects: SuspectCase;
   readonly pixels: readonly PixelCase[];
   readonly masked: readonly MaskedCase[];
   readonly coded: readonly CodedCase[];
+}
+
+/**
+ * A source of random bytes from which drawing makes these residues: for each sharing and prime a portion that fits, and
+ * behind it bytes that are thrown away. `left` says how many portions have not been asked for.
+ */
+export function sourceOf(moduli: readonly (readonly number[])[], sharings: readonly Packed[]): SourceOfResidues {
+  const portions = sharings.flatMap((packed, i) => {
+    const residues = int8Of(packed);
+    const [batch = 0, colluding = 0, primes = 0, values = 0] = packed.shape;
+    return (moduli[i] as readonly number[]).map((prime, column) =>
+      Array.from({ length: batch * colluding * values }, (_, at) => {
+        const place = Math.floor(at / values) * primes + column;
+        return (residues[place * values + (at % values)] as number) + (prime - 1) / 2;
+      }),
+    );
+  });
+  const source = (count: number): Uint8Array => {
+    const bytes = new Uint8Array(count).fill(255);
+    bytes.set(portions.shift() as number[]);
+    return bytes;
+  };
+  return { source, left: () => portions.length };
+}
+
+interface SourceOfResidues {
+  readonly source: (count: number) => Uint8Array;
+  readonly left: () => number;
 }
 
 /** A variable that tests/js sets. */

@@ -1,13 +1,11 @@
 """What the Python SDK makes of images, written down so that the SDK in TypeScript can be compared with it.
 
 One file of JSON, whose tensors are base64: resized pixels, shares of every release, whole calls of coded releases with
-the randomness that they drew.
+the residues that they drew.
 """
 
 import base64
-import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from privdfs._images import load_image
 from privdfs._kinds import Outcome, Sent
 from privdfs._local import open_branches
 from privdfs._onnx import Graph
-from privdfs._suspects import Suspects
 
 RELEASES = Path(__file__).parents[2] / "model_repository"
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -57,7 +54,6 @@ def write_vectors(path: Path) -> None:
     vectors = {
         "pixels": pixel_cases(),
         "masked": [masked_case(name) for name in masked],
-        "suspects": suspect_case("fashion-resnet20-n5"),
         "coded": [coded_case(name, servers, colluding) for name in coded for servers, colluding in ((3, 1), (5, 2))],
     }
     path.write_text(json.dumps(vectors), encoding="utf-8")
@@ -120,27 +116,6 @@ def masked_case(name: str) -> dict[str, Any]:
     }
 
 
-def suspect_case(name: str) -> dict[str, Any]:
-    """Answers of five servers, one of which begins to lie, and whom the record suspects after every part."""
-    manifest = Bundle.open(RELEASES / name / "client", allow_unsigned=True).masked
-    generator, record = np.random.default_rng(11), Suspects(manifest)
-    parts = []
-    for number in range(60):
-        truth = generator.integers(0, 10, (8, 1))
-        votes = np.where(generator.random((8, 5)) < 0.9, truth, generator.integers(0, 10, (8, 5)))
-        if 20 <= number < 40:
-            votes[:, 3] = generator.integers(0, 10, 8)
-        logits = (np.eye(10, dtype=np.float32) * 5)[votes]
-        silent = int(generator.integers(0, 12))
-        answered = [server for server in range(5) if server != silent]
-        garbled = [4] if number in {50, 51} else []
-        present = [server for server in answered if server not in garbled]
-        found = record.note(logits, present, garbled)
-        parts.append({"logits": packed(logits), "answered": present, "garbled": garbled, "suspects": list(found)})
-    assert [3] in [part["suspects"] for part in parts]
-    return {"release": name, "parts": parts}
-
-
 def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:
     """A whole call: what was drawn, every server's shares and answers round by round, and the probabilities."""
     bundle = Bundle.open(RELEASES / name / "client", allow_unsigned=True)
@@ -148,14 +123,16 @@ def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:
     assert isinstance(manifest, CodedManifest)
     branches = open_branches(RELEASES / name, manifest, 0)  # all servers run the same networks
     images = batch_of(name, manifest.image)[::13]
-    drawn: list[bytes] = []
+    drawn: list[dict[str, Any]] = []
+    draw = coding.draw
 
-    def source(count: int) -> bytes:
-        drawn.append(os.urandom(count))
-        return drawn[-1]
+    def noted(shape: tuple[int, int, int], moduli: Sequence[int]) -> NDArray[np.int8]:
+        found = draw(shape, moduli)
+        drawn.append(packed(found))
+        return found
 
     rounds = []
-    with mock.patch.object(coding, "draw", functools.partial(coding.draw, source=source)):
+    with mock.patch.object(coding, "draw", noted):
         kind = Coded.check(bundle.coded, manifest, servers, colluding)
         step: Any = kind.begin(images)
         while isinstance(step, Sent):
@@ -167,7 +144,7 @@ def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:
         "servers": servers,
         "colluding": colluding,
         "images": packed(images),
-        "drawn": [base64.b64encode(chunk).decode() for chunk in drawn],
+        "drawn": drawn,
         "rounds": rounds,
         "probabilities": packed(step.probabilities),
     }
