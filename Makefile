@@ -41,7 +41,7 @@ test: env triton tensorrt pillow nginx js lint docs  ## environments, lint, type
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
 	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py tests/sdk/test_pillow.py
 
-soak: env triton  ## 100,000 predictions while servers are killed and started again (an hour)
+soak: env triton  ## predictions while servers are killed, cut off, slow, full, or lie (two to three hours)
 	$(BIN)/python bench/soak.py
 
 lint: env  ## style, format, types, import contract

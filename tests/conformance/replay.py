@@ -56,26 +56,30 @@ class ReplayServer:
         self.authority = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.endpoint = f"http://{self.authority}"
         self.received: list[Request] = []
-        self.faults: list[BaseException] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.faults: list[Exception] = []
+        self._serving: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
 
     def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
+        _wake(self._listener)
+        self._accepting.join()
         for sock in self._open:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            _wake(sock)
+        for thread in self._serving:
+            thread.join()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with self._listener, suppress(OSError):
+            while True:
                 sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self._open.append(sock)
-            threading.Thread(target=self._serve, args=(sock, len(self._open)), daemon=True).start()
+                self._open.append(sock)
+                thread = threading.Thread(target=self._serve, args=(sock, len(self._open)))
+                self._serving.append(thread)
+                thread.start()
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         data = b""
@@ -90,9 +94,9 @@ class ReplayServer:
                 self.received.append(found)
                 try:
                     answer = self._answer(found)
-                except BaseException as fault:
+                except Exception as fault:  # noqa: BLE001 - whoever runs the call raises it
                     self.faults.append(fault)
-                    raise
+                    return
                 if answer is None:
                     return
                 sock.sendall(answer)
@@ -106,3 +110,9 @@ class ReplayServer:
         line, *headers = head.decode("ascii").replace(self.authority, AUTHORITY).split("\r\n")
         pairs = tuple((name, value) for name, _, value in (header.partition(": ") for header in headers))
         return Request(number, line, pairs, rest[:size]), rest[size:]
+
+
+def _wake(sock: socket.socket) -> None:
+    """End what a thread waits for on a socket; the thread closes it."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

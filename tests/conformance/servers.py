@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privdfs import Bundle
-from privdfs._branch import DATATYPES, Branch, branches
+from privdfs._branch import Branch, branches
 from privdfs._format import ClientManifest
 from privdfs._local import open_branches
 from privdfs._onnx import Graph
@@ -20,6 +20,7 @@ from tests.conformance.replay import Answerer, Request
 #: Server, round (from 1) and true answer -> another answer, the bytes of a reply, or None: it hangs up.
 Spoil = Callable[[int, int, NDArray[Any]], "NDArray[Any] | bytes | None"]
 
+DATATYPES = {"int8": "INT8", "int32": "INT32", "float32": "FP32", "float64": "FP64"}
 BUSY = (
     b'HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"error":"busy"}'
 )
@@ -105,10 +106,9 @@ def model_config(branch: Branch, number: int) -> dict[str, Any]:
 
 def tensor_answer(model: str, name: str, values: NDArray[Any]) -> bytes:
     """An answer of one tensor."""
-    datatype = {"float32": "FP32", "int8": "INT8", "float64": "FP64", "int32": "INT32"}[str(values.dtype)]
     output = {
         "name": name,
-        "datatype": datatype,
+        "datatype": DATATYPES[str(values.dtype)],
         "shape": list(values.shape),
         "parameters": {"binary_data_size": values.nbytes},
     }

@@ -176,7 +176,7 @@ class Coded(World):
 
         def noted(*arguments: Any) -> Sent:
             sent = made(*arguments)
-            self._made.append(sent)
+            self._made.append(Sent(tuple(map(np.array, sent.shares)), sent.round))  # a copy: shares are wiped
             return sent
 
         patched.setattr(_coded, "_sent", noted)

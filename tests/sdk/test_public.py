@@ -16,7 +16,7 @@ PUBLIC = {
     "BundleSignatureError", "BundleStore", "BundleStoreError", "BundleVersionError", "CanaryError", "Client",
     "ConfigError", "ContradictingAnswersError", "DeadlineExceededError", "Error", "Health", "ImageError",
     "LeakageError", "NotEnoughAnswersError", "Queries", "QueryBudgetError", "RandomnessError", "Result", "Retries",
-    "RoundTimings", "SelfTest", "SelfTestError", "Server", "ServerError",
+    "RoundTimings", "SelfTest", "SelfTestError", "Server", "ServerBusyError", "ServerError",
     "ServerMismatchError", "ServerTimeoutError", "ServerUnavailableError", "Timings", "Token", "UserKey", "__version__",
 }  # fmt: skip
 
