@@ -22,7 +22,7 @@ NGINX := .nginx
 NGINX_ENV := $(NGINX)/.ready
 
 JS_ENV := sdk-js/node_modules/.ready
-JS_BUILD := sdk-js/dist/.ready
+JS_BUILD := sdk-js/dist/index.js
 # The browser that its tests run in.
 CHROMIUM := .chromium
 CHROMIUM_ENV := $(CHROMIUM)/.ready
@@ -47,7 +47,7 @@ test: env triton tensorrt pillow nginx js chromium lint docs  ## environments, l
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
 	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py tests/sdk/test_pillow.py
 
-soak: env triton  ## 100,000 predictions while servers are killed and started again (an hour)
+soak: env triton  ## predictions while servers are killed, cut off, slow, full, or lie (two to three hours)
 	$(BIN)/python bench/soak.py
 
 lint: env  ## style, format, types, import contract

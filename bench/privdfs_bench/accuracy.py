@@ -61,7 +61,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     """
     bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     data = release_data(bundle, options.data)
-    trained = None if options.checkpoint is None else _trained(bundle, options.checkpoint)
+    trained = None if options.checkpoint is None else trained_of(bundle, options.checkpoint)
     images, labels = nhwc(data.test_images), data.test_labels.numpy()
     name, manifest = release_name(release), bundle.manifest
     with console.status(f"{name}: exported files, {len(labels)} images"):
@@ -191,8 +191,20 @@ def _missing(exported: evaluate.ExportedAccuracy, missing: int) -> dict[str, Any
     return {"mean": float(np.mean(exported.missing(missing))), "worst": worst, "worst_answered": list(heard)}
 
 
-def _trained(bundle: Bundle, checkpoint: Path) -> TrainedSystem:
-    """The trained system that a release was exported from."""
+def trained_of(bundle: Bundle, checkpoint: Path) -> TrainedSystem:
+    """Open the trained system that a release was exported from.
+
+    Args:
+        bundle: Of the release.
+        checkpoint: Its `system.safetensors`.
+
+    Returns:
+        The system.
+
+    Raises:
+        ConfigError: Another config made the checkpoint.
+        Error: It cannot be opened.
+    """
     trained = load_system(checkpoint)
     if msgspec.json.decode(msgspec.json.encode(trained.config)) != migrated(bundle.manifest.made_by.config):
         msg = f"{checkpoint} was not trained with the config of {bundle.release}: pass the checkpoint it was made of"

@@ -21,10 +21,13 @@ from privdfs._command_line import signals_interrupt
 #: Command -> module. Without one of these words in front, the command line builds a release.
 COMMANDS: Mapping[str, str] = {
     "calibrate": "privdfs_export.calibrate",
+    "capacity": "privdfs_export.capacity",
     "gateway": "privdfs_export.gateway",
     "keygen": "privdfs_export.keygen",
     "leakage": "privdfs_export.leakage",
+    "oci": "privdfs_export.oci",
     "plan": "privdfs_export.plan",
+    "sbom": "privdfs_export.sbom",
     "servers": "privdfs_export.servers",
     "sign": "privdfs_export.sign",
     "verify": "privdfs_export.verify",

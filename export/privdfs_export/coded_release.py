@@ -11,7 +11,7 @@ Guarantees:
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,6 +238,11 @@ def _fitted_temperature(trained: TrainedCodedSystem, data: ImageData) -> float:
     return fit_temperature(logits, labels.numpy())
 
 
+def _golden_source() -> Callable[[int], bytes]:
+    """Golden examples protect nothing, so they are drawn alike at every export: the same inputs give the same files."""
+    return np.random.default_rng(0).bytes
+
+
 def client_examples(
     built: CodedGraphs, rounds: Sequence[RoundSpec], images: NDArray[np.uint8]
 ) -> dict[str, NDArray[np.generic]]:
@@ -252,7 +257,7 @@ def client_examples(
         `images`, `values_<round>`, `answers_<round>`, `probabilities`.
     """
     needed = max(coding.needed_answers(each.degree, 1) for each in rounds)
-    ran = run_coded(built, rounds, images, servers=needed)
+    ran = run_coded(built, rounds, images, servers=needed, source=_golden_source())
     examples: dict[str, NDArray[np.generic]] = {IMAGES: images, PROBABILITIES: ran.probabilities}
     for number, (values, answers) in enumerate(zip(ran.values, ran.answers, strict=True), 1):
         examples |= {numbered(VALUES, number): values, numbered(ANSWERS, number): answers}
@@ -270,8 +275,9 @@ def server_examples(built: CodedGraphs, rounds: Sequence[RoundSpec]) -> dict[str
         `share_<round>` and `residues_<round>`.
     """
     examples = dict[str, NDArray[np.generic]]()
+    source = _golden_source()
     for number, (about, graph) in enumerate(zip(rounds, built.rounds, strict=True), 1):
-        share = coding.draw((GOLDEN_IMAGES, 1, about.values), about.moduli)[:, 0]
+        share = coding.draw((GOLDEN_IMAGES, 1, about.values), about.moduli, source)[:, 0]
         (residues,) = run_batched(graph.session, {SHARE: share})
         examples |= {numbered(SHARE, number): share, numbered(RESIDUES, number): residues}
     return examples

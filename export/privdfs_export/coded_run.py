@@ -1,5 +1,6 @@
 """All rounds of a coded release in this process, on its graphs: shares, answers, and what the device decodes."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ def run_coded(
     servers: int,
     colluding: int = 1,
     chosen: Chosen | None = None,
+    source: Callable[[int], bytes] = os.urandom,
 ) -> CodedRun:
     """Run all rounds, with fresh randomness.
 
@@ -53,6 +55,7 @@ def run_coded(
         servers: N.
         colluding: T.
         chosen: Gives the servers that are heard in a round, counted from 0: as many as decode it. None: the first ones.
+        source: Gives so many random bytes: the system's, but for golden examples, which protect nothing.
 
     Returns:
         What was seen.
@@ -60,7 +63,7 @@ def run_coded(
 
     def sharing(about: RoundSpec) -> dict[str, NDArray[np.int8]]:
         return {
-            RANDOMNESS: coding.draw((len(images), colluding, about.values), about.moduli),
+            RANDOMNESS: coding.draw((len(images), colluding, about.values), about.moduli, source),
             POWERS: coding.powers(about.moduli, servers, colluding),
         }
 

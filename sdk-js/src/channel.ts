@@ -11,6 +11,7 @@ import type { CheckedServer } from "./config.js";
 import { BREAKER_FAILURES, BREAKER_LAST_MS, MAX_ABS_LOGIT } from "./constants.js";
 import {
   AnswerError,
+  ServerBusyError,
   type ServerError,
   ServerMismatchError,
   ServerTimeoutError,
@@ -36,7 +37,7 @@ import {
   type Response,
   readConfig,
   readTensors,
-  statusOf,
+  statusOfAnswer,
   Trouble,
   typeText,
   type WireTensor,
@@ -68,13 +69,15 @@ export class Failure {
   ) {}
 }
 
-const PASSING: ReadonlySet<string> = new Set(["UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"]);
+const PASSING: ReadonlySet<string> = new Set(["UNAVAILABLE", "INTERNAL"]);
 const DATATYPES: Readonly<Record<string, string>> = { int8: "INT8", int32: "INT32", float32: "FP32" };
 const ADVICE = "the server is faulty or dishonest; tell its operator";
 
 export class ServerChannel {
   readonly replicas: Replicas;
   readonly #models: readonly Model[];
+  /** Of endpoints that serve something else. */
+  readonly #mismatches = new Map<string, ServerMismatchError>();
 
   constructor(
     readonly server: number,
@@ -130,15 +133,17 @@ export class ServerChannel {
     }
     link.passed = failure ? 0 : link.passed + 1;
     link.checked = link.passed === this.#models.length;
+    if (failure?.error instanceof ServerMismatchError) this.#mismatches.set(link.endpoint, failure.error);
+    else if (!failure) this.#mismatches.delete(link.endpoint);
     return failure;
   }
 
-  /** Judge the answer to a share. A server that failed is checked again before it is sent another share. */
+  /** Judge the answer to a share. A server that failed, and was not just busy, is checked before its next share. */
   readAnswer(link: Link, share: Share, reply: Response | Trouble): Answer | Failure {
     const model = this.#model(share.round);
     const response = this.#read(link, reply, model.name);
     const read = response instanceof Failure ? response : this.#readTensor(model, share.batch, readTensors(response));
-    if (read instanceof Failure) link.distrust();
+    if (read instanceof Failure && !(read.error instanceof ServerBusyError)) link.distrust();
     return read;
   }
 
@@ -152,6 +157,13 @@ export class ServerChannel {
         "makes a new connection",
       this.server,
     );
+  }
+
+  /** The error to report: while the parties roll a release, old replicas end, and new ones say what to do. */
+  clearest(error: ServerError): ServerError {
+    const vague = error instanceof ServerUnavailableError && !(error instanceof ServerBusyError);
+    const [mismatch] = vague ? this.#mismatches.values() : [];
+    return mismatch ?? error;
   }
 
   /** The failure of a connection that waited for the other servers' checks, and did not last. */
@@ -177,7 +189,7 @@ export class ServerChannel {
   #read(link: Link, reply: Response | Trouble, model: string): Response | Failure {
     try {
       if (reply instanceof Trouble) throw reply;
-      const status = statusOf(reply.code);
+      const status = statusOfAnswer(reply);
       return status === "OK" ? reply : new Failure(this.#refused(link.endpoint, status, model), PASSING.has(status));
     } catch (error) {
       if (!(error instanceof Trouble)) throw error;
@@ -203,10 +215,15 @@ export class ServerChannel {
         this.server,
       );
     }
+    if (status === "RESOURCE_EXHAUSTED")
+      return new ServerBusyError(
+        `${where} has a full queue: try again later, with growing waits; its operator needs more replicas`,
+        this.server,
+      );
     if (status === "NOT_FOUND")
       return new ServerMismatchError(
-        `${where} serves no model ${model}: give the address of server ${this.server} of release ` +
-          this.manifest.release,
+        `${where} serves no model ${model}: install the new bundle if the parties have moved on, or give the address of ` +
+          `server ${this.server} of release ${this.manifest.release}`,
         this.server,
       );
     if (status === "UNAUTHENTICATED" || status === "PERMISSION_DENIED")
@@ -224,8 +241,8 @@ export class ServerChannel {
     const named = config.parameters.get(RELEASE_PARAMETER) ?? "";
     if (named !== release)
       return new ServerMismatchError(
-        `${where} serves release ${quoted(named)}, not ${release}: start ${wanted} there, or use the bundle of that ` +
-          "release",
+        `${where} serves release ${quoted(named)}, not ${release}: install the new bundle if the parties have moved ` +
+          `on, or start ${wanted} there`,
         this.server,
       );
     const server = config.parameters.get(SERVER_PARAMETER) ?? "";

@@ -293,6 +293,7 @@ export class Client {
     while (isSent(step)) {
       const outcomes = await this.#send(call, step, following);
       const keyed = step.partition === null ? 0 : PARTITION_BYTES;
+      for (const share of step.shares) share.fill(0); // they are sent, and needed no more
       rounds.push({ encodeMs: tookMs, outcomes, bytesUp: step.shares.map((share) => share.length / batch + keyed) });
       if (outcomes.filter((outcome) => outcome.answer).length < this.#minAnswers) throw this.#tooFew(rounds);
       since = performance.now();

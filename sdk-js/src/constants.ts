@@ -25,6 +25,8 @@ export const BREAKER_MAX_MS = 30_000;
 export const BREAKER_LAST_MS = 1_000;
 /** When a call can no longer succeed, running requests get this long, so that the error can name every cause. */
 export const FAIL_GRACE_MS = 100;
+/** The same when one of them has a full queue: this error is to come at once. */
+export const BUSY_GRACE_MS = 30;
 
 export const MAX_MANIFEST_BYTES = 4 * 1024 * 1024;
 export const MAX_SIGNATURE_BYTES = 4096;

@@ -17,6 +17,7 @@
  *     ├── ServerError                  one server gave no usable answer (`.server` says which)
  *     │   ├── ServerTimeoutError       it did not answer before the deadline
  *     │   ├── ServerUnavailableError   it could not be reached, or refused the request
+ *     │   │   └── ServerBusyError      its queue is full: it said so at once
  *     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
  *     │   └── AnswerError              its answer is not a valid one
  *     ├── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
@@ -145,6 +146,11 @@ export class ServerTimeoutError extends ServerError {
 /** The server could not be reached, or refused the request. */
 export class ServerUnavailableError extends ServerError {
   override name = "ServerUnavailableError";
+}
+
+/** The server runs, and refused the request at once, because its queue is full. */
+export class ServerBusyError extends ServerUnavailableError {
+  override name = "ServerBusyError";
 }
 
 /** The endpoint serves another release, or another server of this release; it was sent no share. */

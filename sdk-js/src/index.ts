@@ -13,3 +13,4 @@ export type { Health, Result, RoundTimings, Timings } from "./result.js";
 export type { Runtime } from "./runtime.js";
 export type { PublicKey, Trust } from "./signature.js";
 export { fromFiles, fromUrl, type Source } from "./source.js";
+export { BundleStore, type Shelf } from "./store.js";

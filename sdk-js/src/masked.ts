@@ -132,9 +132,9 @@ export class Masked implements Kind {
 
   forget(): void {}
 
-  /** One, this one: an answer that comes late makes the result more certain, so all the time may go into it. */
-  exchangesLeft(): number {
-    return 1;
+  /** This one, for whose late answers all the time may go, and one for each part that needs its part of it. */
+  exchangesLeft(_index: number, following: number): number {
+    return 1 + following;
   }
 
   async rehearse(pixels: Uint8Array): Promise<void> {

@@ -5,8 +5,8 @@
  *     import { Bundle, Client, fromFolder } from "privdfs/node";
  */
 
-import { lstat, open, readdir } from "node:fs/promises";
-import { join } from "node:path";
+import { lstat, mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import type { Bundle } from "./bundle.js";
 import { type ClientOptions, Client as EverywhereClient } from "./client.js";
 import type { Server } from "./config.js";
@@ -15,6 +15,7 @@ import { MANIFEST_NAME } from "./format.js";
 import { typeName } from "./given.js";
 import { SocketConnection } from "./socket.js";
 import type { Source } from "./source.js";
+import type { Shelf } from "./store.js";
 
 export * from "./index.js";
 
@@ -77,4 +78,41 @@ async function refuseWhole(folder: string): Promise<void> {
   const inside = await readdir(join(folder, "client")).catch((): string[] => []);
   if (inside.includes(MANIFEST_NAME))
     throw new BundleIntegrityError("this is a whole release: give its client folder", MANIFEST_NAME);
+}
+
+/** A folder for a `BundleStore`; it is made by the first `install`. */
+export function shelfIn(folder: string): Shelf {
+  const read = fromFolder(folder);
+  const told = async <T>(work: Promise<T>): Promise<T> => {
+    try {
+      return await work;
+    } catch (error) {
+      const { code = "an error" } = error as NodeJS.ErrnoException;
+      throw new BundleStoreError(
+        `the bundle store cannot be used (${code}): free some space, and check its permissions; the bundle in use is ` +
+          "unchanged",
+      );
+    }
+  };
+  return {
+    read,
+    write: (name, data) => told(writeWhole(join(folder, name), data)),
+    folders: () => told(readdir(folder).catch(() => [])),
+    remove: (name) => told(rm(join(folder, name), { recursive: true, force: true })),
+  };
+}
+
+/** Write a file down to the disk, and put it into its place in one step. */
+async function writeWhole(path: string, data: Uint8Array): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const file = await open(`${path}.next`, "w");
+  try {
+    await file.writeFile(data);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(`${path}.next`, path);
+  const folder = await open(dirname(path), "r");
+  await folder.sync().finally(() => folder.close());
 }

@@ -99,12 +99,14 @@ export class Replicas {
     const now = performance.now();
     const turn = this.#turn;
     const count = this.#replicas.length;
-    const order = this.#able(avoid, now)
+    const fresh = this.#able(new Set([...avoid, ...busy]), now);
+    const able = fresh.length ? fresh : this.#able(avoid, now);
+    const order = able
       .map((replica) => {
         const place = (((this.#replicas.indexOf(replica) - turn) % count) + count) % count;
-        return { replica, rank: [busy.has(replica.endpoint) ? 1 : 0, replica.running.size, place] as const };
+        return { replica, running: replica.running.size, place };
       })
-      .sort((a, b) => a.rank[0] - b.rank[0] || a.rank[1] - b.rank[1] || a.rank[2] - b.rank[2]);
+      .sort((a, b) => a.running - b.running || a.place - b.place);
     const chosen = order[0]?.replica;
     if (!chosen) return null;
     this.#turn++;

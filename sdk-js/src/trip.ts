@@ -7,13 +7,14 @@
  * - A trip ends at its deadline, whether all have answered or not, and at once when the caller aborts it.
  * - In a coded release, while another exchange follows, those who are late are waited for only until this exchange's
  *   part of the time is over.
- * - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_MS` to say why.
+ * - Once too few servers can still answer, nothing new is sent; what is on its way gets `FAIL_GRACE_MS` to say why
+ *   (`BUSY_GRACE_MS` where one has a full queue).
  */
 
 import { Failure, type ServerChannel, type Share } from "./channel.js";
 import type { CheckedRetries, Wait } from "./config.js";
-import { BACKOFF_FIRST_MS, BACKOFF_JITTER, BACKOFF_MAX_MS, FAIL_GRACE_MS } from "./constants.js";
-import { type ServerError, ServerTimeoutError } from "./errors.js";
+import { BACKOFF_FIRST_MS, BACKOFF_JITTER, BACKOFF_MAX_MS, BUSY_GRACE_MS, FAIL_GRACE_MS } from "./constants.js";
+import { ServerBusyError, type ServerError, ServerMismatchError, ServerTimeoutError } from "./errors.js";
 import type { Answer, Outcome } from "./kinds.js";
 import type { Link } from "./routing.js";
 import { type Request, type Response, Trouble } from "./wire.js";
@@ -208,8 +209,10 @@ class Trip {
   #failed(delivery: Delivery, attempt: Attempt, failure: Failure): void {
     const { replicas } = delivery.channel;
     delivery.running.delete(attempt);
-    replicas.giveBack(attempt.link, true);
+    // A busy replica is not broken: it goes on answering as many as it can.
+    replicas.giveBack(attempt.link, failure.error instanceof ServerBusyError ? null : true);
     delivery.error = failure.error;
+    if (failure.error instanceof ServerMismatchError) delivery.attempts--; // it was sent nothing
     if (!failure.again) delivery.avoid.add(attempt.link.endpoint);
     if (delivery.running.size) return; // a hedge, or what it was to help, is still on its way
     const now = performance.now();
@@ -234,7 +237,7 @@ class Trip {
   }
 
   #finish(delivery: Delivery, end: ServerError | Answer, ms = 0): void {
-    const error = end instanceof Error ? end : null;
+    const error = end instanceof Error ? delivery.channel.clearest(end) : null;
     const answer = end instanceof Error ? null : end;
     delivery.outcome = { server: delivery.channel.server, ms, answer, error, ready: false, sends: 0 };
     this.#drop(delivery);
@@ -293,7 +296,8 @@ class Trip {
     const patient = wait === "all" && performance.now() < this.#patientUntil;
     if (ended.length === this.#deliveries.length || (answers >= minAnswers && !patient)) this.#done = true;
     else if (this.#deliveries.length - (ended.length - answers) < minAnswers) {
-      this.#doomedUntil ??= performance.now() + FAIL_GRACE_MS;
+      const busy = ended.some((delivery) => delivery.outcome?.error instanceof ServerBusyError);
+      this.#doomedUntil ??= performance.now() + (busy ? BUSY_GRACE_MS : FAIL_GRACE_MS);
       for (const delivery of this.#deliveries)
         if (!delivery.outcome && !delivery.running.size)
           this.#finish(delivery, delivery.error ?? delivery.channel.allPaused()); // it waited to try again

@@ -18,7 +18,7 @@ export interface Request {
   readonly body: Uint8Array<ArrayBuffer> | null;
 }
 
-/** An HTTP answer; `jsonLength` is how much of the body is JSON. */
+/** An HTTP answer; `jsonLength` is how much of the body is JSON. An error may come without its body. */
 export interface Response {
   readonly code: number;
   readonly body: Uint8Array;
@@ -72,6 +72,21 @@ const STATUSES: Readonly<Record<number, string>> = {
   503: "UNAVAILABLE",
   504: "DEADLINE_EXCEEDED",
 };
+
+/** How Triton says, with the status 503, that its queue is full. */
+const QUEUE_FULL = utf8("Exceeds maximum queue size");
+
+/** The status that an answer stands for; of an error's text, only whether it says that the queue is full is looked at. */
+export function statusOfAnswer({ code, body }: Response): string {
+  const status = statusOf(code);
+  return status === "UNAVAILABLE" && contains(body, QUEUE_FULL) ? "RESOURCE_EXHAUSTED" : status;
+}
+
+function contains(bytes: Uint8Array, part: Uint8Array): boolean {
+  for (let at = 0; at + part.length <= bytes.length; at++)
+    if (part.every((byte, i) => byte === bytes[at + i])) return true;
+  return false;
+}
 
 /** What a status code says; throws `Trouble` for one that no inference server gives. */
 export function statusOf(code: number): string {

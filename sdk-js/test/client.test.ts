@@ -18,6 +18,7 @@ import {
   Queries,
   QueryBudgetError,
   RandomnessError,
+  ServerBusyError,
   ServerMismatchError,
   ServerTimeoutError,
   ServerUnavailableError,
@@ -417,3 +418,55 @@ test("time that is over before anything was sent is an error of its own", () =>
     expect(error).toBeInstanceOf(DeadlineExceededError);
     expect(servers.map((server) => server.received.length)).toEqual([0, 0, 0]);
   }));
+
+describe("a release that is rolled out, and queues that are full", () => {
+  const full = framed(Buffer.from('{"error":"Exceeds maximum queue size"}'), undefined, "503 Service Unavailable");
+  const limited = framed(Buffer.from("{}"), undefined, "429 Too Many Requests");
+
+  test.each([
+    ["Triton's words", full],
+    ["a proxy's status", limited],
+  ])("a full queue is an error at once, and no reason for distrust: %s", (_, answer) => {
+    let busyNow = true;
+    const queue: Answerer = (asked) => (isCheck(asked) || !busyNow ? computing("masked", 0)(asked) : answer);
+    return withServers([queue, ...truly("masked").slice(1)], async (servers) => {
+      for (const Made of [Client, FetchClient]) {
+        busyNow = true;
+        const client = new Made(
+          bundleOf("masked"),
+          servers.map((server) => server.endpoint),
+        );
+        const before = [checks(servers[0]), posts(servers[0])];
+        const error = (await caught(client.predict(image("masked")))) as NotEnoughAnswersError;
+        expect(error.causes.get(0)).toBeInstanceOf(ServerBusyError);
+        busyNow = false;
+        expect((await client.predict(image("masked"))).answered).toEqual([true, true, true]);
+        client.close();
+        expect([checks(servers[0]), posts(servers[0])].map((count, i) => count - (before[i] as number))).toEqual([
+          1, 2,
+        ]);
+      }
+    });
+  });
+
+  test("replicas of the next release do not use up attempts, and are named when the old ones end", () =>
+    withServers([computing("masked", 1), computing("masked", 1), computing("masked", 2), ...truly("masked")], (all) => {
+      const [other, another, third, first, ...others] = all as [
+        ReplayServer,
+        ReplayServer,
+        ReplayServer,
+        ...ReplayServer[],
+      ];
+      const urls = [other, another, third, first as ReplayServer].map((server) => server.endpoint);
+      const listed = [{ url: urls }, ...others.map((server) => server.endpoint)];
+      const client = new Client(bundleOf("masked"), listed, { timeout: 5000 });
+      return (async (): Promise<void> => {
+        expect((await client.predict(image("masked"))).answered).toEqual([true, true, true]);
+        await (first as ReplayServer).stop();
+        const error = (await caught(client.predict(image("masked")))) as NotEnoughAnswersError;
+        expect(error.causes.get(0)).toBeInstanceOf(ServerMismatchError);
+        client.close();
+        await (first as ReplayServer).start();
+      })();
+    }));
+});

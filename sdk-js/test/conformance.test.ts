@@ -14,6 +14,7 @@ import {
   fusionSignature,
   isCoded,
   type Manifest,
+  type MaskedManifest,
   relaySignature,
   type Signature,
 } from "../src/format.js";
@@ -32,6 +33,7 @@ import {
 } from "../src/node.js";
 import { loadPixels } from "../src/pixels.js";
 import { Graph, type Tensor, type TypedArray } from "../src/runtime.js";
+import { Suspects } from "../src/suspects.js";
 import type { Answerer, ReplayServer } from "./replay.js";
 import {
   computing,
@@ -101,6 +103,29 @@ each("resize", ({ width, height, channels, pixels }) => {
   const [high, wide, deep] = pixels.shape;
   const made = loadPixels({ data, width, height }, { height: high, width: wide, channels: deep });
   expect(made).toEqual(fromBase64(pixels.data));
+});
+
+each("suspects", ({ accuracies, answers, suspects }) => {
+  const record = new Suspects({ accuracy: { branches: accuracies } } as MaskedManifest);
+  const changes: Vector[] = [];
+  let before: readonly number[] = [];
+  answers.forEach((row: (number | null | "invalid")[], i: number) => {
+    const logits = new Float32Array(row.length * 10);
+    row.forEach((vote, server) => {
+      if (typeof vote === "number") logits[server * 10 + vote] = 1;
+    });
+    const who = (is: (vote: unknown) => boolean): number[] => row.flatMap((vote, server) => (is(vote) ? [server] : []));
+    const invalid = who((vote) => vote === "invalid");
+    const found = record.note(
+      logits,
+      1,
+      who((vote) => typeof vote === "number"),
+      invalid,
+    );
+    if (found.join() !== before.join()) changes.push([i + 1, found]);
+    before = found;
+  });
+  expect(changes).toEqual(suspects);
 });
 
 each("partitions", async ({ key, family, partitions, partition }) => {

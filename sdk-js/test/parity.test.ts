@@ -5,14 +5,13 @@ import * as wasm from "onnxruntime-web/wasm";
 import { expect, test } from "vitest";
 import { same } from "../src/bytes.js";
 import { Coded, CodedGraphs } from "../src/coded.js";
-import type { CodedManifest, KeySpec, MaskedManifest } from "../src/format.js";
+import type { CodedManifest, KeySpec } from "../src/format.js";
 import { checkKey } from "../src/keys.js";
 import { isSent, type Outcome } from "../src/kinds.js";
 import { readManifest } from "../src/manifest.js";
 import type { MaskedGraphs } from "../src/masked.js";
 import { Bundle, fromFolder, type Runtime } from "../src/node.js";
 import { loadPixels } from "../src/pixels.js";
-import { Suspects } from "../src/suspects.js";
 import { bytesOf, float32Of, folderOf, int8Of, readVectors, row, sourceOf } from "./vectors.js";
 
 wasm.env.wasm.numThreads = 1;
@@ -38,14 +37,6 @@ test("pixels of every size, channel and alpha are Pillow's", () => {
     const name = `${image.shape} to ${Object.values(spec)}`;
     expect(same(made, bytesOf(expected)), name).toBe(true);
   }
-});
-
-test("the same servers are suspected, and no longer suspected", async () => {
-  const { release, parts } = vectors.suspects;
-  const source = fromFolder(folderOf(release));
-  const record = new Suspects(readManifest((await source("manifest.json", 1e9)) as Uint8Array) as MaskedManifest);
-  for (const { logits, answered, garbled, suspects } of parts)
-    expect(record.note(float32Of(logits), logits.shape[0] as number, answered, garbled)).toEqual(suspects);
 });
 
 for (const [runtimeName, runtime] of runtimes) {

@@ -44,18 +44,7 @@ export interface CodedCase {
   readonly probabilities: Packed;
 }
 
-export interface SuspectCase {
-  readonly release: string;
-  readonly parts: readonly {
-    readonly logits: Packed;
-    readonly answered: readonly number[];
-    readonly garbled: readonly number[];
-    readonly suspects: readonly number[];
-  }[];
-}
-
 interface Vectors {
-  readonly suspects: SuspectCase;
   readonly pixels: readonly PixelCase[];
   readonly masked: readonly MaskedCase[];
   readonly coded: readonly CodedCase[];

@@ -151,7 +151,7 @@ class ServerChannel:
         connection.checked = connection.passed == len(self._branch.models)
         if failure is not None and isinstance(failure.error, ServerMismatchError):
             self._mismatches[connection.endpoint] = failure.error
-        elif failure is None:
+        else:
             self._mismatches.pop(connection.endpoint, None)
         return failure
 

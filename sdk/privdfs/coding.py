@@ -267,9 +267,10 @@ def _agree(
 ) -> NDArray[np.bool_]:
     """For each image, whether the answers of some servers lie on one polynomial: the first ones foretell the others."""
     factors = _contradictions(tuple(moduli), tuple(places[index] for index in who), needed)
-    sums = factors @ np.swapaxes(answers[:, who], 1, 2).astype(np.float32)
-    primes = np.array(moduli, np.float32)[:, np.newaxis, np.newaxis]
-    return (np.rint(sums / primes) * primes == sums).all(axis=(1, 2, 3))
+    theirs = answers if len(who) == len(places) else answers[:, who]
+    sums = factors @ np.swapaxes(theirs, 1, 2).astype(np.float32)
+    quotients = sums / np.array(moduli, np.float32)[:, np.newaxis, np.newaxis]  # whole only where they come out even
+    return (np.rint(quotients) == quotients).all(axis=(1, 2, 3))
 
 
 @lru_cache(maxsize=_CHOICES)

@@ -151,9 +151,16 @@ def test_recovery_is_the_first_second_that_is_as_before() -> None:
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    grown = {"rss_mb": 0.1, "threads": 0, "fds": 0}
+    grown = {"rss_mb": 0.1, "threads": 0, "fds": 6}
     row = {"calls": 10, "answered": 10, "answered_share": 1.0, "wrong": 0, "late": 0, "errors": {}, "p50_ms": 1.0}
-    row |= {"p99_ms": 2.0, "slowest_ms": 3.0, "events": {"killed": 1}, "growth_after_warm_up": grown}
+    row |= {
+        "p99_ms": 2.0,
+        "slowest_ms": 3.0,
+        "events": {"killed": 1},
+        "servers": 3,
+        "replicas": 2,
+        "growth_after_warm_up": grown,
+    }
     return row | changes
 
 
@@ -161,14 +168,14 @@ def test_the_bars() -> None:
     runs = {
         "good": run(liar=4, named_after=100, named_wrongly=0),
         "bad": run(
-            answered_share=0.9998, wrong=1, late=2, growth_after_warm_up={"rss_mb": 5.0, "threads": 1, "fds": 2}
+            answered_share=0.9998, wrong=1, late=2, growth_after_warm_up={"rss_mb": 5.0, "threads": 1, "fds": 7}
         ),
         "unnamed": run(liar=4, named_after=None, named_wrongly=3),
         "straggler": {"systems": {}},
     }
     good, bad, unnamed = soak_table.bars(runs)
     assert good == "good: meets its bars"
-    for told in ("1 wrong", "2 late", "99.9800%", "threads grew by 1", "fds grew by 2", "memory grew by 5.0"):
+    for told in ("1 wrong", "2 late", "99.9800%", "threads grew by 1", "fds grew by 7", "memory grew by 5.0"):
         assert told in bad
     assert "named after None" in unnamed
     assert "honest server was named 3 times" in unnamed

@@ -29,6 +29,7 @@ CHECKS = (
 Parts = list[tuple[bytes, int]]
 #: Name, error and bytes.
 Named = tuple[str, "str | None", Parts]
+_BUSY = "ServerBusyError"
 _MISMATCH, _ANSWER, _DOWN = "ServerMismatchError", "AnswerError", "ServerUnavailableError"
 _TRUE = np.array([[0.5, -1.25, 3, 2]], np.float32)
 
@@ -151,8 +152,10 @@ def _statuses() -> Iterable[Named]:
         501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 599: "Other",
     }  # fmt: skip
     for code, name in names.items():
-        error = {404: _MISMATCH, 504: "ServerTimeoutError"}.get(code, _DOWN)
+        error = {404: _MISMATCH, 429: _BUSY, 504: "ServerTimeoutError"}.get(code, _DOWN)
         yield f"status {code}", error, _with_status(f"{code} {name}")
+    full = b'{"error":"in ensemble: Exceeds maximum queue size"}'
+    yield "Triton's words for a full queue", _BUSY, [(framed(full, None, "503 Service Unavailable"), 1)]
     busy = b"HTTP/1.1 503 Busy\r\n"
     yield "an error in chunks", _DOWN, [(busy + _CHUNKED + b"\r\n\r\n4\r\nbusy\r\n0\r\n\r\n", 1)]
     yield "an error without a length", _DOWN, [(busy + b"\r\n", 1)]

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from privdfs_export.serve import find_tritonserver
+from privdfs_export.serve import find_nginx, find_tritonserver
 from tests.trained import IMAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -51,7 +52,7 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    found = re.findall(r"^```(\w+) (\w+)(?: ([\w.]+))?\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w+) (\w+)(?: ([\w.-]+))?\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     return [Block(*parts) for parts in found]
 
 
@@ -61,6 +62,7 @@ class Guide:
 
     folder: Path
     endpoints: dict[str, str]
+    web: dict[str, str]
     settings: dict[str, dict[str, str]]
     preamble: dict[str, str] = field(default_factory=dict)
     start: str = ""
@@ -80,9 +82,11 @@ class Guide:
         elif block.kind == "start":
             self.start = block.text
             self._serve(role)
-        elif block.kind == "probe":
-            self.probe = block.text
-            self._wait(role)
+        elif block.kind == "gateway":
+            self._serve_beside(role, block.text)
+        elif block.kind in {"probe", "gateway-probe"}:
+            self.probe = block.text if block.kind == "probe" else self.probe
+            self._wait(role, block.text)
         elif block.language == "json":
             (self.folder / role / block.kind).write_text(text)
         elif block.language == "python":
@@ -93,7 +97,7 @@ class Guide:
             if block.kind == "restart":
                 self._end(role)
                 self._serve(role)
-                self._wait(role)
+                self._wait(role, self.probe)
             return told
         return ""
 
@@ -107,7 +111,7 @@ class Guide:
         text = re.sub(r"^(\w+)=\S+ # yours.*$", setting, text, flags=re.MULTILINE)
         assert "# yours" not in text
         for party, endpoint in self.endpoints.items():
-            text = text.replace(f"{party}.example:8001", endpoint)
+            text = text.replace(f"{party}.example:8001", endpoint).replace(f"{party}.example:8443", self.web[party])
         return text
 
     def _process(self, line: list[str], role: str) -> str:
@@ -123,9 +127,15 @@ class Guide:
                 self.given.add(row)
 
     def _serve(self, role: str) -> None:
-        script = self.preamble[role] + self._mine(self.start, role)
-        with (self.folder / role / "log").open("wb") as log:
-            self.running[role] = subprocess.Popen(
+        self._begin(role, self._mine(self.start, role), role)
+
+    def _serve_beside(self, role: str, text: str) -> None:
+        self._begin(role, self._mine(text, role), f"{role}-gateway")
+
+    def _begin(self, role: str, text: str, name: str) -> None:
+        script = self.preamble[role] + text
+        with (self.folder / role / ("log" if name == role else "gateway.log")).open("wb") as log:
+            self.running[name] = subprocess.Popen(
                 ["bash", "-euc", script],
                 cwd=self.folder / role,
                 stdout=log,
@@ -133,8 +143,8 @@ class Guide:
                 start_new_session=True,
             )
 
-    def _wait(self, role: str) -> None:
-        line = ["bash", "-euc", self.preamble[role] + self._mine(self.probe, role)]
+    def _wait(self, role: str, probe: str) -> None:
+        line = ["bash", "-euc", self.preamble[role] + self._mine(probe, role)]
         until = time.monotonic() + READY_S
         while subprocess.run(line, cwd=self.folder / role, capture_output=True, check=False, timeout=60).returncode:
             log = (self.folder / role / "log").read_text(errors="replace")
@@ -170,7 +180,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guide]:
         (tmp_path / role).mkdir()
     shutil.copytree(RELEASE, tmp_path / "maker" / "mine")
     shutil.copy(IMAGES / "bag-1.png", tmp_path / "app" / "photo.jpg")
-    ports, probes = free_ports(3), free_ports(3)
+    ports, probes, metrics, web, status = (list(part) for part in zip(*[iter(free_ports(15))] * 3, strict=True))
     settings = {
         party: {
             "PART": f"server-{i}",
@@ -178,7 +188,10 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guide]:
             "ADDRESS": "127.0.0.1",
             "PORT": str(ports[i]),
             "PROBE_PORT": str(probes[i]),
-            "PATH": f'"$PATH:{find_tritonserver().parent}"',
+            "METRICS_PORT": str(metrics[i]),
+            "HTTPS_PORT": str(web[i]),
+            "STATUS_PORT": str(status[i]),
+            "PATH": f'"$PATH:{find_tritonserver().parent}:{find_nginx().parent}"',
         }
         for i, party in enumerate(PARTIES)
     }
@@ -191,7 +204,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guide]:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    found = Guide(tmp_path, endpoints, settings)
+    found = Guide(tmp_path, endpoints, {party: f"localhost:{web[i]}" for i, party in enumerate(PARTIES)}, settings)
     try:
         yield found
     finally:
@@ -204,11 +217,15 @@ def test_the_guide_works_as_it_stands(guide: Guide) -> None:
     assert guide.used == {(role, name) for role, own in guide.settings.items() for name in own}
     printed = "".join(told)
     assert printed.count(" ok\n") == 6, "three servers, before and after the renewal"
-    assert "3/3 servers" in printed
+    assert printed.count("3/3 servers") == 2, "over gRPC, and through the gateways"
+    assert printed.count("\nnv_inference_request_success{") == printed.count("\nnginx_connections_active ") == 3
     assert "(True, True, True)" in printed
     assert (guide.folder / "app" / "counts.json").stat().st_mode & 0o777 == 0o600
     assert (guide.folder / "maker" / "release-key.pem").stat().st_mode & 0o077 == 0
+    shown = ssl.get_server_certificate(("localhost", int(guide.web["a"].rpartition(":")[2])))
+    assert shown == (guide.folder / "a" / "server.pem").read_text(), "the gateway took the new certificate"
     for party in PARTIES:
+        assert "POST" in (guide.folder / party / "calls.log").read_text()
         assert (guide.folder / party / "server.key").stat().st_mode & 0o077 == 0
         assert not (guide.folder / party / f"server-{(PARTIES.index(party) + 1) % 3}").exists()
 

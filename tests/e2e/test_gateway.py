@@ -232,6 +232,14 @@ def test_a_preflight_of_a_named_origin(gateway: RunningGateway, origin: str, pat
     assert "allow-credentials" not in told
 
 
+def test_a_preflight_over_http2(gateway: RunningGateway) -> None:
+    asked = ("--request", "OPTIONS", "--header", f"Origin: {APP}", "--header", "Access-Control-Request-Method: POST")
+    told = curl(gateway, "--http2", "--include", *asked, gateway.endpoint + INFER).splitlines()
+    assert told[0].split()[:2] == ["HTTP/2", "204"]
+    assert f"access-control-allow-origin: {APP}" in told
+    assert "access-control-max-age: 7200" in told
+
+
 def test_a_named_origin_may_read_answers_and_errors(gateway: RunningGateway) -> None:
     body, headers = message()
     for text, status in ((body, 200), (b"{}", 400), (body + bytes(10_000), 413)):

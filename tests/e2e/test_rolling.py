@@ -110,7 +110,7 @@ class Fleet:
         images = np.random.default_rng(0).integers(0, 256, (4, HEIGHT, WIDTH, 3), dtype=np.uint8)
         self.truths = [Truth(release, images) for release in releases]
         self.devices = [Device(i, folder, self._source, self.servers(WIRES[i % 2])) for i in range(DEVICES)]
-        over = threading.Event()
+        over = self.over = threading.Event()
         threads = [threading.Thread(target=each.predict, args=(images, self.truths, over)) for each in self.devices]
         for device in self.devices:
             stack.callback(device.close)
@@ -208,11 +208,12 @@ def test_a_fleet_moves_to_the_next_release_and_back_while_it_predicts(
             fleet.predict_on(which)
         old.close()
         fleet.predict_on(NEW)
+        fleet.over.set()
         fleet.judge()
         late = Bundle.open(releases[OLD] / "client", trust=TRUST)
         for wire in WIRES:
             with (
-                Client(late, fleet.servers(wire), allow_shared_hosts=True) as client,
+                Client(late, fleet.servers(wire), timeout=TIMEOUT_S, allow_shared_hosts=True) as client,
                 pytest.raises(NotEnoughAnswersError, match="install the new bundle") as caught,
             ):
                 client.predict(np.zeros((HEIGHT, WIDTH, 3), np.uint8))

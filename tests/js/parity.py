@@ -25,7 +25,6 @@ from privdfs._images import load_image
 from privdfs._kinds import Outcome, Sent
 from privdfs._local import open_branches
 from privdfs._onnx import Graph
-from privdfs._suspects import Suspects
 
 RELEASES = Path(__file__).parents[2] / "model_repository"
 IMAGES = Path(__file__).parents[2] / "examples" / "images"
@@ -55,7 +54,6 @@ def write_vectors(path: Path) -> None:
     vectors = {
         "pixels": pixel_cases(),
         "masked": [masked_case(name) for name in masked],
-        "suspects": suspect_case("fashion-resnet20-n5"),
         "coded": [coded_case(name, servers, colluding) for name in coded for servers, colluding in ((3, 1), (5, 2))],
     }
     path.write_text(json.dumps(vectors), encoding="utf-8")
@@ -116,27 +114,6 @@ def masked_case(name: str) -> dict[str, Any]:
         "answered": packed(answered.astype(np.uint8)),
         "probabilities": packed(bundle.fuse(logits.astype(np.float32), answered)),
     }
-
-
-def suspect_case(name: str) -> dict[str, Any]:
-    """Answers of five servers, one of which begins to lie, and whom the record suspects after every part."""
-    manifest = Bundle.open(RELEASES / name / "client", allow_unsigned=True).masked
-    generator, record = np.random.default_rng(11), Suspects(manifest)
-    parts = []
-    for number in range(60):
-        truth = generator.integers(0, 10, (8, 1))
-        votes = np.where(generator.random((8, 5)) < 0.9, truth, generator.integers(0, 10, (8, 5)))
-        if 20 <= number < 40:
-            votes[:, 3] = generator.integers(0, 10, 8)
-        logits = (np.eye(10, dtype=np.float32) * 5)[votes]
-        silent = int(generator.integers(0, 12))
-        answered = [server for server in range(5) if server != silent]
-        garbled = [4] if number in {50, 51} else []
-        present = [server for server in answered if server not in garbled]
-        found = record.note(logits, present, garbled)
-        parts.append({"logits": packed(logits), "answered": present, "garbled": garbled, "suspects": list(found)})
-    assert [3] in [part["suspects"] for part in parts]
-    return {"release": name, "parts": parts}
 
 
 def coded_case(name: str, servers: int, colluding: int) -> dict[str, Any]:

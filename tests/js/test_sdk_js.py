@@ -4,8 +4,10 @@
 the same images, and starts the tritonservers that both ask.
 """
 
+import base64
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -95,8 +97,26 @@ def test_types(project: str) -> None:
     node("node_modules/typescript/bin/tsc", "-p", project)
 
 
+def test_the_ten_lines_of_the_guide_work(servers: list[dict[str, Any]], tmp_path: Path) -> None:
+    guide = (SDK.parent / "docs" / "JAVASCRIPT.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```js\n(.*?)```", guide, re.DOTALL)
+    program, photo = SDK / "dist" / "guide.mjs", tmp_path / "photo"  # beside the package, which it imports by name
+    program.write_text(code, encoding="utf-8")
+    photo.write_bytes(base64.b64decode(servers[0]["images"][0]["data"]))
+    printed = node(program, RELEASES / servers[0]["release"] / "client", photo, *servers[0]["endpoints"])
+    program.unlink()
+    assert printed == f"{servers[0]['labels'][0]} true true true\n"
+
+
 def test_the_package_is_well_formed() -> None:
     node("node_modules/publint/src/cli.js", "--strict", "--pack", "false")
+    npm = NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    (packed_up,) = json.loads(node(npm, "pack", "--dry-run", "--json", "--loglevel=error"))
+    files = {each["path"] for each in packed_up["files"]}
+    assert {"LICENSE", "NOTICE", "README.md", "package.json", "dist/index.js", "dist/index.d.ts"} <= files
+    others = [name for name in files if not re.fullmatch(r"dist/[\w.-]+\.(js|d\.ts)|[A-Z]+(\.md)?|package\.json", name)]
+    assert others == []
+    assert packed_up["size"] < 120_000
 
 
 @pytest.mark.timeout(300)

@@ -1,6 +1,9 @@
 """The built wheel, alone in a clean environment: what an edge device gets."""
 
+import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,6 +11,10 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from privdfs_export.sbom import wheel_sbom
 
 ROOT = Path(__file__).parents[2]
 MAX_BYTES = (
@@ -62,6 +69,61 @@ def test_it_needs_few_libraries_and_no_heavy_one(wheel: Path) -> None:
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert 0 < len(needed) <= MAX_DEPENDENCIES
     assert not [line for line in needed if line.startswith(tuple(HEAVY)) and not line.startswith("onnxruntime")]
+
+
+@pytest.mark.slow
+def test_the_same_files_give_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Built again from a copy with other dates and permissions, by a process with another umask, at another time."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "sdk", copy / "sdk", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE", "CHANGELOG.md", ".gitignore"):
+        shutil.copy(ROOT / name, copy)
+    for path in copy.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
+
+    def built(folder: Path, out: str, umask: int, environment: dict[str, str]) -> bytes:
+        line = [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(tmp_path / out),
+            str(folder),
+        ]
+        subprocess.run(line, check=True, capture_output=True, umask=umask, env=os.environ | environment)
+        (found,) = (tmp_path / out).iterdir()
+        return found.read_bytes()
+
+    assert built(copy, "plain", 0o077, {}) == wheel.read_bytes()
+    dated = built(ROOT, "dated", 0o022, epoch)
+    assert dated != wheel.read_bytes()
+    assert built(copy, "again", 0o077, epoch) == dated
+
+
+@pytest.mark.slow
+def test_what_it_is_made_of_is_listed(wheel: Path, python: Path, tmp_path: Path) -> None:
+    document = wheel_sbom(wheel)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(document.decode()) is None
+    found = json.loads(document)
+    assert found["metadata"]["component"]["hashes"][0]["content"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
+    listed = {one["name"]: one["version"] for one in found["components"]}
+    installed = json.loads(
+        run(
+            python,
+            "import importlib.metadata as m, json;"
+            "print(json.dumps({d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}))",
+        )
+    )
+    for name in ("pip", "setuptools", "privdfs"):
+        installed.pop(name, None)
+    assert listed == installed, "what the wheel brings with it into a clean environment, in the same versions"
+    needs = {one["ref"]: one.get("dependsOn", []) for one in found["dependencies"]}
+    assert {"numpy", "onnxruntime"} <= set(needs["privdfs"])
+    assert wheel_sbom(Path(shutil.copy(wheel, tmp_path))) == document
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_a_set_too_large_for_memory_is_streamed_and_holds_the_same(
         ("list_eval_partition.txt", "000002.jpg", "999999.jpg", r"line 2: 999999\.jpg has no line in list_attr"),
         ("list_eval_partition.txt", " 2\n", " 0\n", "names no test images"),
         ("identity_CelebA.txt", "000007.jpg 1002", "000007.jpg", "line 7: a picture and one value"),
-        ("identity_CelebA.txt", "000007.jpg 1002", "000007.jpg x", "line 7: 'x' is no person's number"),
+        ("identity_CelebA.txt", "000007.jpg 1002", "000007.jpg x", "line 7: 'x' is not the number of a person"),
     ],
 )
 def test_damaged_annotations_are_named(folder: Path, file: str, old: str, new: str, problem: str) -> None:
@@ -118,7 +118,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no picture", jpeg(1, 178, 218)[:1500]])
 def test_a_damaged_picture_is_named(folder: Path, content: bytes) -> None:
     (folder / "img_align_celeba" / "000005.jpg").write_bytes(content)
-    with pytest.raises(DataError, match=r"000005\.jpg is no whole picture: (it is|image file is truncated)"):
+    with pytest.raises(DataError, match=r"000005\.jpg is not a complete picture: (it is|image file is truncated)"):
         load_data(ATTRIBUTES, folder)
 
 

@@ -193,8 +193,8 @@ def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
     ("file", "content", "problem"),
     [
         ("data_batch_3.bin", None, r"data_batch_3\.bin cannot be read: No such file.*binary version of CIFAR10"),
-        ("data_batch_3.bin", b"\0" * 3000, "3000 bytes are no records of 3073"),
-        ("test_batch.bin", b"", "0 bytes are no records"),
+        ("data_batch_3.bin", b"\0" * 3000, "3000 bytes do not divide into records of 3073"),
+        ("test_batch.bin", b"", "0 bytes do not divide into records"),
         ("test_batch.bin", b"\x0b" + b"\0" * 3072, "has label 11"),
         ("batches.meta.txt", None, r"batches\.meta\.txt cannot be read"),
     ],

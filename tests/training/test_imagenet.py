@@ -112,7 +112,7 @@ def test_a_damaged_picture_ends_the_epoch_and_is_named(tmp_path: Path) -> None:
     path = folder / "train" / "n00000001" / "n00000001_3.JPEG"
     path.write_bytes(path.read_bytes()[:700])
     data = load_data(FOLDER, folder)
-    with pytest.raises(DataError, match=r"n00000001_3\.JPEG is no whole picture: image file is truncated"):
+    with pytest.raises(DataError, match=r"n00000001_3\.JPEG is not a complete picture: image file is truncated"):
         list(data.train_batches(0, 4))
     path.unlink()
     with pytest.raises(DataError, match=r"n00000001_3\.JPEG cannot be read: No such file"):
@@ -146,7 +146,7 @@ def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:
     content = path.read_bytes()
     for damaged in (content[:3000], b"no tar" * 1000):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"imagenet-train-000002\.tar is no whole tar file"):
+        with pytest.raises(DataError, match=r"imagenet-train-000002\.tar is not a complete tar file"):
             load_data(SHARDS, folder)
     path.write_bytes(content)
     (folder / "imagenet-val-000000.tar").unlink()

@@ -37,7 +37,7 @@ WEIGHT_DECAY = 1e-4  # of the proxies, as of the decoder in the attack
 
 
 class Adversary(nn.Module):
-    """The proxies of one stage, their optimisers, and what they have to beat.
+    """The proxies of one stage, their optimisers, and the floor that they are compared with.
 
     Attributes:
         members: Who belongs to each minority coalition, float [coalitions, servers].

@@ -198,11 +198,11 @@ class LossConfig(Section, frozen=True):
     label_smoothing: float
     rate: float = 0.0  # per bit that a share holds beyond the class, mean over the servers
     bits: float = 0.0  # per bit of a share's size, mean over the servers; only learned levels can lower it
-    decorrelation: float = 0.0  # what the shares of different servers tell twice; losses.decorrelation
+    decorrelation: float = 0.0  # redundancy between the shares of different servers; losses.decorrelation
 
 
 class AdversaryConfig(Section, frozen=True):
-    """Proxy attackers that reconstruct images during training, to be beaten; without this section there are none."""
+    """Proxy attackers, which the head is trained to defeat; without this section there are none."""
 
     weight: float  # of what they reconstruct beyond the class mean, which is in 0..1
     kind: Literal["decoder", "diffusion"] = "decoder"
@@ -234,7 +234,7 @@ class FusionStageConfig(StageConfig, frozen=True):
 
 
 class TrainConfig(Section, frozen=True):
-    """The stages, in the order in which they run; the last two may be left out, and then nothing changes there."""
+    """The stages, in the order in which they run; the last two are optional."""
 
     baseline: StageConfig
     masks: StageConfig
@@ -246,7 +246,7 @@ class TrainConfig(Section, frozen=True):
 
 
 class RunConfig(Section, frozen=True):
-    """What every run has, whatever keeps its images private."""
+    """What every run has, masked, coded or of a rival."""
 
     name: str
     seed: int

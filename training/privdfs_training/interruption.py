@@ -22,7 +22,7 @@ class InterruptedTrainingError(Exception):
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Inside it, Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do nothing but set what it gives."""
+    """Inside it, Ctrl-C, SIGTERM and SIGHUP (a closed terminal) only set what it gives."""
     stop = StopRequest()
 
     def request(number: int, _frame: object) -> None:

@@ -79,7 +79,7 @@ def flipped_lies(answers: Tensor, lying: Tensor) -> Tensor:
 def runner_up_lies(answers: Tensor, lying: Tensor) -> Tensor:
     """All liars are very sure of the class that comes second in their own honest answers, put together.
 
-    The strongest of the cheap lies: it needs nothing but what the coalition has, and pushes where the image is weakest.
+    The strongest of the cheap lies: it needs only what the coalition has, and pushes where the image is weakest.
 
     Args:
         answers: Honest logits, float [batch, servers, classes].
@@ -177,8 +177,8 @@ def random_minority(answered: Tensor) -> Tensor:
         answered: bool [batch, servers].
 
     Returns:
-        bool [batch, servers]: at least one and fewer than half of the answering servers of each image; where one or two
-        answer, nobody.
+        bool [batch, servers]: at least one and fewer than half of the answering servers of each image; none where
+        one or two answer.
     """
     batch, device = len(answered), answered.device
     most = cast("Tensor", largest_minority(cast("int", answered.sum(dim=1))))  # of every image at once

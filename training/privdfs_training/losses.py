@@ -45,7 +45,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def decorrelation(shares: Tensor) -> Tensor:
-    """What the shares of different servers tell twice: the mean squared correlation of their values.
+    """Redundancy between shares of different servers: the mean squared correlation of their values.
 
     The off-diagonal term of Zbontar et al. (arXiv 2103.03230, equation 1), between servers instead of between the
     features of one network. A pair of values from different servers costs 1 where one tells the other, 0 where they are
@@ -118,8 +118,7 @@ def split_loss(
         student: Logits that are to come close to the teacher's, float [batch, classes].
         answers: The servers' logits, float [batch, servers, classes].
         labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
-        teacher: The baseline's logits, float [batch, classes]; None where distillation has no weight, so that nobody
-            computes them for nothing.
+        teacher: The baseline's logits, float [batch, classes]; None where distillation has no weight.
         config: Weights of the terms.
 
     Returns:

@@ -43,7 +43,7 @@ class OwnerMask(Switched):
 
         Raises:
             TrainingConfigError: The servers together want more elements than there are, or a budget that is not a
-                whole number of units.
+                multiple of a unit.
         """
         super().__init__("frozen")
         self.shape, self.servers, self.values = shape, config.servers, config.values
@@ -58,7 +58,7 @@ class OwnerMask(Switched):
             raise TrainingConfigError(message)
         if self.values % self._per_unit:
             message = (
-                f"masks.values = {self.values} is no whole number of channels of {shape[1]} x {shape[2]} elements. "
+                f"masks.values = {self.values} is not a multiple of the {shape[1]} x {shape[2]} elements of a channel. "
                 f"Take a multiple of {self._per_unit}, or masks.unit = 'element'."
             )
             raise TrainingConfigError(message)
@@ -95,7 +95,7 @@ class OwnerMask(Switched):
         return self._spread(hard + soft - soft.detach()).view(self.servers, *self.shape)
 
     def freeze(self) -> None:
-        """Take the preferred owners, without noise, for good."""
+        """Fix the preferred owners: no noise any more, and no way back."""
         if not self.on:
             self._freeze(assign(self.logits.detach(), self._budget, self._shared).to(self.logits.device))
 
@@ -160,8 +160,8 @@ def sparsity_and_overlap(masks: Tensor) -> Terms:
         masks: Zeros and ones, float [servers, channels, height, width], or for every image [batch, servers, …].
 
     Returns:
-        `sparsity`: the fraction of the feature that nobody gets; `overlap`: the fraction of what anybody gets that
-        several get.
+        `sparsity`: the fraction of the feature that nobody gets; `overlap`: the fraction of what servers get that
+        several of them get.
     """
     owners = masks.detach().sum(dim=-4)
     taken, several = (owners > 0.5).sum().double(), (owners > 1.5).sum()

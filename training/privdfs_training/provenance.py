@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from privdfs_training.errors import TrainingError
+
 PACKAGES = ("privdfs", "torch", "numpy", "onnx", "onnxruntime", "tritonclient")
 
 
@@ -51,8 +53,13 @@ def machine() -> dict[str, str]:
 
 
 def today() -> str:
-    """Date in ISO format, UTC."""
-    return dt.datetime.now(dt.timezone.utc).date().isoformat()
+    """Date in ISO format, UTC; where SOURCE_DATE_EPOCH is set its own, so that the same inputs give the same files."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch is None:
+        return dt.datetime.now(dt.timezone.utc).date().isoformat()
+    if not (epoch.isascii() and epoch.isdigit()):
+        raise TrainingError("SOURCE_DATE_EPOCH is not a number of seconds since 1970: correct it, or unset it")
+    return dt.datetime.fromtimestamp(int(epoch), dt.timezone.utc).date().isoformat()
 
 
 def _git(*arguments: str) -> str:

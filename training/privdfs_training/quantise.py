@@ -150,7 +150,7 @@ class ActivationQuantiser(Switched):
 
 
 class _Rounding(torch.autograd.Function):
-    """What torch's operator gives, number for number, sooner on a processor."""
+    """Exactly what torch's operator gives, but faster on a processor."""
 
     @staticmethod
     def forward(ctx: Any, activation: Tensor, scale: Tensor, low: int, high: int) -> Tensor:  # noqa: ANN401  torch's

@@ -1,4 +1,4 @@
-"""What a stage of any run is, the first one, and what others are made of. `stages` has those of masked runs."""
+"""What a stage is, in runs of every kind: the first one, and helpers for others. `stages` has those of masked runs."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -148,7 +148,7 @@ def frozen(
         draws: Whether it draws partitions.
 
     Returns:
-        The same function, sooner.
+        The same function, made faster.
     """
     asked = replayed(compute) if record and parallel.world() == 1 else torch.no_grad()(compute)
     # Each process fills a table of all images, and is asked about its part of them in an epoch.
@@ -159,13 +159,13 @@ def frozen(
 
 
 def known_of(asked: Frozen | None) -> Known | None:
-    """A function of `frozen`, if it can be prepared.
+    """What `frozen` gave, if its answers can be computed ahead.
 
     Args:
         asked: What `frozen` gave, or None.
 
     Returns:
-        Itself, or None.
+        The same function, or None.
     """
     return asked if isinstance(asked, Known) else None
 

@@ -72,7 +72,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         if config.masks.learned_levels:
             bits = config.masks.values * system.quantiser.bits().mean()
             total, terms = total + config.loss.bits * bits, terms | {"bits": bits.detach()}
-        price, prices = _price_of_telling(config, adversary, encoded, (images, labels), progress)
+        price, prices = _cost_of_leaks(config, adversary, encoded, (images, labels), progress)
         return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
 
     todo = [
@@ -110,11 +110,11 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
 
 
 def _nothing() -> None:
-    """What a stage needs that goes on where the one before it ended."""
+    """Prepare nothing: the stage goes on where the one before it ended."""
 
 
 def _start(system: System, data: ImageData) -> None:
-    """What head and branches know before they are trained."""
+    """Give head and branches what they start from."""
     system.head.normalise.fit(data.sample("train")[0])
     system.start_from_baseline()
 
@@ -211,10 +211,10 @@ def _partitions(system: System, images: int) -> Tensor | None:
     return None if system.family is None else parallel.per_image(system.family.draw, images)
 
 
-def _price_of_telling(
+def _cost_of_leaks(
     config: Config, adversary: Adversary | None, encoded: Encoded, batch: Batch, progress: float
 ) -> tuple[Tensor, parallel.Terms]:
-    """What the shares tell twice and what proxies reconstruct from them, weighted, and the values to report.
+    """The weighted cost of redundant shares and of what proxies reconstruct from them, and the values to report.
 
     Neither is a mean over images, so several processes take the whole batch.
     """

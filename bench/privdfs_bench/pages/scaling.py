@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from privdfs_bench.pages.availability import load_table, soak_tables
 from privdfs_bench.pages.coded_results import coded_scaling_table
 from privdfs_bench.pages.marks import BEGIN, END, source
 from privdfs_bench.results import ROOT, read_results
@@ -46,7 +47,15 @@ def figures(folder: Path) -> str:
     cores = made_by["machine"]["cores"]
     about = f"{source(made_by)}, {cores} cores."
     coded = ("### Coded releases with more servers", coded_scaling_table(results))
-    return "\n\n".join((BEGIN, "\n".join(growth), told, "\n".join(loads), about, *coded, END))
+    parts = ("\n".join(growth), told, "\n".join(loads), about, *coded, *under_load(folder))
+    return "\n\n".join((BEGIN, *parts, END))
+
+
+def under_load(folder: Path) -> tuple[str, ...]:
+    """What many clients get, and what is answered while things fail."""
+    load = load_table(read_results(folder / "load.json"))
+    soak = soak_tables(read_results(folder / "soak.json"))
+    return "### More and more clients", load, "### While things fail", soak
 
 
 def queueing(service_ms: float, load: float) -> tuple[float, float, int]:

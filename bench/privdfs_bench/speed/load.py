@@ -256,6 +256,7 @@ def measure(seconds: float, minute_s: float, most: int, console: Console) -> dic
         "digests": {name: graph_digests(RELEASES / name) for name in (MASKED, CODED)},
         "systems": found,
         "to_unprotected": ratios(found),
+        "party_to_unprotected": party_ratios(found),
     }
 
 
@@ -268,6 +269,16 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, float | None]:
         for name, point in best.items()
         if name != UNPROTECTED
     }
+
+
+def party_ratios(systems: Mapping[str, Any]) -> dict[str, float]:
+    """Processor time that a call costs the unprotected server, to that of one party; at the least costly point of each.
+
+    With a machine of its own, a party answers so many calls for each of the unprotected server's.
+    """
+    least = {name: min(point["servers_cpu_ms"] for point in system["points"]) for name, system in systems.items()}
+    base = least[UNPROTECTED]
+    return {name: round(base / (cost / SERVERS), 3) for name, cost in least.items() if name != UNPROTECTED}
 
 
 def _processor_ms(pid: int) -> float:

@@ -21,12 +21,14 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
             shown.add_row(*map(_cell, cells))
         yield shown
     shown = _table(
-        f"\nMost calls a second with p99 within {results['bound_ms']:g} ms", ("system", "clients", "calls / s", "ratio")
+        f"\nMost calls a second with p99 within {results['bound_ms']:g} ms",
+        ("system", "clients", "calls / s", "to unprotected", "a party"),
     )
     for name, system in results["systems"].items():
         best = system["best"] or {}
         ratio = results["to_unprotected"].get(name)
-        shown.add_row(*map(_cell, (system["what"], best.get("clients"), best.get("per_second"), ratio)))
+        party = results["party_to_unprotected"].get(name)
+        shown.add_row(*map(_cell, (system["what"], best.get("clients"), best.get("per_second"), ratio, party)))
     yield shown
     heads = ("system", "phase", "clients", "calls / s", "p99 ms", "errors", "error p99 ms", "recovered after s")
     shown = _table("\nTen times the load", heads)

@@ -2,7 +2,7 @@
 
 Each run has three phases: all is well, the trouble, and all is well again. The release is a masked one of three
 parties. `recovered_s` is how long after the trouble the first second begins in which every call is answered by all
-servers, and p99 is at most twice what it was before.
+servers (or by the quorum that it waits for), and p99 is at most twice what it was before.
 """
 
 import signal
@@ -75,10 +75,10 @@ class Phase:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.tally = Tally(np.full(MOST_CALLS, -1.0, np.float32))
-        self._ends: list[tuple[float, float, bool, bool]] = []  # when, its seconds, answered, by all servers
+        self._ends: list[tuple[float, float, bool, bool]] = []  # when, its seconds, answered, whole
 
-    def run(self, caller: Caller, callers: int, seconds: float) -> "Phase":
-        """Let so many callers call again and again for some seconds."""
+    def run(self, caller: Caller, callers: int, seconds: float, enough: int) -> "Phase":
+        """Let so many callers call again and again for some seconds; a call is whole if `enough` servers answered."""
         numbers, until = count(), time.monotonic() + seconds
         lock = threading.Lock()
 
@@ -88,8 +88,8 @@ class Phase:
                     number = next(numbers)
                 result = caller.call(number, self.tally)
                 ended = time.monotonic() if result is not None else started + float(self.tally.seconds[number])
-                complete = result is not None and all(result.answered)
-                self._ends.append((ended, ended - started, result is not None, complete))
+                whole = result is not None and sum(result.answered) >= enough
+                self._ends.append((ended, ended - started, result is not None, whole))
 
         with ThreadPoolExecutor(callers) as pool:
             list(pool.map(work, range(callers)))
@@ -112,7 +112,7 @@ def recovered_s(started: float, calls: Sequence[tuple[float, float, bool]], norm
 
     Args:
         started: when the trouble was over, on the clock.
-        calls: when each ended, how long it took in seconds, and whether it was answered by all servers.
+        calls: when each ended, how long it took in seconds, and whether it was answered by as many as it waits for.
         normal_ms: p99 before the trouble.
 
     Returns:
@@ -148,10 +148,11 @@ def trouble(run: Trouble, seconds: float, folder: Path) -> dict[str, Any]:
         stack.enter_context(parties.running())
         client = stack.enter_context(_client(run, bundle, parties))
         caller = Caller(client, MaskedTruth(release, bundle, images), images)
-        before = Phase().run(caller, CALLERS, seconds)
+        enough = run.min_answers if run.wait == "quorum" and run.min_answers else bundle.n_servers
+        before = Phase().run(caller, CALLERS, seconds, enough)
         with _happening(run, parties, flag):
-            during = Phase().run(caller, run.callers, during_s)
-        after = Phase().run(caller, CALLERS, seconds)
+            during = Phase().run(caller, run.callers, during_s, enough)
+        after = Phase().run(caller, CALLERS, seconds, enough)
     phases = {"before": before, "during": during, "after": after}
     told = {name: phase.summary() for name, phase in phases.items()}
     totals = {name: sum(phase[name] for phase in told.values()) for name in ("calls", "answered", "wrong", "late")}

@@ -7,6 +7,7 @@ Each server of the release gets a tritonserver process of its own, as if it belo
 - It listens on 127.0.0.1 only, speaks gRPC, and HTTP where that is asked for, loads nothing but what it started with,
   completes no configuration, keeps no cache and no trace. The calls that clients do not need (shared memory, model
   repository, statistics, trace, logging) ask for a secret that only the program that started the servers knows.
+- Where that is asked for, an nginx of its own stands in front of it. Only that one may then ask it over HTTP.
 - It ends with the process that asked for it, however that process ends.
 
 | module | does |

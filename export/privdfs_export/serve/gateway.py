@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import ClassVar
 
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import Repository
 from privdfs_export.serve.nginx import DEFAULT_RATE, NginxSettings, check_origin, nginx_config, secret_line
-from privdfs_export.serve.processes import READY_LIMIT_S, Kept, find_program, free_port, make_ready, start, stop
+from privdfs_export.serve.processes import Kept, all_ready, find_program, free_port, start
 from privdfs_export.serve.tritonserver import RunningServer
 
 _ONE_PROCESS = "daemon off; master_process off;"
@@ -91,19 +90,12 @@ def gateways(
 ) -> Iterator[list[RunningGateway]]:
     """Gateways of servers that are ready; they are ready inside the `with`, and gone after it."""
     program, authority = find_nginx(), None if gateway.cert is not None else _Authority(servers[0].log.parent)
-    found: list[RunningGateway] = []
-    try:
-        begin = [
-            partial(_start, program, gateway, authority, repository, server)
-            for repository, server in zip(repositories, servers, strict=True)
-        ]
-        found.extend(start_one() for start_one in begin)  # one by one: those before an error are ended
-        deadline = monotonic() + READY_LIMIT_S
-        for index, start_one in enumerate(begin):
-            found[index] = make_ready(found[index], _is_ready, start_one, deadline)
+    begin = [
+        partial(_start, program, gateway, authority, repository, server)
+        for repository, server in zip(repositories, servers, strict=True)
+    ]
+    with all_ready(begin, _is_ready) as found:
         yield found
-    finally:
-        stop(found)
 
 
 class _Authority:

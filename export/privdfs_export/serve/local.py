@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ from privdfs._verify import server_folders
 from privdfs_export.errors import ServeError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
-from privdfs_export.serve.processes import READY_LIMIT_S, make_ready, stop
+from privdfs_export.serve.processes import all_ready
 from privdfs_export.serve.tritonserver import RunningServer, Services, find_tritonserver, is_ready, start_server
 from privdfs_export.verify import check_repository
 
@@ -196,27 +195,20 @@ def running(
     except OSError as error:
         msg = f"cannot write logs into {log_dir or tempfile.gettempdir()} ({error}): name another folder with --log-dir"
         raise ServeError(msg) from error
-    servers: list[RunningServer] = []
+    begin = [
+        partial(start_server, program, repository, logs / f"{index}-{repository.path.name}.log", services)
+        for index, repository in enumerate(repositories)
+    ]
     failed = False
     try:
-        begin = [
-            partial(start_server, program, repository, logs / f"{index}-{repository.path.name}.log", services)
-            for index, repository in enumerate(repositories)
-        ]
-        servers.extend(start() for start in begin)  # one by one: those before an error are ended
-        deadline = time.monotonic() + READY_LIMIT_S
-        for index, start in enumerate(begin):
-            servers[index] = make_ready(servers[index], is_ready, start, deadline)
-        yield servers
+        with all_ready(begin, is_ready) as servers:
+            yield servers
     except Exception:  # not Ctrl-C, nor the end of the program: those are not failures
         failed = True
         raise
     finally:
-        try:
-            stop(servers)
-        finally:
-            if log_dir is None and not failed:
-                shutil.rmtree(logs, ignore_errors=True)
+        if log_dir is None and not failed:
+            shutil.rmtree(logs, ignore_errors=True)
 
 
 def _endpoints(servers: Sequence[RunningServer]) -> list[str]:

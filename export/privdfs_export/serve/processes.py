@@ -2,6 +2,8 @@
 
 import os
 import re
+import secrets
+import select
 import shutil
 import signal
 import socket
@@ -9,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -19,7 +21,7 @@ from privdfs_export.errors import ProcessFailedError, ServeError
 from privdfs_export.serve._keeper import remove
 
 #: Longest that a process may take to be ready: a server has to load its models and to warm them up.
-READY_LIMIT_S = 120.0
+_READY_LIMIT_S = 120.0
 #: Longest that a process may take to end: a little more than its keeper gives it.
 _STOP_LIMIT_S = 12.0
 #: How often another port is tried when somebody took the one that was free a moment ago.
@@ -71,9 +73,10 @@ def start(
     Raises:
         ServeError: the folder or the log cannot be written.
     """
-    folder = None
+    # Named before it is made, so that no interrupt can come between and leave it behind.
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(8)}"
     try:
-        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        folder.mkdir(mode=0o700)
         command = fill(folder)
         keeper = [sys.executable, "-I", "-S", str(Path(__file__).parent / "_keeper.py"), str(os.getpid()), str(folder)]
         with log.open("wb") as output:
@@ -86,8 +89,7 @@ def start(
                 cwd=folder,
             )
     except BaseException as error:  # Ctrl-C too: only a keeper that runs removes the folder
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             msg = f"cannot write {of} and its log ({error}): free some space, or set TMPDIR"
             raise ServeError(msg) from error
@@ -95,7 +97,29 @@ def start(
     return folder, process
 
 
-def make_ready(
+@contextmanager
+def all_ready(begin: Sequence[Callable[[], AnyKept]], is_ready: Callable[[AnyKept], bool]) -> Iterator[list[AnyKept]]:
+    """Processes that are started at once, ready inside the `with`, and gone after it.
+
+    Args:
+        begin: each starts one process.
+        is_ready: asks one.
+
+    Raises:
+        ProcessFailedError: one ended, or was not ready in time.
+    """
+    found: list[AnyKept] = []
+    try:
+        found.extend(start_one() for start_one in begin)  # one by one: those before an error are ended
+        deadline = time.monotonic() + _READY_LIMIT_S
+        for index, start_one in enumerate(begin):
+            found[index] = _make_ready(found[index], is_ready, start_one, deadline)
+        yield found
+    finally:
+        _stop(found)
+
+
+def _make_ready(
     kept: AnyKept, is_ready: Callable[[AnyKept], bool], again: Callable[[], AnyKept], deadline: float
 ) -> AnyKept:
     """Wait until a process is ready; one that lost its port to another program is started again.
@@ -107,13 +131,13 @@ def make_ready(
         for _ in range(_PORT_ATTEMPTS):
             if _wait_until_ready(kept, is_ready, deadline):
                 return kept
-            status = end(kept)
+            status = _end(kept)
             if not _PORT_TAKEN.search(_read_log(kept.log)):
-                raise failed(kept, f"ended with status {status} before it was ready")  # noqa: TRY301 - `end` is for all
+                raise failed(kept, f"ended with status {status} before it was ready")  # noqa: TRY301 - `_end` is for all
             kept = again()
         raise failed(kept, f"lost its port to another program {_PORT_ATTEMPTS} times")  # noqa: TRY301
     except BaseException:
-        end(kept)
+        _end(kept)
         raise
 
 
@@ -123,7 +147,7 @@ def _wait_until_ready(kept: AnyKept, is_ready: Callable[[AnyKept], bool], deadli
         if is_ready(kept):
             return True
         if time.monotonic() > deadline:
-            raise failed(kept, f"was not ready after {READY_LIMIT_S:.0f} s")
+            raise failed(kept, f"was not ready after {_READY_LIMIT_S:.0f} s")
         time.sleep(_LOOK_S)
     return False
 
@@ -135,17 +159,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def stop(processes: Iterable[Kept]) -> None:
+def _stop(processes: Sequence[Kept]) -> None:
     """End all processes at once, and wait for them."""
-    listed = list(processes)
-    for kept in listed:
+    for kept in processes:
         if kept.keeper.stdin is not None:
             kept.keeper.stdin.close()
-    for kept in listed:
-        end(kept)
+    for kept in processes:
+        _end(kept)
 
 
-def end(kept: Kept) -> int:
+def _end(kept: Kept) -> int:
     """End a process; its exit status."""
     if kept.keeper.stdin is not None:
         kept.keeper.stdin.close()
@@ -161,7 +184,7 @@ def end(kept: Kept) -> int:
 def kill(kept: Kept) -> None:
     """Kill a process and wait until it is gone; it can end nothing in good order."""
     _kill(kept)
-    end(kept)
+    _end(kept)
 
 
 def _kill(kept: Kept) -> None:
@@ -169,11 +192,18 @@ def _kill(kept: Kept) -> None:
     # The keeper's child leads a group. The kernel kills it with its keeper, but not what it started, such as stubs of
     # Triton's Python backend, which wait for their server forever if they were just starting.
     children = Path(f"/proc/{kept.keeper.pid}/task/{kept.keeper.pid}/children")
-    groups = children.read_text(encoding="ascii").split() if children.exists() else []
+    groups = [int(pid) for pid in children.read_text(encoding="ascii").split()] if children.exists() else []
+    ends: list[int] = []
+    for group in groups:
+        with suppress(ProcessLookupError):
+            ends.append(os.pidfd_open(group))
     kept.keeper.kill()
     for group in groups:
         with suppress(ProcessLookupError):
-            os.killpg(int(group), signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
+    for end in ends:  # the keeper's own end says nothing about its child's, which holds the port
+        select.select([end], [], [], _STOP_LIMIT_S)
+        os.close(end)
 
 
 def watch(processes: Sequence[Kept], parent: int) -> None:

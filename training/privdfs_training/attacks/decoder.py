@@ -90,7 +90,7 @@ class Standardise(nn.Module):
         self.register_buffer("deviation", torch.ones(shape))
 
     def fit(self, values: Tensor) -> None:
-        """Take the statistics of [pairs, *seen]; a value that never changes is left as it is."""
+        """Measure [pairs, *seen]; a value that never changes stays as it is."""
         axes = [axis for axis in range(values.ndim) if axis != 1]
         some = values[:STATISTICS].float()
         self.mean.copy_(some.mean(dim=axes).view_as(self.mean))
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """What an attacker sees, spread over the whole image, and a U-Net of two levels that mends it."""
+    """What an attacker sees, spread over the whole image, and a U-Net of two levels that refines it."""
 
     def __init__(self, seen: tuple[int, ...], image_shape: tuple[int, int, int], *, width: int, blocks: int) -> None:
         """Build the decoder; arguments as those of `Decoder`."""

@@ -99,7 +99,7 @@ def diffuse(
         The images, on the processor.
 
     Raises:
-        AttackError: The view has no head, shapes differ, the budget is no budget, or the time is too short for a pass.
+        AttackError: The view has no head, shapes differ, the budget is invalid, or the time is too short for a pass.
     """
     view = view.received_on(device)
     start = None if start is None else start.to(device)

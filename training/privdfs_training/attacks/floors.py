@@ -1,4 +1,4 @@
-"""Floors: what an attacker reconstructs who knows nothing of the image, or only its class, or only the answer."""
+"""Floors: what an attacker without shares reconstructs, who may know the class of the image, or the answer."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def mean_image(images: Tensor) -> Tensor:
 
 
 def class_means(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The best guesses, in the mean squared sense, of one who knows the class, which every branch's answer reveals.
+    """The best guesses, in the mean squared sense, of an attacker who knows the class, as every branch's answer tells.
 
     Args:
         images: uint8 [images, channels, height, width].

@@ -97,8 +97,8 @@ def load_lpips(path: Path) -> Lpips:
     wrong = [name for name, shape in expected.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:
         raise AttackError(
-            f"{path} is no LPIPS on AlexNet: {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} missing or"
-            " of another shape. Make it with the package lpips:"
+            f"{path} is not LPIPS on AlexNet: {', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} missing "
+            "or of another shape. Make it with the package lpips:"
             ' safetensors.torch.save_model(lpips.LPIPS(net="alex"), FILE)'
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

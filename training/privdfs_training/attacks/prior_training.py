@@ -92,7 +92,7 @@ def train_prior(config: PriorConfig, data: ImageData, folder: Path, console: Con
         The path of the finished prior, float16, for `load_prior`.
 
     Raises:
-        AttackError: Images whose sides are no multiples of 4.
+        AttackError: Images whose sides are not multiples of 4.
         CheckpointError: The checkpoint is damaged, of another config, or cannot be written.
         DivergenceError: The loss stopped being finite.
         InterruptedTrainingError: The user stopped the run; the same call continues it.

@@ -40,7 +40,7 @@ def proven_bound(network: IntegerNetwork) -> int:
 
 
 def interval_bound(network: IntegerNetwork) -> int:
-    """A magnitude that no result can exceed, sooner and larger: by `interval` alone.
+    """As `proven_bound`, but quicker and looser: by `interval` alone.
 
     Args:
         network: One round's.

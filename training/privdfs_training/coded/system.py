@@ -119,7 +119,7 @@ class CodedSystem(nn.Module):
         return tuple(current.plain() for current in self.polynomials)
 
     def run(self, values: Integers) -> tuple[list[Integers], list[Integers], np.ndarray]:
-        """All rounds in exact integers, as `rounds.run`, sooner.
+        """All rounds in exact integers: as `rounds.run`, but faster.
 
         Args:
             values: [batch, channels, h, w].

@@ -79,7 +79,9 @@ def load_celeba_identity(root: Path | None, *, size: int, images: int) -> ImageD
     people: dict[str, list[str]] = {}
     for number, (file, person) in _pairs(folder / IDENTITIES):
         if not person.isdecimal():
-            raise DataError(f"{folder / IDENTITIES}, line {number}: {person!r} is no person's number. {HOW_TO_GET}")
+            raise DataError(
+                f"{folder / IDENTITIES}, line {number}: {person!r} is not the number of a person. {HOW_TO_GET}"
+            )
         people.setdefault(person, []).append(file)
     chosen = sorted((person for person, files in people.items() if len(files) >= images), key=int)
     if len(chosen) < 2:
@@ -92,7 +94,7 @@ def load_celeba_identity(root: Path | None, *, size: int, images: int) -> ImageD
         for place, file in enumerate(sorted(people[person])):
             (test if place % EVERY == EVERY - 1 else train).append((file, label))
     _refuse_missing(folder, IDENTITIES, [file for file, _ in train + test])
-    # By name, which is no order of people: the first so many images are of many people.
+    # By file name, so that the first images are of many people.
     halves = (
         _half(folder, [file for file, _ in sorted(half)], torch.tensor([label for _, label in sorted(half)]))
         for half in (train, test)

@@ -116,7 +116,9 @@ def _read(path: Path, layout: Layout, classes: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path} cannot be read: {error.strerror}. {_how_to_get(layout)}") from error
     record = layout.label_bytes + PIXELS
     if not len(raw) or len(raw) % record:
-        raise DataError(f"{path} is damaged: {len(raw)} bytes are no records of {record}. {_how_to_get(layout)}")
+        raise DataError(
+            f"{path} is damaged: {len(raw)} bytes do not divide into records of {record}. {_how_to_get(layout)}"
+        )
     records = torch.from_numpy(raw.reshape(-1, record))
     labels = records[:, layout.label_bytes - 1].long()
     if int(labels.max()) >= classes:

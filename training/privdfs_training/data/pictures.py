@@ -73,7 +73,7 @@ def decode(content: bytes, where: str, size: int, box_of: BoxOf, random: np.rand
         uint8 [size, size, 3].
 
     Raises:
-        DataError: The bytes are no whole picture.
+        DataError: The bytes are not a complete picture.
     """
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
@@ -81,9 +81,9 @@ def decode(content: bytes, where: str, size: int, box_of: BoxOf, random: np.rand
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         reason = "it is empty" if not content else str(error) if isinstance(error, OSError) else type(error).__name__
         # Pillow names the buffer it read from by its address, which helps nobody.
-        reason = "it is no JPEG or PNG" if "cannot identify" in reason else reason
+        reason = "it is neither JPEG nor PNG" if "cannot identify" in reason else reason
         raise DataError(
-            f"{where} is no whole picture: {reason}. Get this file again from where it came from."
+            f"{where} is not a complete picture: {reason}. Get this file again from where it came from."
         ) from error
     width, height = colour.size
     image = colour.resize((size, size), Image.Resampling.BILINEAR, box=box_of(width, height, random))

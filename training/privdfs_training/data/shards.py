@@ -129,7 +129,7 @@ def _index(path: Path) -> list[Sample]:
                     if label is not None:
                         labels[key] = label
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path} is no whole tar file: {error}. {AGAIN}") from error
+        raise DataError(f"{path} is not a complete tar file: {error}. {AGAIN}") from error
     if pictures.keys() != labels.keys():
         key = min(pictures.keys() ^ labels.keys())
         lacks = "readable label (.cls or .json)" if key in pictures else f"picture (.{', .'.join(PICTURE_ENDINGS)})"

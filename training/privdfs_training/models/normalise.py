@@ -43,7 +43,7 @@ class Normalise(nn.Module):
             self.std[0, channel, 0, 0] = variance.sqrt().clamp(min=1.0)
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take what weights from elsewhere expect.
+        """Use the mean and deviation that given weights expect.
 
         Args:
             mean: Of pixels in 0..1, for every channel.

@@ -1,4 +1,4 @@
-"""The config of a rival run: as ours, with [defence] in the place of masks and fusion, and one branch."""
+"""The config of a rival run: as a masked one, with [defence] in place of masks and fusion, and one branch."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
