@@ -153,6 +153,11 @@ class Web(ThreadingHTTPServer):
         self.releases = {release.name: release for release in served}
         self.policy = page_policy((PAGE / "index.html").read_text(encoding="utf-8"))
 
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the base class
+        """Browsers end connections as they like; anything else is a fault of this program."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 def page_policy(page: str) -> str:
     """The Content-Security-Policy: nothing but this page's own files, and servers on this machine.
@@ -261,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the class that this one extends
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
         """Keep the terminal for what matters."""
 
 

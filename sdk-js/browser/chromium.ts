@@ -11,6 +11,8 @@ const FOLDER = join(dirname(fileURLToPath(import.meta.url)), "../../.chromium");
 export interface Given {
   /** Where the page of `make web` is. */
   readonly origin: string;
+  /** Where the pages of the examples are to be, which the gateways with TLS let in, too. */
+  readonly examples: string;
   readonly release: string;
   /** Gateways with TLS and HTTP/2, and the public key of the bundle. */
   readonly https: readonly string[];

@@ -17,9 +17,9 @@ beforeAll(async () => {
   ({ page } = await openPage(browser, { bypassCSP: true, ignoreHTTPSErrors: true }));
   // As text: the test runner rewrites imports of its own.
   await page.evaluate(`(async () => {
-    const modules = ["privdfs", "privdfs/image", "onnxruntime-web/wasm"].map((name) => import(name));
-    const [sdk, image, ort] = await Promise.all(modules);
-    globalThis.kept = { ...sdk, ...image, ort };
+    const modules = ["privdfs", "privdfs/image", "privdfs/indexeddb", "onnxruntime-web/wasm"].map((name) => import(name));
+    const [sdk, image, { shelfIn }, ort] = await Promise.all(modules);
+    globalThis.kept = { ...sdk, ...image, shelfIn, ort };
   })()`);
   await page.evaluate(async ({ https, release, trust }) => {
     kept.trust = trust;
@@ -167,6 +167,40 @@ test("a tampered bundle is refused, and one signed by somebody else", async () =
     );
   }, given.release);
   expect(stranger).toBe("BundleSignatureError");
+});
+
+test("a store in IndexedDB: installed, opened after a reload, changed by a script of the page, rolled back", async () => {
+  const visit = await page.context().newPage();
+  const inStore = async (what: string): Promise<string> => {
+    await visit.goto(`${given.origin}/style.css`); // nothing of the page before is left, and no script runs
+    await visit.goto(`${given.origin}/`);
+    return visit.evaluate(`(async () => {
+      const modules = ["privdfs", "privdfs/indexeddb", "onnxruntime-web/wasm"].map((name) => import(name));
+      const [{ BundleStore, fromUrl }, { shelfIn }, ort] = await Promise.all(modules);
+      const trust = ${JSON.stringify(given.trust)};
+      const shelf = shelfIn("bundles");
+      const store = new BundleStore(shelf, { runtime: ort, trust });
+      const release = (name) => fromUrl("releases/" + name + "/");
+      const found = await (async () => ${what})().catch((error) => error);
+      return found?.release ?? found?.name ?? String(found);
+    })()`);
+  };
+  const [other] = given.others;
+  expect(await inStore(`store.open()`)).toBe("BundleStoreError");
+  expect(await inStore(`store.install(release("${given.release}"))`)).toContain(given.release);
+  expect(await inStore(`store.open()`)).toContain(given.release);
+  expect(await inStore(`store.install(release("nothing"))`)).toBe("BundleIntegrityError");
+  expect(await inStore(`store.install(release("${other}"))`)).toContain(other);
+  expect(await inStore(`store.open()`)).toContain(other);
+  expect(await inStore(`(await shelf.folders()).length`)).toBe("3"); // two bundles, and state.json
+  expect(await inStore(`store.rollback()`)).toContain(given.release);
+  expect(await inStore(`(await shelf.folders()).length`)).toBe("2");
+  const folder = await inStore(`(await shelf.folders()).find((name) => name.startsWith("bundle-"))`);
+  await inStore(`shelf.write("${folder}/encoder.onnx", new Uint8Array(9))`);
+  expect(await inStore(`store.open()`)).toBe("BundleIntegrityError");
+  expect(await inStore(`store.install(release("${given.release}"))`)).toContain(given.release);
+  expect(await inStore(`store.open()`)).toContain(given.release);
+  await visit.close();
 });
 
 test("a server that cannot be reached leaves an answer of the others, and is named", async () => {

@@ -33,7 +33,7 @@ globalThis.fetch = async (input, options) => {
   const body = options?.body;
   if (server < 0 || !(body instanceof Uint8Array)) return send(input, options);
   const json = Number(new Headers(options?.headers).get("inference-header-content-length"));
-  sent.push({ server, share: new Int8Array(body.slice(json).buffer) });
+  sent.push({ server, share: Int8Array.from(body.subarray(json)) });
   const answer = await send(input, options);
   return lying.has(server) && answer.ok ? altered(answer) : answer;
 };

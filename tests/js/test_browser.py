@@ -1,7 +1,7 @@
 """The SDK in TypeScript in a real Chromium, and the page of `make web`, against real tritonservers behind nginx.
 
 `make chromium` unpacks the browser. PRIVDFS_THOROUGH=1 takes 1,000 images of Fashion-MNIST's test set (PRIVDFS_DATA)
-and 500 files, and measures a call.
+and 850 files, 510 of them JPEGs, and measures a call.
 """
 
 import base64
@@ -25,6 +25,7 @@ from privdfs._format import ImageSpec
 from privdfs._images import load_image
 from privdfs_export.serve import Gateway
 from privdfs_export.serve.gateway import gateways
+from privdfs_export.serve.processes import free_port
 from tests.js.parity import IMAGES, RELEASES
 from tests.js.test_sdk_js import SDK, node
 from tests.thorough import THOROUGH
@@ -32,7 +33,7 @@ from tests.thorough import THOROUGH
 RELEASE = "fashion-resnet20"
 #: Only their bundles are opened.
 OTHERS = ["fashion-coded", "cifar10-resnet20"]
-FILES, LABELLED, REAL = (500, 200, 1000) if THOROUGH else (40, 20, 20)
+FILES, LABELLED, REAL = (850, 200, 1000) if THOROUGH else (40, 20, 20)
 #: EXIF's orientation: how the pixels lie.
 ORIENTATION = 0x0112
 
@@ -96,7 +97,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         web = stack.enter_context(module.Web(0, [RELEASES / name for name in (RELEASE, *OTHERS)], stack))
         served = web.releases[RELEASE]
         served.servers()
-        gateway = Gateway(origins=(web.origin,), rate=10_000)
+        examples = f"http://127.0.0.1:{free_port()}"
+        gateway = Gateway(origins=(web.origin, examples), rate=10_000)
         doors = stack.enter_context(gateways(gateway, served.repositories, served.running))
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
@@ -108,6 +110,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             results = client.predict_batch(list(images[:LABELLED]))
         yield {
             "origin": web.origin,
+            "examples": examples,
             "release": RELEASE,
             "https": [door.endpoint for door in doors],
             "trust": web.trust,
