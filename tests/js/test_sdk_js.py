@@ -91,9 +91,9 @@ def test_style() -> None:
     node("node_modules/@biomejs/biome/bin/biome", "ci", ".")
 
 
-@pytest.mark.parametrize("project", ["tsconfig.json", "tsconfig.core.json"])
+@pytest.mark.parametrize("project", ["tsconfig.json", "tsconfig.core.json", "web", "examples"])
 def test_types(project: str) -> None:
-    """The second one: the core uses nothing of the DOM or of Node."""
+    """The second one: the core uses nothing of the DOM or of Node. The others: the page of `make web`, and examples."""
     node("node_modules/typescript/bin/tsc", "-p", project)
 
 
