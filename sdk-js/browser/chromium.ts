@@ -43,8 +43,8 @@ export const given: Given = JSON.parse(readFileSync(process.env.PRIVDFS_JS_BROWS
 export const launch = (): Promise<Browser> =>
   chromium.launch({
     executablePath: join(FOLDER, "chromium"),
-    // Containers have no user namespaces for the sandbox; the pages are our own.
-    args: ["--no-sandbox"],
+    // Containers have no user namespaces for the sandbox; the pages are our own. The camera shows a drawing.
+    args: ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
     env: {
       ...(process.env as Record<string, string>),
       LD_LIBRARY_PATH: join(FOLDER, "lib"),

@@ -46,6 +46,7 @@ class Page {
   modes = [];
   /** The picture chosen, upright and whole. @type {import("privdfs").Pixels | undefined} */
   pixels;
+  name = "";
   /** Milliseconds that decoding its file took. */
   decodeMs = 0;
   /** Ends what runs when something newer is asked for. */
@@ -72,6 +73,7 @@ class Page {
     this.modes = servers.map((/** @type {Server} */ { on }) => (on ? "on" : "off"));
     this.connect(servers);
     showSamples(release, (name) => void act(() => this.sample(name)));
+    press(this.name);
     find("#invert-label").hidden = !release.grey;
     find("#explanation").textContent = explain(bundle.manifest);
     showCards(this.modes, (server, mode) => void act(() => this.turn(server, mode)));
@@ -115,8 +117,8 @@ class Page {
   async take(/** @type {import("privdfs").Pixels} */ pixels, /** @type {string} */ name, decodeMs = 0) {
     this.pixels = pixels;
     this.decodeMs = decodeMs;
-    for (const button of document.querySelectorAll("#samples button"))
-      button.setAttribute("aria-pressed", String(button.getAttribute("data-name") === name));
+    this.name = name;
+    press(name);
     const canvas = canvasOf("#original");
     drawPixels(canvas, pixels);
     canvas.setAttribute("aria-label", `The picture ${name}`);
@@ -178,7 +180,9 @@ class Page {
             ? `answered in ${ms(took)} ms`
             : mode === "off"
               ? "switched off"
-              : "no answer used";
+              : shares.length
+                ? "no answer used"
+                : "not asked";
       find(`#server-${server} h3 span`).textContent = told;
       card.classList.toggle("bad", !!result && (result.suspects.includes(server) || result.corrected.includes(server)));
     });
@@ -357,6 +361,12 @@ function showSamples(/** @type {Release} */ release, /** @type {(name: string) =
   );
 }
 
+/** Show which test picture is the one chosen. */
+function press(/** @type {string} */ name) {
+  for (const button of document.querySelectorAll("#samples button"))
+    button.setAttribute("aria-pressed", String(button.getAttribute("data-name") === name));
+}
+
 /** Do it, and show what goes wrong. */
 async function act(/** @type {() => Promise<unknown>} */ what) {
   try {
@@ -364,10 +374,12 @@ async function act(/** @type {() => Promise<unknown>} */ what) {
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") return;
     const said = error instanceof PrivdfsError ? error.message : `Something unexpected happened: ${error}`;
-    const causes =
-      error instanceof NotEnoughAnswersError ? "Too few servers gave a usable answer. Switch one on again. " : "";
-    find("#alert").textContent =
-      causes + said.replace(/^[a-z]+ /, (word) => word.charAt(0).toUpperCase() + word.slice(1));
+    const sentence = said.replace(/^[a-z]+ /, (word) => word.charAt(0).toUpperCase() + word.slice(1));
+    if (error instanceof NotEnoughAnswersError) {
+      const summary = `Too few servers gave a usable answer: ${error.needed} must. Switch one on again.`;
+      const details = element("details", {}, element("summary", {}, "What the SDK says"), sentence);
+      find("#alert").replaceChildren(summary, details);
+    } else find("#alert").textContent = sentence;
     find("#alert").hidden = false;
     if (document.querySelector("#status")) find("#result").replaceChildren();
   }

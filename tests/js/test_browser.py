@@ -6,6 +6,7 @@ and 850 files, 510 of them JPEGs, and measures a call.
 
 import base64
 import hashlib
+import http.client
 import importlib.util
 import io
 import json
@@ -131,3 +132,38 @@ def test_all_tests_pass_in_chromium(given: dict[str, Any], tmp_path: Path) -> No
     node("node_modules/vitest/vitest.mjs", "run", "--config", "vitest.browser.config.ts", PRIVDFS_JS_BROWSER=str(file))
     if given["measured"]:
         print(Path(given["measured"]).read_text())  # noqa: T201 - for whoever asked for it, with -s
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/", {"Host": "app.example"}, 403),
+        ("GET", "/api/releases", {"Host": "app.example"}, 403),
+        ("POST", "/api/switch", {}, 403),
+        ("POST", "/api/switch", {"Origin": "https://app.example"}, 403),
+        ("POST", "/api/switch", {"Origin": "ours"}, 400),
+        ("POST", "/api/other", {"Origin": "ours"}, 404),
+        ("GET", "/api/servers/nothing", {}, 400),
+        ("GET", "/../web.py", {}, 404),
+        ("GET", "/sdk/../package.json", {}, 404),
+        ("GET", "/releases/fashion-resnet20/../../web.py", {}, 404),
+        ("GET", "/releases/nothing/manifest.json", {}, 404),
+        ("GET", "/tsconfig.json?x", {}, 200),
+    ],
+)
+def test_the_page_is_served_to_itself_alone(
+    given: dict[str, Any], method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    """Other pages can reach this port, too, under names of their own."""
+    address = given["origin"].removeprefix("http://")
+    sent = {name: given["origin"] if value == "ours" else value for name, value in headers.items()}
+    connection = http.client.HTTPConnection(address, timeout=20)
+    body = None if method == "GET" else b'{"release": "nothing", "server": 0, "on": true}'
+    connection.request(method, path, body, sent)
+    answer = connection.getresponse()
+    assert answer.status == status, answer.read()
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "'unsafe-inline'" not in policy
+    connection.close()
