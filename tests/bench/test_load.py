@@ -10,7 +10,7 @@ from PIL import Image
 from privdfs import Error
 from privdfs_bench.pages.availability import NO_LOAD, NO_SOAK, load_table, soak_tables
 from privdfs_bench.speed import load, load_tables
-from tests.bench.test_soak import run
+from tests.bench.soak_row import soak_row
 from tests.e2e.processes import proxies
 
 
@@ -104,12 +104,12 @@ def test_the_tables_and_the_picture(tmp_path: Path) -> None:
 
 def test_the_tables_of_the_soak() -> None:
     about = {"made_by": results()["made_by"]}
-    rows = {name: run(calls=1000, answered=999) for name in ("before", "during", "after")}
+    rows = {name: soak_row(calls=1000, answered=999) for name in ("before", "during", "after")}
     rows["during"] |= {"errors": {"ServerBusyError": 1}, "error_p99_ms": 30.0}
     text = soak_tables(
         {
             "runs": {
-                "coded-liar-grpc": run(calls=5000, liar=4, named_after=2, named_wrongly=0) | about,
+                "coded-liar-grpc": soak_row(calls=5000, liar=4, named_after=2, named_wrongly=0) | about,
                 "full-queue-http": {"phases": rows, "recovered_s": None} | about,
                 "straggler": about,
             }

@@ -18,6 +18,7 @@ from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import RELEASES
 from privdfs_bench.speed import parties, soak, soak_table, straggler, trouble
 from privdfs_export.repository import read_repository
+from tests.bench.soak_row import soak_row
 from tests.coded_release import build_coded_release, noise
 from tests.sdk.tiny_release import HEIGHT, WIDTH, build_release
 
@@ -150,27 +151,13 @@ def test_recovery_is_the_first_second_that_is_as_before() -> None:
     assert trouble.recovered_s(100.0, calls, 5.0) is None
 
 
-def run(**changes: Any) -> dict[str, Any]:
-    grown = {"rss_mb": 0.1, "threads": 0, "fds": 6}
-    row = {"calls": 10, "answered": 10, "answered_share": 1.0, "wrong": 0, "late": 0, "errors": {}, "p50_ms": 1.0}
-    row |= {
-        "p99_ms": 2.0,
-        "slowest_ms": 3.0,
-        "events": {"killed": 1},
-        "servers": 3,
-        "replicas": 2,
-        "growth_after_warm_up": grown,
-    }
-    return row | changes
-
-
 def test_the_bars() -> None:
     runs = {
-        "good": run(liar=4, named_after=100, named_wrongly=0),
-        "bad": run(
+        "good": soak_row(liar=4, named_after=100, named_wrongly=0),
+        "bad": soak_row(
             answered_share=0.9998, wrong=1, late=2, growth_after_warm_up={"rss_mb": 5.0, "threads": 1, "fds": 7}
         ),
-        "unnamed": run(liar=4, named_after=None, named_wrongly=3),
+        "unnamed": soak_row(liar=4, named_after=None, named_wrongly=3),
         "straggler": {"systems": {}},
     }
     good, bad, unnamed = soak_table.bars(runs)
@@ -180,7 +167,7 @@ def test_the_bars() -> None:
     assert "named after None" in unnamed
     assert "honest server was named 3 times" in unnamed
     steady, phased = soak_table.tables(
-        runs | {"phased": {"phases": {"after": run(per_second=9.0)}, "recovered_s": 1.0}}
+        runs | {"phased": {"phases": {"after": soak_row(per_second=9.0)}, "recovered_s": 1.0}}
     )
     assert (steady.row_count, phased.row_count) == (3, 1)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from privdfs._format import largest_coalition
 from privdfs_bench.audit.frontier_picture import Point, draw, is_current, points
+from privdfs_bench.pages import break_even
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
 from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.marks import BEGIN, END, source
@@ -28,6 +29,7 @@ def figures(folder: Path) -> str:
     accuracy, privacy, sweeps, seeds, accuracy_of_seeds = (
         read_results(folder / f"{name}.json") for name in ("accuracy", "privacy", "frontier", "seeds", "seeds-accuracy")
     )
+    everything = accuracy.get("releases", {})
     accuracy, privacy = (masked_alone(one) if one else one for one in (accuracy, privacy))
     if not sweeps:
         return f"{BEGIN}\n\nNot measured yet: `python bench/frontier.py`.\n\n{END}"
@@ -41,6 +43,8 @@ def figures(folder: Path) -> str:
     return "\n\n".join(
         (
             BEGIN,
+            "## From which model on a call pays",
+            break_even.table(folder, everything),
             "## Which bars the releases meet",
             held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
             "## Which bars hold together",
