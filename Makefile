@@ -104,7 +104,7 @@ $(PILLOW_ENV): $(ENV)
 	@touch $@
 
 # Install scripts would download: ONNX Runtime for Node has what its tests need in the package.
-$(JS_ENV): sdk-js/package.json sdk-js/package-lock.json scripts/npm.sh $(ENV)
+$(JS_ENV): sdk-js/package.json sdk-js/package-lock.json sdk-js/.npmrc scripts/npm.sh $(ENV)
 	scripts/npm.sh ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
