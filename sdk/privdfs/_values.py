@@ -1,6 +1,6 @@
 """The base of the small values that a call makes by the dozen."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -14,6 +14,6 @@ class Value(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
 
-    def __rich_repr__(self) -> Iterator[object]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Nothing: msgspec's would give the library rich, which asks for this first, every field."""
-        return iter(())
+        return []
