@@ -181,6 +181,25 @@ def test_a_longer_body_is_refused(gateway: RunningGateway, release: Path) -> Non
     assert ask(gateway, "POST", INFER, headers, iter([body])).status == 411
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["--http1.1", "--data-binary", "hello"],
+        ["--http1.1", "--data-binary", "hello", "--header", "Transfer-Encoding: chunked"],
+        ["--http2", "--data-binary", "hello"],
+        ["--http2", "--data-binary", "hello", "--header", "Content-Length:"],
+    ],
+    ids=["1.1", "1.1 in chunks", "2", "2 without its length"],
+)
+@pytest.mark.parametrize("path", [CONFIG, READY])
+def test_a_body_that_belongs_to_no_call_is_not_announced_to_triton(
+    gateway: RunningGateway, path: str, body: list[str]
+) -> None:
+    told = curl(gateway, "--request", "GET", *body, "--max-time", "5", "--include", gateway.endpoint + path)
+    assert told.split()[1] == "200"
+    assert ask(gateway, "GET", CONFIG).status == 200
+
+
 def test_what_browsers_and_proxies_add_does_not_reach_triton(gateway: RunningGateway) -> None:
     body, headers = message()
     more = {"Cookie": "a=b", GATEWAY_HEADER: "wrong", "privdfs-admin": "guess", "Content-Encoding": "gzip"}
