@@ -20,6 +20,7 @@ from privdfs_bench.coded_accuracy import measure_coded
 from privdfs_bench.releases import is_coded, release_name, releases
 from privdfs_bench.results import merge_release, read_results, write_results
 from privdfs_bench.script import add_data, release_parser, run, start
+from privdfs_export.factory import add_factory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = release_parser("accuracy", "Measure the accuracy of releases.")
     add_data(parser)
     parser.add_argument("--checkpoint", type=Path, help="system.safetensors of the one release, to measure torch too")
+    add_factory(parser)
     parser.add_argument("--agreement", type=int, metavar="N", help="images of local mode (default: all)")
     options = parser.parse_args(arguments)
     if options.agreement is not None and options.agreement < 1:
         parser.error("--agreement must be at least 1")
+    if options.factory is not None and options.checkpoint is None:
+        parser.error("--factory makes the backbone of --checkpoint: give both, or neither")
     console = Console()
 
     def work() -> int:

@@ -61,7 +61,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     """
     bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
     data = release_data(bundle, options.data)
-    trained = None if options.checkpoint is None else trained_of(bundle, options.checkpoint)
+    trained = None if options.checkpoint is None else trained_of(bundle, options.checkpoint, options.factory)
     images, labels = nhwc(data.test_images), data.test_labels.numpy()
     name, manifest = release_name(release), bundle.manifest
     with console.status(f"{name}: exported files, {len(labels)} images"):
@@ -191,12 +191,13 @@ def _missing(exported: evaluate.ExportedAccuracy, missing: int) -> dict[str, Any
     return {"mean": float(np.mean(exported.missing(missing))), "worst": worst, "worst_answered": list(heard)}
 
 
-def trained_of(bundle: Bundle, checkpoint: Path) -> TrainedSystem:
+def trained_of(bundle: Bundle, checkpoint: Path, factory: str | None = None) -> TrainedSystem:
     """Open the trained system that a release was exported from.
 
     Args:
         bundle: Of the release.
         checkpoint: Its `system.safetensors`.
+        factory: What makes its custom backbone; None where it has none.
 
     Returns:
         The system.
@@ -205,7 +206,7 @@ def trained_of(bundle: Bundle, checkpoint: Path) -> TrainedSystem:
         ConfigError: Another config made the checkpoint.
         Error: It cannot be opened.
     """
-    trained = load_system(checkpoint)
+    trained = load_system(checkpoint, factory=factory)
     if msgspec.json.decode(msgspec.json.encode(trained.config)) != migrated(bundle.manifest.made_by.config):
         msg = f"{checkpoint} was not trained with the config of {bundle.release}: pass the checkpoint it was made of"
         raise ConfigError(msg)

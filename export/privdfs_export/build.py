@@ -8,6 +8,7 @@ from rich.console import Console
 from privdfs_export.coded_release import export_coded
 from privdfs_export.coded_writing import check_servers
 from privdfs_export.errors import ExportError
+from privdfs_export.factory import add_factory
 from privdfs_export.release import export_release
 from privdfs_export.writing import refuse_existing
 from privdfs_training.checkpoint import load_system
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of a coded system: how many servers get a folder (default {DEFAULT_SERVERS}); clients choose how many "
         "they use",
     )
+    add_factory(parser)
     parser.add_argument(
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
@@ -63,11 +65,11 @@ def run(options: argparse.Namespace) -> None:
     if is_coded(options.checkpoint):
         servers = DEFAULT_SERVERS if options.servers is None else options.servers
         check_servers(servers)
-        coded = load_coded(options.checkpoint)
+        coded = load_coded(options.checkpoint, factory=options.factory)
         data = load_data(coded.config.data, options.data)
         export_coded(coded, data, options.out, engine=options.engine, servers=servers, console=console)
         return
-    trained = load_system(options.checkpoint)
+    trained = load_system(options.checkpoint, factory=options.factory)
     if options.servers is not None:
         message = (
             f"{options.checkpoint} is a system of masked shares, trained for {trained.system.masks.servers} servers: "

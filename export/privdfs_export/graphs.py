@@ -21,6 +21,7 @@ from privdfs_export.errors import ExportError
 from privdfs_export.modules import BaselinePixels, FusionProbabilities, branch_module, encoder_module
 from privdfs_export.tracing import export_graph
 from privdfs_training.coded.system import CodedSystem
+from privdfs_training.models.custom import UNCOUNTED
 from privdfs_training.models.system import System
 
 
@@ -104,8 +105,15 @@ def count_macs(model: onnx.ModelProto) -> int:
         The count for a batch of one.
 
     Raises:
-        ExportError: The size of a product cannot be inferred.
+        ExportError: The size of a product cannot be inferred, or an operator multiplies in a way that is not counted.
     """
+    uncounted = sorted({node.op_type for node in model.graph.node} & UNCOUNTED)
+    if uncounted:
+        message = (
+            f"a graph has {', '.join(uncounted)}, whose multiply-accumulates are not counted, and a release says how "
+            "many there are: express it by convolutions and matrix products."
+        )
+        raise ExportError(message)
     single = onnx.ModelProto()
     single.CopyFrom(model)
     del single.graph.value_info[:]
@@ -120,14 +128,19 @@ def count_macs(model: onnx.ModelProto) -> int:
     shapes |= {initializer.name: list(initializer.dims) for initializer in inferred.initializer}
     total = 0
     for node in inferred.node:
+        values = int(np.prod(shapes.get(node.output[0], [0])))  # of other operators, a size need not be known
         if node.op_type == "Conv":
             # [outputs, inputs / groups, height, width]: each output value costs one kernel.
             per_value = int(np.prod(shapes[node.input[1]][1:]))
+        elif node.op_type == "ConvTranspose":
+            # [inputs, outputs / groups, height, width]: each input value costs one kernel.
+            per_value, values = int(np.prod(shapes[node.input[1]][1:])), int(np.prod(shapes[node.input[0]]))
         elif node.op_type in ("Gemm", "MatMul"):
-            per_value = shapes[node.input[0]][-1]  # the factors may both be activations, as in attention
+            transposed = any(given.name == "transA" and given.i for given in node.attribute)
+            # The factors may both be activations, as in attention.
+            per_value = shapes[node.input[0]][0 if transposed else -1]
         else:
             continue
-        values = int(np.prod(shapes[node.output[0]]))
         if not values or not per_value:
             message = f"the size of {node.output[0]} cannot be inferred, so its multiply-accumulates cannot be counted."
             raise ExportError(message)

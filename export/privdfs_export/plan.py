@@ -32,6 +32,7 @@ from privdfs._verify import verify
 from privdfs_export.engine import Build, BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
 from privdfs_export.engine_runtime import run_plan
 from privdfs_export.errors import EngineError, ExportError, ParityError, PrecisionError
+from privdfs_export.factory import add_factory
 from privdfs_export.gpu import Gpu, find_gpu, using
 from privdfs_export.precision import PRECISIONS, Precision, check_precision, with_precision
 from privdfs_export.repository import Model, Repository, StoredModel, Tensors, read_repository, write_models
@@ -50,12 +51,14 @@ class PlanOptions:
         devices: GPUs to build for, as CUDA counts; one plan for each kind of them.
         build: for every engine; its `max_batch` and `gpu` are filled in.
         system: `system.safetensors` to build from with torch-tensorrt; None to build from the ONNX graphs.
+        factory: What makes that system's custom backbone; None where it has none.
     """
 
     precision: Precision | None = None
     devices: tuple[int, ...] = (0,)
     build: BuildOptions = field(default_factory=lambda: BuildOptions(max_batch=1))
     system: Path | None = None
+    factory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system", type=Path, help="with --via torch-tensorrt: the system.safetensors that the release is of"
     )
+    add_factory(parser)
     parser.add_argument(
         "--precision",
         help=f"one of {', '.join(PRECISIONS)}; default fp16, and fp32 for coded releases, which are exact",
@@ -126,8 +130,11 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
 
     Raises:
         PrecisionError: The precision is unknown.
-        EngineError: `--system` without `--via torch-tensorrt`, or the other way round.
+        EngineError: `--system` without `--via torch-tensorrt`, or the other way round; `--factory` without `--system`.
     """
+    if options.factory is not None and options.system is None:
+        message = "--factory makes the backbone of --system system.safetensors: give both, or neither."
+        raise EngineError(message)
     if (options.via == "torch-tensorrt") != (options.system is not None):
         message = "--via torch-tensorrt and --system system.safetensors go together: give both, or neither."
         raise EngineError(message)
@@ -140,7 +147,7 @@ def plan_options(options: argparse.Namespace) -> PlanOptions:
         timing_cache=options.timing_cache,
     )
     precision = None if options.precision is None else check_precision(options.precision)
-    return PlanOptions(precision, tuple(options.device or (0,)), build, options.system)
+    return PlanOptions(precision, tuple(options.device or (0,)), build, options.system, options.factory)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -248,7 +255,7 @@ def _prepare(options: PlanOptions, precision: Precision) -> _Planner:
         from privdfs_export import torch_engine  # a serving host has no torch
 
         torch_engine.check_options(options.devices, options.build)
-        build = torch_engine.torch_builder(options.system, precision)
+        build = torch_engine.torch_builder(options.system, precision, options.factory)
     return _Planner(options, precision, trt, list(kinds.values()), build)
 
 

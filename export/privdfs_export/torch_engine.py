@@ -59,12 +59,13 @@ class ServedBaseline(nn.Module):
         return self.baseline(image.to(self.dtype).permute(0, 3, 1, 2)).float()
 
 
-def torch_builder(checkpoint: Path, precision: Precision) -> Build:
+def torch_builder(checkpoint: Path, precision: Precision, factory: str | None = None) -> Build:
     """Make what builds the engines of a release from the system that it was exported from.
 
     Args:
         checkpoint: `system.safetensors` of the run.
         precision: FP32, FP16 or BF16.
+        factory: What makes the system's custom backbone; None where it has none.
 
     Returns:
         Builds the engine of one model of a server's folder.
@@ -76,7 +77,7 @@ def torch_builder(checkpoint: Path, precision: Precision) -> Build:
     """
     torch_tensorrt = find_torch_tensorrt()
     dtype = _dtype(precision)
-    system = load_system(checkpoint).system
+    system = load_system(checkpoint, factory=factory).system
 
     def build(repository: Repository, model: StoredModel, options: BuildOptions) -> Plan:
         specs, module = _served(system, repository, model, dtype)

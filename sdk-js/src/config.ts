@@ -59,6 +59,11 @@ export interface CheckedRetries {
 
 const HOST = "\\[[0-9A-Fa-f:.]+\\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?";
 const ENDPOINT = new RegExp(`^(https?)://(${HOST})(?::([0-9]{1,5}))?/?$`);
+const PEM: Readonly<Record<keyof TlsOptions, RegExp>> = {
+  ca: /-----BEGIN CERTIFICATE-----/,
+  cert: /-----BEGIN CERTIFICATE-----/,
+  key: /-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----/,
+};
 const TOKEN = /^[\x21-\x7e](?:[\x20-\x7e]{0,8190}[\x21-\x7e])?$/;
 const HEADER = /^[a-z0-9_.-]{1,128}$/;
 /** Headers that HTTP itself needs. */
@@ -149,14 +154,29 @@ function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
   }
   if (server.tls !== undefined && !mayHaveTls)
     throw new ConfigError("browsers and React Native do not let an app set up TLS: drop `tls`, or use privdfs/node");
-  if (server.tls) checkNames(server.tls, ["ca", "cert", "key"], "`tls`");
+  const tls = server.tls === undefined ? undefined : checkTls(server.tls);
   const token = server.token === undefined ? null : checkTokenOf(server.token);
   return {
-    endpoints: listed,
-    tls: server.tls,
+    endpoints: [...listed],
+    tls,
     hasToken: token !== null,
     headers: () => (token ? [headerOf(token)] : []),
   };
+}
+
+/** Instead of an empty `ca`, Node would trust the system's authorities. */
+function checkTls(tls: TlsOptions): TlsOptions {
+  if (typeof tls !== "object" || tls === null)
+    throw new ConfigError(`\`tls\` has the type ${typeName(tls)}: pass { ca: … }`);
+  checkNames(tls, Object.keys(PEM), "`tls`");
+  for (const [name, text] of Object.entries(tls))
+    if (typeof text !== "string" || !PEM[name as keyof TlsOptions].test(text))
+      throw new ConfigError(
+        `\`tls.${name}\` is not the text of a PEM file: pass what is in the file, not its name, or leave it out`,
+      );
+  if ((tls.cert === undefined) !== (tls.key === undefined))
+    throw new ConfigError("`tls` has `cert` or `key` alone: a device that shows a certificate needs both");
+  return { ...tls };
 }
 
 function checkTokenOf(token: TokenValue | Token): Token {
@@ -216,7 +236,12 @@ export function checkWait(wait: unknown): Wait {
 /** One spelling for each host, as far as possible without asking the network. */
 function canonical(host: string): string {
   try {
-    return host.includes(":") ? new URL(`http://[${host}]/`).hostname : host;
+    const { hostname } = new URL(`http://${host.includes(":") ? `[${host}]` : host}/`);
+    // An IPv4 address has a spelling as IPv6, and numbers have many.
+    const mapped = /^\[::ffff:([0-9a-f]+):([0-9a-f]+)\]$/.exec(hostname);
+    if (!mapped) return hostname;
+    const [high, low] = mapped.slice(1).map((digits) => Number.parseInt(digits, 16)) as [number, number];
+    return new URL(`http://${high * 65_536 + low}/`).hostname;
   } catch {
     return host;
   }

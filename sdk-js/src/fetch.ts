@@ -80,7 +80,10 @@ export class FetchConnection implements Connection {
       await response.body?.cancel().catch(() => {}); // what it says of an error is not looked at
       return { code: status, body: new Uint8Array(), jsonLength: 0 };
     }
-    const found = await bodyOf(response);
+    const tooMuch = new Trouble("sends more than an answer can be", UNTRUSTED);
+    if (Number(told ?? 0) > MAX_ANSWER_BYTES) throw tooMuch;
+    const found = await bodyOf(response, MAX_ANSWER_BYTES);
+    if (found.length > MAX_ANSWER_BYTES) throw tooMuch;
     if (told !== null && told !== String(found.length))
       throw new Trouble(
         "answers compressed, or with another length than it says",
@@ -92,25 +95,20 @@ export class FetchConnection implements Connection {
   }
 }
 
-async function bodyOf(response: globalThis.Response): Promise<Uint8Array> {
-  const tooMuch = new Trouble("sends more than an answer can be", UNTRUSTED);
-  if (Number(response.headers.get("content-length") ?? 0) > MAX_ANSWER_BYTES) throw tooMuch;
+/** What an answer holds; of one that is longer, `limit` + 1 bytes, and no more is taken in. */
+export async function bodyOf(response: globalThis.Response, limit: number): Promise<Uint8Array> {
   const reader = response.body?.getReader?.();
-  if (!reader) {
-    // React Native has no streams.
-    const whole = new Uint8Array(await response.arrayBuffer());
-    if (whole.length > MAX_ANSWER_BYTES) throw tooMuch;
-    return whole;
-  }
+  // React Native has no streams.
+  if (!reader) return new Uint8Array(await response.arrayBuffer()).subarray(0, limit + 1);
   const pieces: Uint8Array[] = [];
   let size = 0;
   for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
     pieces.push(piece.value);
     size += piece.value.length;
-    if (size > MAX_ANSWER_BYTES) {
-      await reader.cancel().catch(() => {});
-      throw tooMuch;
+    if (size > limit) {
+      reader.cancel().catch(() => {}); // not waited for: the other end may never answer
+      break;
     }
   }
-  return concat(...pieces);
+  return concat(...pieces).subarray(0, limit + 1);
 }

@@ -3,7 +3,8 @@
 import { MAX_TIMEOUT_MS } from "./constants.js";
 import { ConfigError } from "./errors.js";
 
-const CREDENTIALS = /[^/\s]*:[^/]*@/;
+/** In addresses, what stands before an @ or in a query may be a secret. */
+const CREDENTIALS = /:.*@|^[^/\\]*@|:\/+.*[?#]/;
 const RANDOM = /^(?:[0-9a-fA-F-]{16,}|(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=[^0-9]*[0-9])[A-Za-z0-9+=_~-]{20,})$/;
 
 /** A value as errors quote it; what may be a secret, a tensor or an image is not quoted. */

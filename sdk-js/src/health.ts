@@ -11,6 +11,7 @@ export function checkHealth(
   end: number,
   signal: AbortSignal | undefined,
 ): Promise<Health[]> {
+  signal?.throwIfAborted();
   return Promise.all(
     channels.flatMap((channel) =>
       channel.replicas.endpoints.map((endpoint) => checkReplica(channel, endpoint, end, signal)),

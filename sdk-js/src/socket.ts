@@ -5,9 +5,10 @@
  */
 
 import { connect, isIP, type Socket } from "node:net";
-import { connect as connectTls, type TLSSocket } from "node:tls";
+import { type ConnectionOptions, connect as connectTls, type TLSSocket } from "node:tls";
 import { splitEndpoint, type TlsOptions } from "./config.js";
 import { IDLE_SOCKET_MS, KEEPALIVE_IDLE_MS, MAX_CALLS_PER_CONNECTION } from "./constants.js";
+import { ConfigError } from "./errors.js";
 import { AnswerReader, requestBytes } from "./http1.js";
 import { type Connection, type Request, type Response, Trouble, UNTRUSTED } from "./wire.js";
 
@@ -74,9 +75,7 @@ export class SocketConnection implements Connection {
     // A certificate that is pinned need not be an authority's.
     const trust = this.#tls?.ca === undefined ? {} : { allowPartialTrustChain: true };
     const name = isIP(host) ? {} : { servername: host };
-    const socket = secure
-      ? connectTls({ ...common, ...this.#tls, ...trust, ...name, ALPNProtocols: ["http/1.1"] })
-      : connect(common);
+    const socket = secure ? this.#dialTls({ ...common, ...this.#tls, ...trust, ...name }) : connect(common);
     socket.once(secure ? "secureConnect" : "connect", () => {
       this.#connected = true;
       if (this.#first) socket.write(this.#first);
@@ -87,6 +86,16 @@ export class SocketConnection implements Connection {
     socket.on("close", () => this.#end(GONE));
     socket.on("end", () => this.#end(GONE));
     return socket;
+  }
+
+  #dialTls(options: ConnectionOptions): TLSSocket {
+    try {
+      // Said here, it holds whatever NODE_TLS_REJECT_UNAUTHORIZED says.
+      return connectTls({ ...options, rejectUnauthorized: true, ALPNProtocols: ["http/1.1"] });
+    } catch {
+      // What it throws may quote a key.
+      throw new ConfigError("`tls` cannot be used: check that `key` belongs to `cert`, and that both are whole");
+    }
   }
 
   #take(data: Buffer): void {

@@ -4,6 +4,7 @@ import { toHex } from "./bytes.js";
 import { MAX_BUNDLE_FILE_BYTES } from "./constants.js";
 import { sha256 } from "./crypto.js";
 import { BundleIntegrityError, BundleStoreError, ConfigError } from "./errors.js";
+import { bodyOf } from "./fetch.js";
 import { typeName } from "./given.js";
 
 /** Gives the bytes of a file by its name, or null where there is none; of a larger file, `limit` + 1 bytes will do. */
@@ -34,14 +35,14 @@ export function fromUrl(address: string): Source {
         throw new BundleStoreError(
           `${name} is refused with HTTP ${response.status}: check the address and the permissions there`,
         );
-      data = new Uint8Array(await response.arrayBuffer());
+      data = await bodyOf(response, limit);
     } catch (error) {
       if (error instanceof BundleStoreError) throw error;
       throw new BundleStoreError(
         `${name} cannot be downloaded: check the address, the network, the server's certificate and its CORS headers`,
       );
     }
-    return data.subarray(0, limit + 1);
+    return data;
   };
 }
 

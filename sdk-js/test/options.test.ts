@@ -1,7 +1,7 @@
 /** Wrong arguments are refused before anything is sent, with an error that says what to do and quotes no secret. */
 
 import * as ort from "onnxruntime-node";
-import { beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test, vi } from "vitest";
 import { textOf, utf8 } from "../src/bytes.js";
 import { shown } from "../src/given.js";
 import { Client as FetchClient } from "../src/index.js";
@@ -170,6 +170,68 @@ test("hosts of different parties, and shared ones where that is allowed", () => 
   expect(() => new FetchClient(masked, [{ url: "https://a.example", tls: {} }, ...THREE.slice(1)])).toThrow(
     "do not let an app",
   );
+});
+
+test("one host in several spellings", () => {
+  for (const other of ["16909060", "0x1020304", "[::ffff:1.2.3.4]", "[::ffff:102:304]", "1.2.772"])
+    expect(() => new Client(masked, ["https://1.2.3.4:1", `https://${other}:2`, "https://c.example"])).toThrow(
+      "both at 1.2.3.4",
+    );
+});
+
+test.each([
+  ["an empty authority, for which Node would take the system's", { ca: "" }, "`tls.ca`"],
+  ["no authority", { ca: undefined }, "`tls.ca`"],
+  ["the name of a file", { ca: "ca.pem" }, "`tls.ca`"],
+  ["bytes", { ca: utf8("-----BEGIN CERTIFICATE-----") }, "`tls.ca`"],
+  ["a key in the place of a certificate", { ca: "-----BEGIN PRIVATE KEY-----" }, "`tls.ca`"],
+  ["a certificate without its key", { cert: "-----BEGIN CERTIFICATE-----" }, "needs both"],
+  ["null", null, "type null"],
+  ["text", "hunter2", "type string"],
+])("TLS set up with %s", (_, tls, part) => {
+  const make = (): Client => new Client(masked, [{ url: "https://a.example", tls: tls as Wrong }, ...THREE.slice(1)]);
+  expect(make).toThrow(ConfigError);
+  expect(make).toThrow(part);
+  expect(make).not.toThrow("hunter2");
+});
+
+test("a key that fits no certificate fails the call, and is not shown", async () => {
+  const tls = {
+    cert: "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----",
+    key: "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----",
+  };
+  const servers = [1, 2, 3].map((port) => ({ url: `https://127.0.0.1:${port}`, tls }));
+  const client = new Client(masked, servers);
+  const error: unknown = await client.health().catch((caught: unknown) => caught);
+  client.close();
+  expect(error).toBeInstanceOf(ConfigError);
+  expect((error as Error).message).toContain("`key` belongs to `cert`");
+});
+
+test.each([
+  "https://hunter2@a.example",
+  "https://user:hunter2@a.example",
+  "https://user:hun/ter2@a.example",
+  "hunter2@a.example",
+  "https://a.example/?token=hunter2",
+  "https://a.example/#hunter2",
+])("an address that holds a secret is not shown: %s", (url) => {
+  const make = (): Client => new Client(masked, [url, ...THREE.slice(1)]);
+  expect(make).toThrow("may be a secret");
+  expect(make).not.toThrow(/hunter2|ter2@/);
+});
+
+test("a health check that was aborted before it began asks nobody", async () => {
+  const asked = vi.fn(async () => new Response());
+  vi.stubGlobal("fetch", asked);
+  const client = new FetchClient(masked, THREE);
+  const ended = new AbortController();
+  const checked = client.warmup({ signal: ended.signal });
+  ended.abort(new Error("enough"));
+  await expect(checked).rejects.toThrow("enough");
+  expect(asked).not.toHaveBeenCalled();
+  client.close();
+  vi.unstubAllGlobals();
 });
 
 test("a function that gives no token fails the call, and what it threw is not shown", async () => {

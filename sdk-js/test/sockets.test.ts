@@ -57,6 +57,14 @@ describe("TLS", () => {
     expect(made.received).toHaveLength(0);
   });
 
+  test("nothing in the environment switches the check of certificates off", async () => {
+    vi.stubEnv("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    const made = await server();
+    expect(await ask(new SocketConnection(made.endpoint, undefined))).toContain("failed the TLS handshake");
+    expect(made.received).toHaveLength(0);
+    vi.unstubAllEnvs();
+  });
+
   test("a client's certificate", async () => {
     const options = { cert: pem("server"), key: pem("server-key"), ca: pem("ca"), requestCert: true };
     const made = await serve(() => hello, { ...options, rejectUnauthorized: true });
@@ -204,6 +212,22 @@ test("a bundle from a web server", async () => {
   server.close();
   server.closeAllConnections();
   await expect(Bundle.open(fromUrl(address), unsigned)).rejects.toThrow("cannot be downloaded");
+});
+
+test("a web server that sends without end is not listened to for ever", async () => {
+  let sent = 0;
+  const body = new ReadableStream<Uint8Array>({
+    pull(controller) {
+      sent += 1024 * 1024;
+      if (sent > 64 * 1024 * 1024) controller.close();
+      else controller.enqueue(new Uint8Array(1024 * 1024));
+    },
+  });
+  vi.stubGlobal("fetch", async () => new Response(body));
+  const opened = Bundle.open(fromUrl("https://a.example/bundle"), { runtime: ort, allowUnsigned: true });
+  await expect(opened).rejects.toThrow("too large to be a manifest");
+  expect(sent).toBeLessThan(8 * 1024 * 1024);
+  vi.unstubAllGlobals();
 });
 
 test("a bundle in a folder: links, folders in the place of files, and what cannot be read", async () => {

@@ -102,7 +102,7 @@ class BundleSignatureError(BundleError):
 
 
 class BundleStoreError(BundleError):
-    """A bundle cannot be fetched, or a store of bundles cannot be read or written; the bundle in use is unchanged."""
+    """A bundle cannot be fetched, or a store of bundles cannot be read or written; the bundle in use is whole."""
 
 
 class LeakageError(BundleError):
@@ -166,7 +166,10 @@ class ServerBusyError(ServerUnavailableError):
 
 
 class ServerMismatchError(ServerError):
-    """The endpoint serves another release, or another server of this release; it was sent no share."""
+    """The endpoint serves another release, or another server of this one; it was sent no share.
+
+    But for one that passed the check, and unloaded its model before the share came.
+    """
 
 
 class AnswerError(ServerError):

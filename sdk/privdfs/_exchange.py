@@ -216,7 +216,7 @@ class Trip:
         busy = isinstance(failure.error, ServerBusyError)
         delivery.channel.replicas.give_back(attempt.connection, failed=None if busy else True)
         delivery.error = failure.error
-        if isinstance(failure.error, ServerMismatchError):
+        if isinstance(failure.error, ServerMismatchError) and attempt.sent_at is None:
             delivery.attempts -= 1  # it was sent nothing, and several may serve the next release already
         if not failure.again:
             delivery.avoid.add(attempt.connection.endpoint)

@@ -23,8 +23,9 @@ _MAX_SHOWN = 200
 #: What Linux allows; the system's error about a longer one would repeat it.
 _MAX_PATH_BYTES, _MAX_NAME_BYTES = 4095, 255
 _PEM = "-----BEGIN "
-#: "user:secret@host", and words that look random: hexadecimal, or a mix of both cases and digits.
-_CREDENTIALS = re.compile(r"[^/\s]*:[^/]*@")
+#: In addresses, what stands before an @ or in a query, and words that look random: hexadecimal, or a mix of both cases
+#: and digits.
+_CREDENTIALS = re.compile(r":.*@|^[^/\\]*@|:/+.*[?#]")
 _RANDOM = re.compile(r"[0-9a-fA-F-]{16,}|(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=[^0-9]*[0-9])[A-Za-z0-9+=_~-]{20,}")
 
 

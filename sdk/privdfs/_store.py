@@ -10,9 +10,9 @@ Guarantees:
   the copy in the store. The signature is checked before the manifest is parsed.
 - What is in use changes with the replacement of state.json, in one step. Whatever fails before that (a full disk, a cut
   download, a crash, a loss of power) leaves the bundle in use as it was; what was left half done is removed by the next
-  process that installs.
+  process that installs. Where the disk fails just after that, there is an error too, but the new bundle is in use.
 - The bundle that was in use before stays on the disk, for `rollback`.
-- What `rollback` left is not put back by `refresh`, only by `install`.
+- What `rollback` left is not put back by `refresh` before another bundle has been in use, only by `install`.
 - Processes that install at once do so one after the other; those that open see the old bundle or the new one, whole.
 
 Not guaranteed: that a bundle is the latest. A server can send an older signed one.
@@ -103,7 +103,8 @@ class BundleStore:
     def install(self, source: str | PathLike[str]) -> Bundle:
         """Fetch a bundle, verify it, and put it into use; the one before it is kept for `rollback`.
 
-        A bundle that is in use already is left as it is. After an error, the bundle in use is unchanged.
+        A bundle that is in use already is left as it is. After an error, the bundle in use is unchanged, unless the
+        disk failed at the very last step.
 
         Args:
             source: the client folder of a release, or its address: https://host/path/client, or file:///….
@@ -134,8 +135,8 @@ class BundleStore:
         """Put the bundle that a source offers into use, if it is another one than now; for a background task.
 
         Where nothing is new, this costs the download of a manifest. What `rollback` left is not put back into use,
-        however often a source offers it: `install` does that. Clients that are open keep their bundle; make a new
-        client with the new one, and close the old one when its last call has ended.
+        however often a source offers it, until another bundle has been installed; `install` does that. Clients that are
+        open keep their bundle; make a new client with the new one, and close the old one when its last call has ended.
 
         Args:
             source: as for `install`.
@@ -196,6 +197,7 @@ class BundleStore:
             manifest = _content(self._folder / state.current / MANIFEST_NAME)
             after = _State(state.previous, left=None if manifest is None else hashlib.sha256(manifest).hexdigest())
             self._write_state(after)
+            self._switch_state()
             self._remove_all_but(after)
             return bundle
 
@@ -230,6 +232,7 @@ class BundleStore:
         except Exception:
             shutil.rmtree(target, ignore_errors=True)  # after a crash, the next install does it
             raise
+        self._switch_state()  # whatever fails from here on: the new bundle may be in use
         self._remove_all_but(after)
         return bundle
 
@@ -275,8 +278,11 @@ class BundleStore:
         return state
 
     def _write_state(self, state: _State) -> None:
+        """Write the next state down; `_switch_state` makes it the present one."""
         _sync_folder(self._folder)  # the bundle's folder is there before it is named
         _write(self._folder / _NEXT_STATE, msgspec.json.encode(state) + b"\n")
+
+    def _switch_state(self) -> None:
         (self._folder / _NEXT_STATE).replace(self._folder / _STATE)
         _sync_folder(self._folder)
 
@@ -351,5 +357,5 @@ def _disk(folder: Path) -> Generator[None, None, None]:
     except OSError as error:
         raise BundleStoreError(
             f"the bundle store {shown(folder)} cannot be used ({error.strerror or type(error).__name__}): free "
-            "some space, and check its permissions; the bundle in use is unchanged"
+            "some space, and check its permissions; the bundle in use is whole"
         ) from error

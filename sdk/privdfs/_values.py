@@ -1,5 +1,7 @@
 """The base of the small values that a call makes by the dozen."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -11,3 +13,7 @@ class Value(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Nothing: msgspec's would give the library rich, which asks for this first, every field."""
+        return []

@@ -7,12 +7,11 @@ degree D T, whose value at 0 is the result (Yu et al., arXiv 1806.00939). D T + 
 primes together give the integer.
 
 More points than that are checked against each other, and up to `correctable` wrong ones are found (Reed and Solomon,
-SIAM Journal 8, 1960), by trying who may be wrong: servers are few.
+SIAM Journal 8, 1960): the equations for one number that does not fit name those who got it wrong.
 
 Residues are centred: from -(p - 1) / 2 to (p - 1) / 2, so that int8 holds them.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 #: The largest whose centred residues stay within int8 with room for an approximate quotient.
 PRIMES = (241, 239, 233, 229, 227, 223)
-#: Among more servers, finding who lies by trying would take too long.
+#: Sums over as many answers stay exact in float32, and every prime is larger.
 MAX_SERVERS = 16
 #: Of so many choices of servers the factors are kept: 10 servers, of which 5 answered, have 252.
 _CHOICES = 256
@@ -245,32 +244,95 @@ def find_liars(answers: Residues, places: Sequence[int], moduli: Sequence[int], 
     """
     if len(places) == needed:
         return ()
-    everybody = tuple(range(len(places)))
-    left = np.flatnonzero(~_agree(answers, places, moduli, needed, everybody))
+    everybody = range(len(places))
     liars = set[int]()
-    for count in range(1, correctable(len(places), needed) + 1):
-        for out in itertools.combinations(everybody, count):
-            if not len(left):
-                break
-            rest = tuple(index for index in everybody if index not in out)
-            found = _agree(answers[left], places, moduli, needed, rest)
-            if found.any():
-                liars.update(out)
-                left = left[~found]
-    if len(left) or len(places) - len(liars) < needed:
+    for image in np.flatnonzero(_contradicting(answers, places, moduli, needed, everybody).any(axis=(1, 2))):
+        found = _liars_about(answers[image], places, moduli, needed)
+        if found is None:
+            return None
+        liars |= found
+    return None if len(places) - len(liars) < needed else tuple(sorted(liars))
+
+
+def _liars_about(answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int) -> set[int] | None:
+    """The fewest servers without whom the answers about one image agree, if these are few enough to be told."""
+    liars = set[int]()
+    while len(liars) <= correctable(len(places), needed):
+        rest = [index for index in range(len(places)) if index not in liars]
+        contradicting = np.argwhere(_contradicting(answers[np.newaxis], places, moduli, needed, rest)[0])
+        if not len(contradicting):
+            return liars
+        column, output = map(int, contradicting[0])
+        found = _wrong_points(places, answers[:, column, output].tolist(), moduli[column], needed)
+        if found is None:
+            return None
+        liars |= found  # one more at least: without these alone the answers contradict each other here
+    return None
+
+
+def _wrong_points(places: Sequence[int], values: Sequence[int], prime: int, needed: int) -> set[int] | None:
+    """Which values are not those of the one polynomial that all others have; None: those are too few to tell.
+
+    By linear equations (Welch and Berlekamp, US patent 4633470): Q(a) = value E(a), where E is zero at the wrong ones.
+    """
+    most = correctable(len(places), needed)
+    locating = [[pow(place, exponent, prime) for exponent in range(needed + most)] for place in places]
+    rows = [
+        [*row, *(-value * power % prime for power in row[: most + 1])]
+        for row, value in zip(locating, values, strict=True)
+    ]
+    solution = _solve(rows, prime)
+    if solution is None:
         return None
-    return tuple(sorted(liars))
+    locator = solution[needed + most :]
+    right = [
+        index
+        for index, row in enumerate(locating)
+        if sum(factor * power for factor, power in zip(locator, row, strict=False)) % prime
+    ][:needed]
+    base = [places[index] for index in right]
+    foretold = [
+        sum(factor * values[index] for factor, index in zip(interpolation(base, prime, place), right, strict=True))
+        for place in places
+    ]
+    wrong = {index for index, value in enumerate(values) if (foretold[index] - value) % prime}
+    return wrong if len(wrong) <= most else None
 
 
-def _agree(
-    answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int, who: tuple[int, ...]
+def _solve(rows: list[list[int]], prime: int) -> list[int] | None:
+    """Numbers, not all zero, whose sum with the factors of every row is zero modulo a prime (Gauss and Jordan)."""
+    pivots = list[int]()
+    for column in range(len(rows[0])):
+        done = len(pivots)
+        chosen = next((index for index in range(done, len(rows)) if rows[index][column]), None)
+        if chosen is None:
+            solution = [0] * len(rows[0])
+            solution[column] = 1
+            for row, pivot in zip(rows, pivots, strict=False):
+                solution[pivot] = -row[column] % prime
+            return solution
+        inverse = pow(rows[chosen][column], -1, prime)
+        rows[chosen], rows[done] = rows[done], [value * inverse % prime for value in rows[chosen]]
+        for index, row in enumerate(rows):
+            if index != done and row[column]:
+                factor = row[column]
+                rows[index] = [(one - factor * other) % prime for one, other in zip(row, rows[done], strict=True)]
+        pivots.append(column)
+    return None
+
+
+def _contradicting(
+    answers: Residues, places: Sequence[int], moduli: Sequence[int], needed: int, who: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """For each image, whether the answers of some servers lie on one polynomial: the first ones foretell the others."""
+    """Where the answers of some servers do not lie on one polynomial, [batch, primes, outputs].
+
+    The first ones foretell the others.
+    """
     factors = _contradictions(tuple(moduli), tuple(places[index] for index in who), needed)
     theirs = answers if len(who) == len(places) else answers[:, who]
     sums = factors @ np.swapaxes(theirs, 1, 2).astype(np.float32)
     quotients = sums / np.array(moduli, np.float32)[:, np.newaxis, np.newaxis]  # whole only where they come out even
-    return (np.rint(quotients) == quotients).all(axis=(1, 2, 3))
+    return (np.rint(quotients) != quotients).any(axis=2)
 
 
 @lru_cache(maxsize=_CHOICES)

@@ -181,6 +181,25 @@ def test_a_longer_body_is_refused(gateway: RunningGateway, release: Path) -> Non
     assert ask(gateway, "POST", INFER, headers, iter([body])).status == 411
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["--http1.1", "--data-binary", "hello"],
+        ["--http1.1", "--data-binary", "hello", "--header", "Transfer-Encoding: chunked"],
+        ["--http2", "--data-binary", "hello"],
+        ["--http2", "--data-binary", "hello", "--header", "Content-Length:"],
+    ],
+    ids=["1.1", "1.1 in chunks", "2", "2 without its length"],
+)
+@pytest.mark.parametrize("path", [CONFIG, READY])
+def test_a_body_that_belongs_to_no_call_is_not_announced_to_triton(
+    gateway: RunningGateway, path: str, body: list[str]
+) -> None:
+    told = curl(gateway, "--request", "GET", *body, "--max-time", "5", "--include", gateway.endpoint + path)
+    assert told.split()[1] == "200"
+    assert ask(gateway, "GET", CONFIG).status == 200
+
+
 def test_what_browsers_and_proxies_add_does_not_reach_triton(gateway: RunningGateway) -> None:
     body, headers = message()
     more = {"Cookie": "a=b", GATEWAY_HEADER: "wrong", "privdfs-admin": "guess", "Content-Encoding": "gzip"}
@@ -219,17 +238,38 @@ def test_a_preflight_of_a_named_origin(gateway: RunningGateway, origin: str, pat
     asked = {
         "Origin": origin,
         "Access-Control-Request-Method": method,
-        "Access-Control-Request-Headers": "content-type,inference-header-content-length",
     }
     answer = ask(gateway, "OPTIONS", path, asked)
     assert answer.status == 204
     told = {name.removeprefix("access-control-"): value for name, value in answer.headers.items()}
     assert told["allow-origin"] == origin
     assert method in told["allow-methods"].split(", ")
-    assert told["allow-headers"] == "content-type, inference-header-content-length"
+    assert told["allow-headers"] == "authorization, content-type, inference-header-content-length"
     assert told["max-age"] == "7200"
     assert told["vary"] == "Origin"
     assert "allow-credentials" not in told
+
+
+@pytest.mark.parametrize("token", ["authorization", "triton-grpc-protocol-privdfs", "x-app_token.2"])
+def test_a_page_with_a_token_may_call(gateway: RunningGateway, token: str) -> None:
+    asked = f"{token},inference-header-content-length"
+    told = {"Origin": APP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    preflight = ask(gateway, "OPTIONS", INFER, told)
+    assert preflight.status == 204
+    allowed = {each.strip() for each in preflight.headers["access-control-allow-headers"].split(",")}
+    assert set(asked.split(",")) <= allowed
+    body, headers = message()
+    answer = ask(gateway, "POST", INFER, {**headers, "Origin": APP, token: "Bearer hunter2"}, body)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, APP)
+
+
+@pytest.mark.parametrize("asked", ["*", "a b", "a,,b", 'a"', "a;b", "a, " * 30, "x" * 129, "a:b", "ä"])
+def test_a_preflight_for_what_is_no_header_gets_those_of_the_sdks(gateway: RunningGateway, asked: str) -> None:
+    told = {"Origin": APP, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    answer = ask(gateway, "OPTIONS", INFER, told)
+    assert answer.headers["access-control-allow-headers"] == (
+        "authorization, content-type, inference-header-content-length"
+    )
 
 
 def test_a_preflight_over_http2(gateway: RunningGateway) -> None:

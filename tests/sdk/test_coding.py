@@ -3,10 +3,12 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from privdfs import coding
 from privdfs.coding import (
     PRIMES,
     Integers,
@@ -191,6 +193,71 @@ def test_servers_that_lie_about_different_images_are_all_left_out_where_enough_r
     assert find_liars(answers, range(1, 6), moduli, 3) == (1, 4)
     answers[2, 0] = -answers[2, 0]
     assert find_liars(answers, range(1, 6), moduli, 3) is None, "two answers do not decode"
+
+
+@pytest.mark.parametrize("lies", [6, 7])
+def test_liars_cost_little_however_many_servers_could_be_lying(lies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying who it is would mean to interpolate among 16 servers in 14,892 ways, for seconds."""
+    values, moduli = GENERATOR.integers(-9, 10, (2, 20)), PRIMES[:2]
+    answers = answered(values, moduli, 16, 1, 2)
+    answers[1, :lies, 1, 3] += 1
+    count = itertools.count()
+    interpolate = coding.interpolation
+
+    def counted(*arguments: Any, **named: Any) -> tuple[int, ...]:
+        next(count)
+        return interpolate(*arguments, **named)
+
+    monkeypatch.setattr(coding, "interpolation", counted)
+    found = find_liars(answers, range(1, 17), moduli, 3)
+    assert found == (tuple(range(6)) if lies == 6 else None)
+    assert next(count) < 500
+
+
+def test_liars_are_those_whom_trying_finds() -> None:
+    """The fewest without whom all agree, for as many shapes and lies as chance gives."""
+    kinds = set[object]()
+    for _ in range(300):
+        servers, degree = int(GENERATOR.integers(3, 9)), int(GENERATOR.integers(1, 3))
+        needed, moduli = degree + 1, (17, 241)
+        if servers <= needed:
+            continue
+        places = sorted(GENERATOR.permutation(range(1, 17))[:servers].tolist())
+        answers = answered(GENERATOR.integers(-3, 4, (2, 2)), moduli, 16, 1, degree)[:, [at - 1 for at in places]]
+        for liar in range(int(GENERATOR.integers(0, servers - needed + 1))):
+            answers[GENERATOR.integers(2), liar, GENERATOR.integers(2), GENERATOR.integers(2)] += 1
+        found = find_liars(answers, places, moduli, needed)
+        assert found == tried(answers, places, moduli, needed)
+        kinds.add(found if found is None else len(found))
+    assert kinds >= {None, 0, 1, 2, 3}
+
+
+def tried(answers: np.ndarray, places: list[int], moduli: tuple[int, ...], needed: int) -> tuple[int, ...] | None:
+    """Who lies, by trying all sets of servers, small ones first."""
+    liars = set[int]()
+    for image in answers:
+        sets = (
+            out
+            for count in range(correctable(len(places), needed) + 1)
+            for out in itertools.combinations(range(len(places)), count)
+            if agree(image, places, moduli, needed, [index for index in range(len(places)) if index not in out])
+        )
+        if (out := next(sets, None)) is None:
+            return None
+        liars.update(out)
+    return tuple(sorted(liars)) if len(places) - len(liars) >= needed else None
+
+
+def agree(image: np.ndarray, places: list[int], moduli: tuple[int, ...], needed: int, rest: list[int]) -> bool:
+    base = [places[index] for index in rest[:needed]]
+    return all(
+        not (
+            (np.array(interpolation(base, prime, places[index])) @ image[rest[:needed], column] - image[index, column])
+            % prime
+        ).any()
+        for index in rest[needed:]
+        for column, prime in enumerate(moduli)
+    )
 
 
 @pytest.mark.parametrize(("count", "found"), [(3, ()), (4, None)])

@@ -251,6 +251,29 @@ def test_replicas_of_another_release_cost_no_attempt(
         assert not any(fake.received for fake in new)
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_share_that_was_sent_counts_also_where_the_model_is_gone_meanwhile(
+    connect: Callable[..., Driver],
+    release: Path,
+    fakes: list[FakeServer],
+    endpoints: list[str],
+    images: np.ndarray,
+    wire: WireName,
+    attempts: int,
+) -> None:
+    with ExitStack() as stack:
+        others = [stack.enter_context(FakeServer.for_release(release, 0, wire=wire)) for _ in range(3)]
+        replicas = [fakes[0], *others]
+        for fake in replicas:
+            fake.fault = Fault(status="NOT_FOUND")  # the check was passed before it was unloaded
+        first = Server([fake.endpoint for fake in replicas])
+        client = connect(release / "client", [first, *endpoints[1:]], retries=Retries(attempts=attempts))
+        with pytest.raises(NotEnoughAnswersError) as caught:
+            client.predict(images[0])
+        assert isinstance(caught.value.causes[0], ServerMismatchError)
+        assert sum(len(fake.received) for fake in replicas) == attempts
+
+
 def test_an_old_device_is_told_to_install_the_new_bundle_whatever_became_of_the_old_replicas(
     connect: Callable[..., Driver],
     release: Path,

@@ -1,5 +1,6 @@
 """The store of bundles: what is in use is whole and signed, whatever happened on the way."""
 
+import errno
 import os
 import resource
 import shutil
@@ -251,6 +252,38 @@ def test_a_crash_at_any_write_leaves_the_old_bundle_or_the_new_one(
         assert store.install(sources[2]).release == "tiny-2"
         assert bundles(store) == 2
     assert crashes >= 7  # five files, the folder, the store, the state: at every one of them
+
+
+def test_a_disk_that_fails_at_any_write_leaves_a_bundle_in_use(
+    sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the last one, when the new bundle has been named already."""
+    sync = os.fsync
+    failures = 0
+    while True:
+        store = BundleStore(tmp_path / str(failures), trust=TRUST)
+        store.install(sources[0])
+        store.install(sources[1])
+        left = failures
+
+        def failing(descriptor: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise OSError(errno.EIO, "Input/output error")
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        try:
+            store.install(sources[2])
+            break
+        except BundleStoreError:
+            failures += 1
+        finally:
+            monkeypatch.setattr(os, "fsync", sync)
+        assert store.open().release in {"tiny-1", "tiny-2"}
+        assert store.rollback().release in {"tiny-0", "tiny-1"}
+    assert failures >= 7
 
 
 def test_a_full_disk_is_a_typed_error_and_what_was_in_use_stays(store: BundleStore, sources: list[Path]) -> None:

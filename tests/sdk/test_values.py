@@ -28,5 +28,6 @@ ARRAY = np.full((1, 4), 77, np.int8)
 )
 def test_no_value_of_a_call_shows_what_it_holds_or_changes(value: Value) -> None:
     assert repr(value) == f"{value}" == f"{type(value).__name__}(…)"
+    assert not value.__rich_repr__(), "rich shows this in place of a repr, also in tracebacks with locals"
     with pytest.raises(AttributeError):
         setattr(value, msgspec.structs.fields(value)[0].name, None)

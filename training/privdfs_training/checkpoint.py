@@ -21,6 +21,7 @@ from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError
 from privdfs_training.models.system import System
 from privdfs_training.reading import config_from_dict
+from privdfs_training.trusted import with_factory
 
 FORMAT = "privdfs-training-1"
 
@@ -208,18 +209,21 @@ class TrainedSystem:
     accuracy: dict[str, float]
 
 
-def load_system(path: Path) -> TrainedSystem:
+def load_system(path: Path, *, factory: str | None = None) -> TrainedSystem:
     """Open a finished system.
 
     Args:
         path: `system.safetensors` of a run.
+        factory: Of a system with a custom backbone: "package.module:function", the code of yours that makes it. What
+            the file names is never imported.
 
     Returns:
         The system, in evaluation mode, and what made it.
 
     Raises:
-        CheckpointError: The file is missing, damaged, of a single stage or a rival, or does not fit its own config.
-        TrainingConfigError: This version cannot use the config that made it.
+        CheckpointError: The file is missing, damaged, of a single stage or a rival, or does not fit its own config;
+            or its backbone is custom and `factory` is None.
+        TrainingConfigError: This version cannot use the config that made it, or there is no such factory.
     """
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint.about:
@@ -230,7 +234,7 @@ def load_system(path: Path) -> TrainedSystem:
             "privdfs-train, then pass its system.safetensors."
         )
         raise CheckpointError(message)
-    config = config_from_dict(checkpoint.about["config"], str(path))
+    config = with_factory(config_from_dict(checkpoint.about["config"], str(path)), factory, path)
     classes = tuple(checkpoint.about["classes"])
     channels, height, width = checkpoint.about["image_shape"]
     system = System(config, image_shape=(channels, height, width), classes=len(classes))

@@ -11,6 +11,7 @@ from privdfs_training.config import (
     CifarResNetConfig,
     CompactHeadConfig,
     Config,
+    CustomConfig,
     DataConfig,
     RunConfig,
     Section,
@@ -39,6 +40,8 @@ def network_problems(config: RunConfig) -> list[str]:
             f"backbone.width is {backbone.width}; it must be at least {NARROWEST}: training a narrower ResNet "
             "crashes on processors without AVX-512"
         )
+    if isinstance(backbone, CustomConfig):
+        problems += factory_problems(backbone)
     if isinstance(head, CompactHeadConfig) and not head.stages:
         problems.append("head.stages is empty; give at least one [channels, blocks]")
     if isinstance(branch, BackboneBranchConfig) and bool(branch.split) == isinstance(head, BackboneHeadConfig):
@@ -48,6 +51,21 @@ def network_problems(config: RunConfig) -> list[str]:
             else "branch.kind = 'backbone' behind a compact head needs branch.split: the last layer that branches lack"
         )
     return problems
+
+
+def factory_problems(backbone: CustomConfig) -> list[str]:
+    """What is wrong with the name of a factory, before anything is imported.
+
+    Args:
+        backbone: Names it.
+
+    Returns:
+        A message for each problem.
+    """
+    module, _, function = backbone.factory.partition(":")
+    if all(part.isidentifier() for part in (*module.split("."), function)):
+        return []
+    return [f"backbone.factory is {backbone.factory!r}; it has the form 'package.module:function'"]
 
 
 def _pixel_problems(backbone: BackboneConfig) -> list[str]:

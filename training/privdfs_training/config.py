@@ -103,6 +103,14 @@ class VitBaseConfig(VitConfig, frozen=True, tag="vit-base"):
     """Tokens of 768 values."""
 
 
+class CustomConfig(_Backbone, frozen=True, kw_only=True, tag="custom"):
+    """A model of the user's own; whoever trains it runs the code that `factory` names."""
+
+    factory: str  # "package.module:function"; models/custom.py says what the function takes and gives
+    #: Given to the function by name. No text: a file from elsewhere could name a path or an address with one.
+    arguments: dict[str, bool | int | float] = msgspec.field(default_factory=dict[str, bool | int | float])
+
+
 #: The name decides which other keys there are.
 BackboneConfig: TypeAlias = (
     ResNet8Config
@@ -115,6 +123,7 @@ BackboneConfig: TypeAlias = (
     | VitTinyConfig
     | VitSmallConfig
     | VitBaseConfig
+    | CustomConfig
 )
 
 

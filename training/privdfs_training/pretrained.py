@@ -6,6 +6,7 @@ from torch import nn
 
 from privdfs_training.checkpoint import load_weights, read_checkpoint, read_tensors
 from privdfs_training.errors import CheckpointError
+from privdfs_training.models.custom import CustomBackbone
 from privdfs_training.models.system import System
 
 SHOWN = 5  # names of each kind in a message
@@ -19,8 +20,8 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
 
     Args:
         backbone: One of `models.backbone.build_backbone`.
-        path: A safetensors file: the backbone's own names, as torchvision and timm have them, or `baseline.safetensors`
-            or `system.safetensors` of a run.
+        path: A safetensors file: the backbone's own names, as torchvision, timm or the user's own module have them, or
+            `baseline.safetensors` or `system.safetensors` of a run.
 
     Raises:
         CheckpointError: The file is missing, damaged, or does not fit; the message lists what does and what does not.
@@ -29,6 +30,8 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
     prefix = "baseline."
     if any(name.startswith(prefix) for name in tensors):  # a file of this project, with other parts beside the backbone
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if isinstance(backbone, CustomBackbone) and "normalise.mean" not in tensors:  # as the user's own module names them
+        tensors = {f"model.{name}": value for name, value in tensors.items()}
     expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     missing = [

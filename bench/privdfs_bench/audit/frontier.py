@@ -30,6 +30,7 @@ from privdfs_training.attacks.linear import by_linear_score
 from privdfs_training.attacks.metrics import score
 from privdfs_training.attacks.view import side_by_side
 from privdfs_training.checkpoint import load_system
+from privdfs_training.config import CustomConfig
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.loop import train
 from privdfs_training.migration import migrated
@@ -87,7 +88,8 @@ def measure(
     Raises:
         Error: the system cannot be opened or exported.
     """
-    system = load_system(path).system
+    own = run.config.backbone
+    system = load_system(path, factory=own.factory if isinstance(own, CustomConfig) else None).system
     servers = run.config.masks.servers
     encoder, fusion, baseline = encoder_graph(system), fusion_graph(system), baseline_graph(system)
     branches = [branch_graph(system, server) for server in range(servers)]

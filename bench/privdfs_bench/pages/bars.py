@@ -91,8 +91,9 @@ def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict
 
 
 def _data_and_backbone(data: str, backbone: str) -> str:
-    """Within which points compare: a ViT has the bars of its own baseline."""
-    return f"{data.partition(',')[0]}, {'ViT' if backbone.startswith('vit') else 'ResNet'}"
+    """Within which points compare: a ViT, and a backbone of no known kind, has the bars of its own baseline."""
+    kinds = {"vit": "ViT", "res": "ResNet"}
+    return f"{data.partition(',')[0]}, {kinds.get(backbone[:3], backbone)}"
 
 
 def bars_table(points: Sequence[Mapping[str, Any]]) -> str:

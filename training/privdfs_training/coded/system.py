@@ -21,6 +21,7 @@ from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigE
 from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import build_backbone
 from privdfs_training.models.system import build_head
+from privdfs_training.trusted import with_factory
 
 #: How the values that are shared are chosen: as masked releases choose, for one server; levels play no part.
 CHOICE = MaskConfig(servers=1, values=1, levels=3, temperature=(1.0, 0.1), settled=0.12)
@@ -303,18 +304,20 @@ def is_coded(path: Path) -> bool:
     return "coded" in read_checkpoint(path).about
 
 
-def load_coded(path: Path) -> TrainedCodedSystem:
+def load_coded(path: Path, *, factory: str | None = None) -> TrainedCodedSystem:
     """Open a finished coded system.
 
     Args:
         path: `system.safetensors` of a coded run.
+        factory: As for `checkpoint.load_system`.
 
     Returns:
         The system, in evaluation mode, and what made it.
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a finished coded system, or does not fit its own config.
-        TrainingConfigError: This version cannot use the config that made it.
+        CheckpointError: The file is missing, damaged, not a finished coded system, or does not fit its own config;
+            or its backbone is custom and `factory` is None.
+        TrainingConfigError: This version cannot use the config that made it, or there is no such factory.
     """
     checkpoint = read_checkpoint(path)
     about = checkpoint.about
@@ -324,7 +327,8 @@ def load_coded(path: Path) -> TrainedCodedSystem:
             "privdfs-train, then pass its system.safetensors."
         )
         raise CheckpointError(message)
-    config, classes = coded_config(about["coded"], path), tuple(about["classes"])
+    config = with_factory(coded_config(about["coded"], path), factory, path)
+    classes = tuple(about["classes"])
     channels, height, width = about["image_shape"]
     system = CodedSystem(config, image_shape=(channels, height, width), classes=len(classes))
     load_weights(system, checkpoint.tensors, path)

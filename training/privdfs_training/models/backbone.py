@@ -1,11 +1,13 @@
 """All backbones by name, and the points at which one can be cut into a head and branches."""
 
-from privdfs_training.config import BackboneConfig, ImageNetResNetConfig, VitConfig
+from privdfs_training.config import BackboneConfig, CustomConfig, ImageNetResNetConfig, VitConfig
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.models.custom import CustomBackbone, custom_backbone
 from privdfs_training.models.resnet import ResNet, cifar_resnet, resnet
 from privdfs_training.models.vit import VisionTransformer, vit
 
-Backbone = ResNet | VisionTransformer
+NamedBackbone = ResNet | VisionTransformer
+Backbone = NamedBackbone | CustomBackbone
 
 
 def build_backbone(config: BackboneConfig, image_shape: tuple[int, int, int], classes: int) -> Backbone:
@@ -20,9 +22,11 @@ def build_backbone(config: BackboneConfig, image_shape: tuple[int, int, int], cl
         A network from uint8 images [batch, channels, height, width] to logits [batch, classes].
 
     Raises:
-        TrainingConfigError: The patches do not divide the image.
+        TrainingConfigError: The patches do not divide the image, or a model of the user's own cannot be used.
     """
     channels, height, width = image_shape
+    if isinstance(config, CustomConfig):
+        return custom_backbone(config, image_shape, classes)
     if isinstance(config, VitConfig):
         if height % config.patch or width % config.patch:
             message = (
@@ -36,7 +40,7 @@ def build_backbone(config: BackboneConfig, image_shape: tuple[int, int, int], cl
     return cifar_resnet(config.name, width=config.width, channels=channels, classes=classes)
 
 
-def split_points(backbone: Backbone) -> tuple[str, ...]:
+def split_points(backbone: NamedBackbone) -> tuple[str, ...]:
     """Where a backbone can be cut: names of its layers in order; a cut is behind the named layer.
 
     Args:
@@ -50,7 +54,7 @@ def split_points(backbone: Backbone) -> tuple[str, ...]:
     return ("patch_embed", *(f"blocks.{index}" for index in range(len(backbone.blocks))))
 
 
-def blocks_before(backbone: Backbone, split: str, key: str) -> int:
+def blocks_before(backbone: NamedBackbone, split: str, key: str) -> int:
     """How many blocks lie before a split point.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privdfs_training.models.backbone import Backbone, blocks_before
+from privdfs_training.models.backbone import NamedBackbone, blocks_before
 from privdfs_training.models.resnet import ResNet
 from privdfs_training.models.vit import VisionTransformer, embed
 
@@ -107,7 +107,9 @@ class VitBranch(nn.Module):
         return self.head(self.norm(tokens)[:, 0])
 
 
-def backbone_branch(backbone: Backbone, split: str, shape: tuple[int, int, int], key: str) -> ResNetBranch | VitBranch:
+def backbone_branch(
+    backbone: NamedBackbone, split: str, shape: tuple[int, int, int], key: str
+) -> ResNetBranch | VitBranch:
     """Build the branch that has the backbone's layers behind a split point.
 
     Args:

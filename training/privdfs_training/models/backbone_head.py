@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privdfs_training.models.backbone import Backbone, blocks_before
+from privdfs_training.models.backbone import NamedBackbone, blocks_before
 from privdfs_training.models.head import ConvUnit, Head, output_of
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -19,7 +19,7 @@ from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight,
 class BackboneHead(Head):
     """Client network: image to feature, by the backbone's first layers and a narrow convolution."""
 
-    def __init__(self, backbone: Backbone, split: str, *, channels: int, stride: int) -> None:
+    def __init__(self, backbone: NamedBackbone, split: str, *, channels: int, stride: int) -> None:
         """Build the head with the backbone's present weights.
 
         Args:
@@ -42,7 +42,7 @@ class BackboneHead(Head):
         self.narrow = ConvUnit(self.front.output, self.front.width, channels, 2 * stride - 1, stride=stride, relu=False)
         self.start_from(backbone)
 
-    def start_from(self, backbone: Backbone) -> None:
+    def start_from(self, backbone: NamedBackbone) -> None:
         """Copy the weights of the backbone's first layers and its normalisation of pixels.
 
         Args:

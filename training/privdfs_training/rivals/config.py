@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems
-from privdfs_training.config import BranchedConfig, Section, StageConfig
+from privdfs_training.config import BackboneConfig, BranchedConfig, CustomConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
@@ -108,12 +108,19 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
         *data_problems(config.data),
         *network_problems(config),
         *loss_problems(config.loss),
+        *_backbone_problems(config.backbone),
         *_defence_problems(config.defence),
         *_stage_problems(config),
     ):
         message = f"{path}: {problem}"
         raise TrainingConfigError(message)
     return config
+
+
+def _backbone_problems(backbone: BackboneConfig) -> list[str]:
+    if not isinstance(backbone, CustomConfig):
+        return []
+    return ["backbone.name = 'custom' is not for rivals: they are compared by backbones that everybody has"]
 
 
 def _defence_problems(defence: Defence) -> list[str]:

@@ -1,0 +1,119 @@
+"""Models as users bring them: what `backbone.factory` of the tests names, good ones and bad ones."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shape = tuple[int, int, int]
+A_NUMBER = 7
+
+
+class Small(nn.Module):
+    """Convolutions in a row, written as users do: a bias before a normalisation, and functions of torch."""
+
+    def __init__(self, channels: int, classes: int, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.conv = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(2 * width)
+        self.last = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.norm(self.conv(self.pool(self.stem(images)))))
+        features = features + torch.relu(self.last(features))  # a shortcut
+        return self.fc(features.mean((2, 3)))
+
+
+def small(image_shape: Shape, classes: int, width: int = 8) -> nn.Module:
+    return Small(image_shape[0], classes, width)
+
+
+def transposed(image_shape: Shape, classes: int) -> nn.Module:
+    channels, height, width = image_shape
+    up = nn.ConvTranspose2d(channels, 2, 3, stride=2)
+    return nn.Sequential(up, nn.Flatten(), nn.Linear(2 * (2 * height + 1) * (2 * width + 1), classes))
+
+
+class Recurrent(nn.Module):
+    """Reads the image row by row, which no graph's multiply-accumulates are counted of."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.rows = nn.GRU(width, 8, batch_first=True)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        states, _ = self.rows(images[:, 0])
+        return self.fc(states[:, -1])
+
+
+def recurrent(image_shape: Shape, classes: int) -> nn.Module:
+    return Recurrent(image_shape[2], classes)
+
+
+class Computed(nn.Module):
+    """A linear classifier with something wrong in it."""
+
+    def __init__(self, image_shape: Shape, classes: int, wrong: Any) -> None:
+        super().__init__()
+        self.fc = nn.LazyLinear(classes)
+        self.wrong = wrong
+
+    def forward(self, images: Tensor) -> Any:
+        return self.wrong(self.fc(images.flatten(1)))
+
+
+def two_answers(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: (logits, logits))
+
+
+def labels(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: logits.argmax(1))
+
+
+def too_few(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: logits[:, 1:])
+
+
+def by_value(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: logits if float(logits.std()) < 0.3 else -3 * logits)
+
+
+def of_two_images(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: logits.view(int(logits.shape[0]), -1) + torch.ones(2, 1))
+
+
+def without_onnx(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, torch.special.bessel_j0)
+
+
+def failing(image_shape: Shape, classes: int) -> nn.Module:
+    return Computed(image_shape, classes, lambda logits: logits @ logits)
+
+
+def tied(image_shape: Shape, classes: int) -> nn.Module:
+    model = nn.Sequential(
+        nn.Flatten(), nn.LazyLinear(classes), nn.Linear(classes, classes), nn.Linear(classes, classes)
+    )
+    model[3].weight = model[2].weight
+    return model
+
+
+def infinite(image_shape: Shape, classes: int) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    return model
+
+
+def not_a_module(image_shape: Shape, classes: int) -> int:
+    return classes
+
+
+def takes_nothing() -> nn.Module:
+    return nn.Identity()
