@@ -212,7 +212,7 @@ class Trip {
     // A busy replica is not broken: it goes on answering as many as it can.
     replicas.giveBack(attempt.link, failure.error instanceof ServerBusyError ? null : true);
     delivery.error = failure.error;
-    if (failure.error instanceof ServerMismatchError) delivery.attempts--; // it was sent nothing
+    if (failure.error instanceof ServerMismatchError && attempt.sentAt === null) delivery.attempts--; // it was sent nothing
     if (!failure.again) delivery.avoid.add(attempt.link.endpoint);
     if (delivery.running.size) return; // a hedge, or what it was to help, is still on its way
     const now = performance.now();

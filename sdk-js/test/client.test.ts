@@ -469,4 +469,21 @@ describe("a release that is rolled out, and queues that are full", () => {
         await (first as ReplayServer).start();
       })();
     }));
+
+  test("a share that was sent counts as an attempt, also where the model is gone meanwhile", () => {
+    const unloaded: Answerer = (asked) =>
+      isCheck(asked) ? computing("masked", 0)(asked) : framed(new Uint8Array(), 0, "404 Not Found");
+    const [, ...others] = truly("masked") as [Answerer, ...Answerer[]];
+    return withServers([unloaded, unloaded, unloaded, ...others], (all) => {
+      const replicas = all.slice(0, 3);
+      const listed = [{ url: replicas.map((server) => server.endpoint) }, ...all.slice(3).map((each) => each.endpoint)];
+      const client = new Client(bundleOf("masked"), listed, { timeout: 5000, retries: { attempts: 2 } });
+      return (async (): Promise<void> => {
+        const error = (await caught(client.predict(image("masked")))) as NotEnoughAnswersError;
+        expect(error.causes.get(0)).toBeInstanceOf(ServerMismatchError);
+        expect(replicas.reduce((sum, server) => sum + posts(server), 0)).toBe(2);
+        client.close();
+      })();
+    });
+  });
 });

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._base import BaseClient, too_many_calls
+from privdfs._base import BaseClient, without_turn
 from privdfs._channel import Channels
 from privdfs._chunk import Chunk
 from privdfs._config import Server
@@ -170,7 +170,8 @@ class _Servers:
 
     async def exchange(self, call: Call, chunk: Chunk) -> list[Outcome]:
         self._refuse_another_loop()
-        await self._wait_for_turn(call)
+        if not await self._has_turn(call):
+            return without_turn(call, chunk)
         trip = Trip(self._channels, call, chunk)
         try:
             await carry_out_async(trip)
@@ -191,19 +192,17 @@ class _Servers:
     def close(self) -> None:
         self._channels.close()
 
-    async def _wait_for_turn(self, call: Call) -> None:
+    async def _has_turn(self, call: Call) -> bool:
+        """Wait for it; whether it came in time."""
         if not self._turns.locked():
-            await self._turns.acquire()  # at once
-            return
+            return await self._turns.acquire()  # at once
         turn = asyncio.ensure_future(self._turns.acquire())
         try:
-            in_time = await ended_in_time(turn, call.deadline.remaining)
+            return await ended_in_time(turn, call.deadline.remaining)
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._turns.release()  # it came together with the cancellation
             raise
-        if not in_time:
-            raise too_many_calls(call)
 
     def _refuse_another_loop(self) -> None:
         loop = asyncio.get_running_loop()

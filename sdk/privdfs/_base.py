@@ -6,14 +6,15 @@ from os import PathLike
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from privdfs._bundle import Bundle
+from privdfs._chunk import Chunk
 from privdfs._coded import Coded
 from privdfs._config import Retries, Server, Wait, check_servers
 from privdfs._constants import DEFAULT_TIMEOUT_S, MAX_CALLS_AT_ONCE
 from privdfs._core import Call, Observer, Settings
-from privdfs._errors import ConfigError, DeadlineExceededError
+from privdfs._errors import ConfigError, DeadlineExceededError, ServerTimeoutError
 from privdfs._format import ClientManifest
 from privdfs._keys import UserKey
-from privdfs._kinds import Kind
+from privdfs._kinds import Kind, Outcome
 from privdfs._leakage import refuse_leakage
 from privdfs._local import LocalServers, open_client
 from privdfs._manifest import AnyClientManifest
@@ -44,12 +45,22 @@ class Shared(Generic[T]):
         self.pid = os.getpid()
 
 
-def too_many_calls(call: Call) -> DeadlineExceededError:
-    """The error of a call that waited for its turn until its deadline."""
-    return DeadlineExceededError(
+def without_turn(call: Call, chunk: Chunk) -> list[Outcome]:
+    """What became of shares that waited for their turn until the deadline: nothing, and of a later round that is said.
+
+    Raises:
+        DeadlineExceededError: nothing of this part was sent in an earlier round either.
+    """
+    why = (
         f"{MAX_CALLS_AT_ONCE} other calls of this client were on their way for all of the {call.deadline.timeout:g} s "
         "that this one had: raise `timeout`, or make fewer calls at a time"
     )
+    if not chunk.past:
+        raise DeadlineExceededError(why)
+    return [
+        Outcome(each.server, 0.0, error=ServerTimeoutError(f"was not asked: {why}", each.server))
+        for each in chunk.shares
+    ]
 
 
 def _kind(bundle: Bundle, servers: int, key: UserKey | bytes | None, colluding: int | None) -> Kind:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from privdfs._base import BaseClient, too_many_calls
+from privdfs._base import BaseClient, without_turn
 from privdfs._channel import Channels
 from privdfs._chunk import Chunk
 from privdfs._config import Server
@@ -187,7 +187,7 @@ class _Servers:
         try:
             self._turns.get(timeout=call.deadline.remaining)
         except Empty:
-            raise too_many_calls(call) from None
+            return without_turn(call, chunk)
         try:
             trip = Trip(self._channels, call, chunk)
             try:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from privdfs import (
     Retries,
     Server,
     ServerMismatchError,
+    ServerTimeoutError,
     _coded,
     coding,
 )
@@ -37,7 +39,7 @@ from privdfs._config import WireName
 from privdfs._kinds import Answered, Outcome, Sent
 from privdfs.testing import FakeServer, Fault
 from tests.coded_release import build_coded_release, noise
-from tests.sdk.drivers import HANG_S, Driver
+from tests.sdk.drivers import HANG_S, AsyncDriver, Driver
 from tests.wire_proxy import Proxies
 
 ROUNDS = 3
@@ -248,6 +250,20 @@ def test_a_hedge_sends_the_same_share_to_a_replica_of_the_same_server(
             assert result.bytes_up[1] == sum(share[0].nbytes for _, share in sent)
             assert result.bytes_up[0] == result.bytes_up[2]
         assert hedged
+
+
+def test_a_call_that_gets_no_turn_in_a_later_round_does_not_say_that_nothing_was_sent(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(bundle, [server.endpoint for server in servers[:3]], timeout=1)
+    client.warmup()
+    transport: Any = client.client._transport
+    others = asyncio.Semaphore(0) if isinstance(client, AsyncDriver) else SimpleQueue()  # as other calls leave it
+    between_rounds(monkeypatch, lambda: setattr(transport, "_turns", others))
+    with pytest.raises(NotEnoughAnswersError, match=r"in round 2 .* other calls") as caught:
+        client.predict(PHOTOS[0])
+    assert {type(cause) for cause in caught.value.causes.values()} == {ServerTimeoutError}
+    assert all(server.rounds == [1] for server in servers[:3])
 
 
 @pytest.mark.parametrize("first", [True, False])
