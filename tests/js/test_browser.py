@@ -28,7 +28,7 @@ from privdfs_export.serve import Gateway
 from privdfs_export.serve.gateway import gateways
 from privdfs_export.serve.processes import free_port
 from tests.js.parity import IMAGES, RELEASES
-from tests.js.test_sdk_js import SDK, node
+from tests.js.programs import SDK, node
 from tests.thorough import THOROUGH
 
 RELEASE = "fashion-resnet20"

