@@ -146,7 +146,7 @@ export function decode(
 }
 
 /**
- * Who gave answers that do not lie on one polynomial with the others' (Reed and Solomon), by trying who may be wrong.
+ * Who gave answers that do not lie on one polynomial with the others' (Reed and Solomon).
  *
  * Every image is judged by itself, and who lied about one of them is left out for all.
  *
@@ -160,57 +160,130 @@ export function findLiars(
   outputs: number,
   needed: number,
 ): number[] | null {
-  const everybody = places.map((_, index) => index);
-  const images = (answers[0]?.length ?? 0) / (moduli.length * outputs);
-  const agree = (image: number, who: readonly number[]): boolean =>
-    agreeOn(answers, places, moduli, outputs, needed, who, image);
-  let left = Array.from({ length: images }, (_, image) => image).filter((image) => !agree(image, everybody));
+  const size = moduli.length * outputs;
+  const images = (answers[0]?.length ?? 0) / size;
   const liars = new Set<number>();
-  for (let count = 1; count <= correctable(places.length, needed); count++)
-    for (const out of combinations(everybody, count)) {
-      if (!left.length) break;
-      const rest = everybody.filter((index) => !out.includes(index));
-      const explained = left.filter((image) => agree(image, rest));
-      if (!explained.length) continue;
-      for (const index of out) liars.add(index);
-      left = left.filter((image) => !explained.includes(image));
-    }
-  if (left.length || places.length - liars.size < needed) return null;
-  return [...liars].sort((a, b) => a - b);
+  for (let image = 0; image < images; image++) {
+    const about = answers.map((answer) => answer.subarray(image * size, (image + 1) * size));
+    const found = liarsAbout(about, places, moduli, outputs, needed);
+    if (!found) return null;
+    for (const index of found) liars.add(index);
+  }
+  return places.length - liars.size < needed ? null : [...liars].sort((a, b) => a - b);
 }
 
-/** Whether the answers of some servers for one image lie on one polynomial: the first ones foretell the others. */
-function agreeOn(
+/** The fewest servers without whom the answers about one image agree, if these are few enough to be told. */
+function liarsAbout(
+  answers: readonly Int8Array[],
+  places: readonly number[],
+  moduli: readonly number[],
+  outputs: number,
+  needed: number,
+): Set<number> | null {
+  const liars = new Set<number>();
+  while (liars.size <= correctable(places.length, needed)) {
+    const rest = places.map((_, index) => index).filter((index) => !liars.has(index));
+    const at = contradiction(answers, places, moduli, outputs, needed, rest);
+    if (at === null) return liars;
+    const values = answers.map((answer) => answer[at] as number);
+    const found = wrongPoints(places, values, moduli[Math.floor(at / outputs)] as number, needed);
+    if (!found) return null;
+    for (const index of found) liars.add(index); // one more at least: without these alone the answers contradict
+  }
+  return null;
+}
+
+/** The first residue about which some servers' answers do not lie on one polynomial; null: there is none. */
+function contradiction(
   answers: readonly Int8Array[],
   places: readonly number[],
   moduli: readonly number[],
   outputs: number,
   needed: number,
   who: readonly number[],
-  image: number,
-): boolean {
+): number | null {
   const base = who.slice(0, needed);
   const basePlaces = base.map((index) => places[index] as number);
   const known = base.map((index) => answers[index] as Int8Array);
-  return who.slice(needed).every((other) =>
-    moduli.every((prime, column) => {
+  for (const other of who.slice(needed)) {
+    const found = answers[other] as Int8Array;
+    for (const [column, prime] of moduli.entries()) {
       const factors = interpolation(basePlaces, prime, places[other]);
-      const found = answers[other] as Int8Array;
-      const start = (image * moduli.length + column) * outputs;
-      for (let at = start; at < start + outputs; at++) {
+      for (let at = column * outputs; at < (column + 1) * outputs; at++) {
         let foretold = 0;
         for (let k = 0; k < known.length; k++)
           foretold += (factors[k] as number) * ((known[k] as Int8Array)[at] as number);
-        if ((foretold - (found[at] as number)) % prime !== 0) return false;
+        if ((foretold - (found[at] as number)) % prime !== 0) return at;
       }
-      return true;
-    }),
-  );
+    }
+  }
+  return null;
 }
 
-function* combinations(items: readonly number[], count: number): Generator<number[]> {
-  if (count === 0) yield [];
-  else
-    for (let i = 0; i <= items.length - count; i++)
-      for (const rest of combinations(items.slice(i + 1), count - 1)) yield [items[i] as number, ...rest];
+/**
+ * Which values are not those of the one polynomial that all others have; null: those are too few to tell.
+ *
+ * By linear equations (Welch and Berlekamp, US patent 4633470): Q(a) = value E(a), where E is zero at the wrong ones.
+ */
+function wrongPoints(
+  places: readonly number[],
+  values: readonly number[],
+  prime: number,
+  needed: number,
+): Set<number> | null {
+  const most = correctable(places.length, needed);
+  const locating = places.map((place) =>
+    Array.from({ length: needed + most }, (_, exponent) => power(place, exponent, prime)),
+  );
+  const rows = locating.map((row, index) => [
+    ...row,
+    ...row.slice(0, most + 1).map((each) => reduced(-(values[index] as number) * each, prime)),
+  ]);
+  const solution = solve(rows, prime);
+  if (!solution) return null;
+  const locator = solution.slice(needed + most);
+  const right = locating
+    .map((row, index) => ({ index, zero: sum(locator, row) % prime === 0 }))
+    .filter(({ zero }) => !zero)
+    .slice(0, needed)
+    .map(({ index }) => index);
+  const base = right.map((index) => places[index] as number);
+  const known = right.map((index) => values[index] as number);
+  const wrong = values
+    .map((value, index) => (sum(interpolation(base, prime, places[index]), known) - value) % prime)
+    .flatMap((left, index) => (left === 0 ? [] : [index]));
+  return wrong.length <= most ? new Set(wrong) : null;
+}
+
+const sum = (factors: readonly number[], values: readonly number[]): number =>
+  factors.reduce((total, factor, k) => total + factor * (values[k] as number), 0);
+
+/** Numbers, not all zero, whose sum with the factors of every row is zero modulo a prime (Gauss and Jordan). */
+function solve(rows: number[][], prime: number): number[] | null {
+  const width = rows[0]?.length ?? 0;
+  const pivots: number[] = [];
+  for (let column = 0; column < width; column++) {
+    const done = pivots.length;
+    const chosen = rows.findIndex((row, index) => index >= done && row[column] !== 0);
+    if (chosen < 0) {
+      const solution = new Array<number>(width).fill(0);
+      solution[column] = 1;
+      pivots.forEach((pivot, index) => {
+        solution[pivot] = reduced(-(rows[index]?.[column] as number), prime);
+      });
+      return solution;
+    }
+    const taken = rows[chosen] as number[];
+    const factor = inverse(taken[column] as number, prime);
+    const pivotRow = taken.map((value) => (value * factor) % prime);
+    rows[chosen] = rows[done] as number[];
+    rows[done] = pivotRow;
+    rows.forEach((row, index) => {
+      const times = row[column] as number;
+      if (index !== done && times !== 0)
+        rows[index] = row.map((value, k) => reduced(value - times * (pivotRow[k] as number), prime));
+    });
+    pivots.push(column);
+  }
+  return null;
 }
