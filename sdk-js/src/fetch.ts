@@ -10,18 +10,21 @@ import { concat } from "./bytes.js";
 import { IDLE_FETCH_MS, MAX_ANSWER_BYTES, MAX_CALLS_PER_CONNECTION } from "./constants.js";
 import { type Connection, jsonLengthOf, type Request, type Response, Trouble, UNTRUSTED } from "./wire.js";
 
+/** By two clocks: a browser may stop the first while the device sleeps, and every connection is lost. */
+const now = (): readonly number[] => [performance.now(), Date.now()];
+
 export class FetchConnection implements Connection {
   readonly #address: string;
   readonly #ending = new AbortController();
   #calls = 0;
-  #usedAt = performance.now();
+  #used = now();
 
   constructor(endpoint: string) {
     this.#address = endpoint.replace(/\/$/, "");
   }
 
   get open(): boolean {
-    const fresh = performance.now() - this.#usedAt <= IDLE_FETCH_MS;
+    const fresh = now().every((clock, i) => clock - (this.#used[i] as number) <= IDLE_FETCH_MS);
     return !this.#ending.signal.aborted && fresh && this.#calls < MAX_CALLS_PER_CONNECTION;
   }
 
@@ -50,7 +53,7 @@ export class FetchConnection implements Connection {
       );
     } finally {
       signal.removeEventListener("abort", close);
-      this.#usedAt = performance.now();
+      this.#used = now();
     }
   }
 

@@ -43,6 +43,8 @@ export function checkWhole(value: unknown, name: string, low: number, high: numb
 
 /** Refuse options of a misspelt name: one that is not looked at could be one that protects. */
 export function checkNames(options: object, known: readonly string[], what: string): void {
+  if (typeof options !== "object" || options === null)
+    throw new ConfigError(`the options of ${what} have the type ${typeName(options)}: pass an object, as in { … }`);
   for (const name of Object.keys(options))
     if (!known.includes(name))
       throw new ConfigError(`${what} has no option ${shown(name)}: it takes ${known.join(", ")}`);

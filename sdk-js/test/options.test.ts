@@ -17,6 +17,7 @@ import {
   LeakageError,
   type MaskedManifest,
   Queries,
+  RandomnessError,
   UserKey,
 } from "../src/node.js";
 import { loadBatch, loadPixels } from "../src/pixels.js";
@@ -170,6 +171,36 @@ test("hosts of different parties, and shared ones where that is allowed", () => 
   expect(() => new FetchClient(masked, [{ url: "https://a.example", tls: {} }, ...THREE.slice(1)])).toThrow(
     "do not let an app",
   );
+});
+
+test("a generator that fails, is missing or does nothing shares no image", async () => {
+  const client = new Client(coded, THREE);
+  const { height, width, channels } = coded.image;
+  const image = { data: new Uint8Array(height * width * channels), height, width };
+  const failing = (): never => {
+    throw new Error("hunter2");
+  };
+  for (const generator of [
+    undefined,
+    {},
+    { getRandomValues: failing },
+    { getRandomValues: <T>(bytes: T): T => bytes },
+  ]) {
+    vi.stubGlobal("crypto", generator);
+    const error: unknown = await client.encode(image).catch((caught: unknown) => caught);
+    vi.unstubAllGlobals();
+    expect(error).toBeInstanceOf(RandomnessError);
+    expect((error as Error).message).not.toContain("hunter2");
+  }
+  client.close();
+});
+
+test("options that are none", async () => {
+  const source = fromFolder(releaseFolder("masked"));
+  for (const none of [undefined, null, "trust"])
+    await expect(Bundle.open(source, none as Wrong)).rejects.toThrow(ConfigError);
+  expect(() => new Client(masked, THREE, null as Wrong)).toThrow(ConfigError);
+  expect(() => new Queries(null as Wrong)).toThrow(ConfigError);
 });
 
 test("one host in several spellings", () => {

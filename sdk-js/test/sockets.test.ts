@@ -190,6 +190,16 @@ test("fetch where answers have no streams, as in React Native", async () => {
   vi.unstubAllGlobals();
 });
 
+test("a server is asked again by fetch after the device has slept, while one of its clocks stood", async () => {
+  const server = await serve(() => hello);
+  const connection = new FetchConnection(server.endpoint);
+  expect(await ask(connection)).toContain("200");
+  expect(connection.open).toBe(true);
+  const woken = Date.now() + 3_600_000;
+  vi.spyOn(Date, "now").mockReturnValue(woken);
+  expect(connection.open).toBe(false);
+});
+
 test("a bundle from a web server", async () => {
   const folder = releaseFolder("masked");
   const options = { runtime: ort, trust: undefined as never, allowUnsigned: true };

@@ -21,7 +21,7 @@ from privdfs._http_messages import infer_request
 from privdfs._wire import Query, Tensor
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import read_repository
-from privdfs_export.serve import Gateway, RunningGateway, find_nginx, processes, serve_gateways
+from privdfs_export.serve import Gateway, RunningGateway, find_nginx, nginx, processes, serve_gateways
 from privdfs_export.serve.nginx import longest_message
 from privdfs_export.serve.tritonserver import GATEWAY_HEADER
 from tests.e2e.processes import descendants, listening, wait_until_gone
@@ -198,6 +198,19 @@ def test_a_body_that_belongs_to_no_call_is_not_announced_to_triton(
     told = curl(gateway, "--request", "GET", *body, "--max-time", "5", "--include", gateway.endpoint + path)
     assert told.split()[1] == "200"
     assert ask(gateway, "GET", CONFIG).status == 200
+
+
+def test_a_longer_body_of_unknown_length_is_refused_before_it_is_on_the_disk(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "template"
+    template.write_text(nginx.TEMPLATE.read_text().replace("error_log stderr error;", "error_log stderr warn;"))
+    monkeypatch.setattr(nginx, "TEMPLATE", template)
+    (tmp_path / "body").write_bytes(bytes(longest_message(read_repository(release / "server-0")) + 1))
+    with serve_gateways(release, Gateway(), log_dir=tmp_path / "logs") as (warning,):
+        send = ["--http2", "--header", "Content-Length:", "--data-binary", f"@{tmp_path / 'body'}"]
+        assert curl(warning, "--write-out", " %{http_code}", *send, warning.endpoint + INFER).endswith(" 413")
+        assert "temporary file" not in warning.log.read_text()
 
 
 def test_what_browsers_and_proxies_add_does_not_reach_triton(gateway: RunningGateway) -> None:

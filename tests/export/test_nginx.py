@@ -56,13 +56,25 @@ def test_every_placeholder_is_filled_in_by_its_setting() -> None:
         ({"certificate": 'a";'}, "another name"),
         ({"key": "a\nb"}, "another name"),
         ({"secret_file": "$a"}, "another name"),
+        ({"secret_file": "secrets/*.conf"}, "pattern"),
+        ({"secret_file": "a[1]/s.conf"}, "pattern"),
+        ({"upstream": "unix:/tmp/a\\"}, "HOST:PORT"),
+        ({"upstream": "unix:/tmp/$a"}, "HOST:PORT"),
         ({"access_log": ""}, "another name"),
         ({"origins": ("*",)}, "not an origin"),
+        ({"origins": ("https://a.example:443",)}, "leave it out"),
+        ({"origins": ("http://[::1]:80",)}, "leave it out"),
     ],
 )
 def test_a_setting_that_nginx_would_read_otherwise_is_refused(change: dict[str, str], reason: str) -> None:
     with pytest.raises(ServeError, match=reason):
         nginx_config(read_repository(RELEASES[0] / "server-0"), replace(SETTINGS, **change))
+
+
+def test_an_origin_that_is_named_twice_stands_there_once() -> None:
+    settings = replace(SETTINGS, origins=("https://a.example", "https://a.example", "https://a.example:80"))
+    text = nginx_config(read_repository(RELEASES[0] / "server-0"), settings)
+    assert text.count('"https://a.example" "https://a.example";') == 1
 
 
 @pytest.mark.parametrize("secret", ["", "a b", 'a"', "a$b", "a\\", "a\n", "ä"])

@@ -17,7 +17,8 @@ _JSON_ROOM = 1024
 _BYTES = {"TYPE_INT8": 1, "TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4}
 _PLACEHOLDER = re.compile(r"\$\{([A-Z_]+)\}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}|unix:/[^\s;{}\"']+")
+_NO_DEFAULT_PORT = re.compile(r"(?!http://.*:80\Z|https://.*:443\Z).*")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}|unix:/[^\s;{}\"'\\$]+")
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET = re.compile(r"[!#-\[\]-~]+")
 
@@ -67,11 +68,14 @@ def nginx_config(repository: Repository, settings: NginxSettings) -> str:
         "CERTIFICATE": _path(settings.certificate),
         "KEY": _path(settings.key),
         "UPSTREAM": _checked(settings.upstream, _ADDRESS, "is not HOST:PORT"),
-        "SECRET_FILE": _path(settings.secret_file),
-        "ORIGINS": "\n".join(f'        "{each}" "{each}";' for each in map(check_origin, settings.origins)),
+        "SECRET_FILE": _included(settings.secret_file),
+        "ORIGINS": "\n".join(
+            f'        "{each}" "{each}";' for each in map(check_origin, dict.fromkeys(settings.origins))
+        ),
         "RATE": str(settings.rate),
         "MODELS": "|".join(_checked(name, _MODEL, "is not a model's name") for name in models),
         "MAX_BODY": str(longest_message(repository)),
+        "BODY_BUFFER": str(longest_message(repository) + 1),
         "STATUS": _checked(settings.status, _ADDRESS, "is not HOST:PORT"),
         "ACCESS_LOG": _path(settings.access_log),
     }
@@ -105,7 +109,8 @@ def check_origin(origin: str) -> str:
     Raises:
         ServeError: It is not one.
     """
-    return _checked(origin, _ORIGIN, "is not an origin: write https://app.example, in lower case, without a path")
+    _checked(origin, _ORIGIN, "is not an origin: write https://app.example, in lower case, without a path")
+    return _checked(origin, _NO_DEFAULT_PORT, "has the port of its scheme, which browsers leave out: leave it out too")
 
 
 def _type_name(tensor: object) -> str:
@@ -127,3 +132,11 @@ def _path(text: str) -> str:
         msg = f"{text!r} has a character that a path in nginx's configuration cannot have: give it another name"
         raise ServeError(msg)
     return f'"{text}"'
+
+
+def _included(text: str) -> str:
+    """A path behind `include`, which takes a pattern too, and nothing where it fits no file."""
+    if any(each in "*?[" for each in text):
+        msg = f"{text!r} has *, ? or [, which nginx reads as a pattern: give it another name"
+        raise ServeError(msg)
+    return _path(text)
