@@ -33,17 +33,19 @@ time from the planned arrival), stages by the servers' own statistics, calls thr
 included, latency.html and pictures. `--check` writes nothing and compares the ratios with those of the committed
 latency.json.
 
-A coded release takes turns with a masked one and the unprotected model on a tritonserver, over gRPC and over HTTP, and
-with the same model in this process; then through every `--network`. What its device spends on the head, on sharing and
-on decoding is told apart. It writes coded-latency.json:
+A coded release takes turns with the unprotected model on a tritonserver and with a masked release, over gRPC and over
+HTTP, and with the same model in this process; then through every `--network`. What its device spends on the head, on
+sharing and on decoding is told apart. It writes coded-latency.json:
 
     .venv/bin/python bench/latency.py model_repository/fashion-coded-r1 --network 20,100 --network 50,100
+    .venv/bin/python bench/latency.py configs/imagenet-resnet50-coded.toml --beside configs/imagenet-resnet50.toml
 """
 
 import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -78,16 +80,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--samples and --cold must be at least 1")
     console = Console()
 
+    def coded(release: Path) -> int:
+        if options.check:
+            parser.error("--check is for masked releases: coded ones have no record of ratios yet")
+        with ExitStack() as stack:
+            beside = None if options.beside is None else stack.enter_context(given(options.beside, console))
+            results = measure_coded(release, beside, options, console)
+        written = write_coded(options.out or RESULTS / release_name(release), results)
+        show_coded(results, console)
+        console.print(f"written to {written}", highlight=False, soft_wrap=True)
+        return 0
+
     def work() -> int:
-        if is_coded(options.release):
-            if options.check:
-                parser.error("--check is for masked releases: coded ones have no record of ratios yet")
-            results = measure_coded(options.release, options, console)
-            written = write_coded(options.out or RESULTS / release_name(options.release), results)
-            show_coded(results, console)
-            console.print(f"written to {written}", highlight=False, soft_wrap=True)
-            return 0
         with given(options.release, console) as release:
+            if is_coded(release):
+                return coded(release)
             name = release_name(release)
             out = options.out or (RESULTS if name == REFERENCE_RELEASE.name else RESULTS / name)
             record = read_results(out / "latency.json") if options.check else {}
@@ -143,8 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     servers = "of a coded release, how many servers are called (default: 3)"
     parser.add_argument("--servers", type=int, default=3, choices=range(1, 17), metavar="N", help=servers)
-    beside = "of a coded release, the masked one that takes turns with it (default: model_repository/fashion-resnet20)"
-    parser.add_argument("--beside", type=Path, default=REFERENCE_RELEASE, metavar="RELEASE", help=beside)
+    beside = (
+        "of a coded release, the masked one that takes turns with it, or a config as RELEASE may be (default: "
+        "model_repository/fashion-resnet20 for its images, none for others)"
+    )
+    parser.add_argument("--beside", type=Path, metavar="RELEASE", help=beside)
     crypten = "a Python that has crypten 0.4.1 and torch: the unprotected model under 2-party computation too"
     parser.add_argument("--crypten", type=Path, metavar="PYTHON", help=crypten)
     margins = ", ".join(f"{part} {margin:.0%}".replace("%", "%%") for part, margin in MARGINS.items())

@@ -1,7 +1,7 @@
 """`python bench/random_release.py CONFIG --out DIR`: a release of a config with random weights, to measure its cost.
 
-The networks, graphs and files are those of a trained release; only the weights are drawn, and the int8 ranges measured
-on random images. Its accuracies are zero, and its classes are numbers.
+The networks, graphs and files are those of a trained release, masked or coded; only the weights are drawn, and the int8
+ranges measured on random images. Its accuracies are zero, and its classes are numbers.
 """
 
 import argparse
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from privdfs_bench.script import run, start
-from privdfs_bench.speed.random_release import write_random_release
-from privdfs_training.reading import load_config
+from privdfs_bench.speed.random_release import write_random
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         shape = (1 if options.grey else 3, options.image, options.image)
-        write_random_release(load_config(options.config), shape, options.classes, options.out)
+        write_random(options.config, shape, options.classes, options.out)
         print(f"written to {options.out}; python bench/latency.py {options.out} measures it")
         return 0
 

@@ -30,11 +30,13 @@ from privdfs_bench.releases import coded_digests, graph_digests, is_coded
 from privdfs_bench.speed import coded as coded_speed
 from privdfs_bench.speed.coded import RESULT_NAME, bars, copied, device_ms, head_graph, ratios, sharing
 from privdfs_bench.speed.coded import device_session as session_of
+from privdfs_bench.speed.random_release import write_random
 from privdfs_training.data import DataSet, load_data
 from tests.coded_release import build_coded_release, noise
 from tests.e2e.processes import proxies
 from tests.trained import QUIET
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MADE_BY = {"command": "bench.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
 
 
@@ -192,6 +194,10 @@ def test_tables_of_coded_releases(release: Path, tmp_path: Path) -> None:
     assert "CrypTen" not in text  # not measured
     assert [value for *_, value in bars(latency)] == [1.5, 0.75, None]
     assert coded_latency_table(tmp_path / "drawn" / "nothing") == NO_LATENCY
+    alone = {name: system for name, system in systems.items() if "masked" not in name}
+    assert ratios(alone) == {name: value for name, value in ratios(systems).items() if "masked" not in name}
+    (tmp_path / "drawn" / RESULT_NAME).write_text(json.dumps(latency | {"systems": alone, "ratios": ratios(alone)}))
+    assert "masked" not in coded_latency_table(tmp_path)
 
     scaling = {"coded": {"drawn": {"made_by": MADE_BY, "points": [shared | point]}}}
     assert "| drawn | 3 | 1 | 6.00 ms | 9.00 ms | 1.00 ms |" in coded_scaling_table(scaling)
@@ -247,6 +253,37 @@ def test_latency_is_measured_beside_a_masked_release(release: Path, trained_rele
     far = results["networks"]["5,100"]["systems"]
     assert far["coded"]["p50_ms"] > 15  # three rounds, each a round trip
     assert "baseline_device" not in far
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("_no_proxy")
+def test_latency_of_a_config_is_measured_without_a_masked_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_SHAPE", (3, 16, 16))
+    monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_CLASSES", 5)
+    line = [str(CONFIGS / "fashion-coded-r1.toml"), "--samples", "3", "--network", "none", "--out", str(tmp_path)]
+    assert latency.main(line) == 0
+    results = json.loads((tmp_path / RESULT_NAME).read_text())
+    assert results["release"] == "fashion-coded-r1-random"
+    assert set(results["systems"]) == {"coded", "baseline_triton", "baseline_device", "http_coded", "http_baseline"}
+    assert results["made_by"]["config"]["beside"] is None
+    assert results["device_ms"]["head"] > 0
+    assert "not measured" in capsys.readouterr().out  # the bar that compares with a masked release
+    line += ["--beside", str(CONFIGS / "fashion-resnet20.toml")]
+    assert latency.main(line) == 0
+    results = json.loads((tmp_path / RESULT_NAME).read_text())
+    assert {"masked", "http_masked"} < set(results["systems"])
+    assert results["made_by"]["config"]["beside"].startswith("fashion-resnet20-random")
+
+
+@pytest.mark.usefixtures("_no_proxy")
+def test_a_masked_release_of_other_images_is_refused(release: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_random(CONFIGS / "fashion-resnet20.toml", (3, 16, 16), 5, other)
+    options = argparse.Namespace(servers=3, samples=1, network=[], crypten=None)
+    with pytest.raises(BenchError, match=r"takes other images: .* --beside"):
+        coded_speed.measure_coded(release, other, options, QUIET)
 
 
 @pytest.mark.e2e

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bench import latency
 from privdfs import Bundle, Error, Result, Timings
+from privdfs_bench.releases import is_coded
 from privdfs_bench.speed.check import bars, check_record, compare
 from privdfs_bench.speed.latency import given
 from privdfs_bench.speed.rounds import check_crypten, open_loop
@@ -20,7 +21,7 @@ from privdfs_bench.speed.serving import ServerTime, split_near
 from privdfs_bench.speed.stages import stragglers
 from privdfs_bench.speed.systems import System
 
-CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def residual_model() -> bytes:
@@ -88,12 +89,15 @@ def test_latency_says_what_is_wrong(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_config_becomes_a_release_with_random_weights_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["fashion-resnet20", "fashion-coded-r1"])
+def test_a_config_becomes_a_release_with_random_weights_for_a_while(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_SHAPE", (3, 16, 16))
     monkeypatch.setattr("privdfs_bench.speed.latency.RANDOM_CLASSES", 5)
-    with given(CONFIG, Console()) as release:
+    config = CONFIGS / f"{name}.toml"
+    with given(config, Console()) as release:
         bundle = Bundle.open(release / "client", allow_unsigned=True)
-        assert release.name == f"{CONFIG.stem}-random"
+        assert release.name == f"{name}-random"
+        assert is_coded(release) == name.startswith("fashion-coded")
         assert (bundle.manifest.image.height, len(bundle.classes)) == (16, 5)
     assert not release.exists()
     with given(release, Console()) as same:

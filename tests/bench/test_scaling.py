@@ -8,14 +8,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from privdfs import Client, Error
+from privdfs import Bundle, Client, Error
+from privdfs_bench.coded import open_coded
 from privdfs_bench.speed import random_release, scaling
 from privdfs_bench.speed.scaling_picture import draw
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import check_repository
-from privdfs_training.config import Config
+from privdfs_training.config import Config, ResNet8Config
 from privdfs_training.reading import load_config
+from tests.coded_release import noise
 from tests.e2e.processes import proxies
+from tests.training.coded_systems import CLASSES, IMAGE, coded_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fashion-resnet20.toml"
 
@@ -26,7 +29,7 @@ def config(servers: int) -> Config:
     head = replace(whole.head, stem=4, stages=((4, 1), (4, 1), (4, 1)))
     return replace(
         whole,
-        backbone=replace(whole.backbone, name="resnet8", width=4),
+        backbone=ResNet8Config(width=4),
         head=head,
         masks=replace(whole.masks, servers=servers, values=8),
         branch=replace(whole.branch, width=4, blocks=1),
@@ -47,6 +50,31 @@ def test_a_random_release_is_whole_and_answers(tmp_path: Path, servers: int, sha
     assert float(result.probabilities.sum()) == pytest.approx(1, abs=1e-5)
     with pytest.raises(Error, match="exists already"):
         random_release.write_random_release(config(servers), shape, 5, out)
+
+
+@pytest.mark.parametrize("kind", ["rounds", "mixer"])
+def test_a_random_coded_release_is_whole_and_answers(tmp_path: Path, kind: str) -> None:
+    out, images = tmp_path / "random", noise(4)
+    random_release.write_random_coded_release(coded_of(kind), IMAGE, CLASSES, out)
+    for folder in [*(out / f"server-{server}" for server in range(3)), out / "baseline"]:
+        check_repository(read_repository(folder))
+    Bundle.open(out / "client", allow_unsigned=True).selftest()
+    with Client.local(out) as client:
+        results = client.predict_batch(images)
+    plain = open_coded(out).plain(images)
+    found = np.stack([result.probabilities for result in results])
+    np.testing.assert_array_equal(found, plain.probabilities)
+    assert len(np.unique(plain.shared[0])) > 4  # a head that uses its levels
+    with pytest.raises(Error, match="exists already"):
+        random_release.write_random_coded_release(coded_of(kind), IMAGE, CLASSES, out)
+
+
+def test_random_weights_that_need_too_many_primes_are_refused(tmp_path: Path) -> None:
+    config = coded_of()
+    config = msgspec.structs.replace(config, sharing=msgspec.structs.replace(config.sharing, primes=1))
+    with pytest.raises(Error, match=r"sharing.primes allows 1"):
+        random_release.write_random_coded_release(config, IMAGE, CLASSES, tmp_path / "random")
+    assert not (tmp_path / "random").exists()
 
 
 def test_a_line_is_fitted_through_the_medians() -> None:

@@ -1,4 +1,4 @@
-"""A coded release beside a masked one and the unprotected model, in one interleaved run; and its time on the device."""
+"""A coded release beside the unprotected model and a masked one, in one interleaved run; and its time on the device."""
 
 import argparse
 import shutil
@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from privdfs import Bundle, Client
 from privdfs._coded import Coded
 from privdfs._coded_format import round_bytes
-from privdfs._format import ENCODER_NAME, largest_coalition, server_folder
+from privdfs._format import CLIENT_FOLDER, ENCODER_NAME, ImageSpec, largest_coalition, server_folder
 from privdfs._images import load_image
 from privdfs._kinds import Answered, Outcome, Sent
 from privdfs_bench.coded import CodedNetworks, open_coded
@@ -28,11 +29,11 @@ from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.connect import Endpoints
 from privdfs_bench.speed.crypten import measure_crypten
 from privdfs_bench.speed.http_systems import RawServer
+from privdfs_bench.speed.latency import REFERENCE_RELEASE
 from privdfs_bench.speed.network import Network, Proxy, through
 from privdfs_bench.speed.percentiles import CONFIDENCE
 from privdfs_bench.speed.rounds import NETWORK_CALLS, NETWORK_WARM_UP, ORDER_SEED, WARM_UP, check_crypten, take_samples
 from privdfs_bench.speed.sockets import connections
-from privdfs_bench.speed.steps import interleaved
 from privdfs_bench.speed.stubs import stubs
 from privdfs_bench.speed.systems import (
     FLOAT_BYTES,
@@ -50,18 +51,19 @@ from privdfs_export.serve import serve_measured
 
 RESULT_NAME = "coded-latency.json"
 IMAGES = ROOT / "examples" / "images"
-#: Calls of each step on the device.
-DEVICE_CALLS = 200
+#: Images of which each step on the device is timed, after some that are not.
+DEVICE_CALLS, DEVICE_WARM_UP = 200, 3
 CRYPTEN_ANSWERS = 5
 #: Servers at each point of the curve.
 SERVERS = (3, 4, 5, 7)
 
 
-def measure_coded(release: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure_coded(release: Path, beside: Path | None, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure one coded release.
 
     Args:
         release: Its folder.
+        beside: Folder of a masked release of the same images; None takes the reference where it is one, else none.
         options: Of the command line.
         console: For progress.
 
@@ -74,17 +76,20 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
     networks, servers = open_coded(release), options.servers
     image = networks.manifest.image
     images = [load_image(path, image) for path in sorted(IMAGES.glob("*.png"))]
-    masked = Bundle.open(options.beside / "client", allow_unsigned=True)
-    if masked.masked.image != image:
-        raise BenchError(f"{masked.release} takes other images: name a masked release of the same data with --beside")
+    masked = _masked(beside, image)
     repositories = [release / server_folder(server) for server in range(servers)]
-    repositories += [options.beside / server_folder(server) for server in range(masked.n_servers)]
+    if masked is not None:
+        repositories += [masked.folder / server_folder(server) for server in range(masked.bundle.n_servers)]
     repositories += [release / "baseline"]
     with ExitStack() as stack:
         with console.status(f"starting {len(repositories)} tritonservers"):
             running = stack.enter_context(serve_measured(repositories, http=True))
         endpoints = Endpoints([one.endpoint for one in running], [str(one.http) for one in running])
-        config = {"beside": masked.release, "samples": options.samples, "warmup": WARM_UP}
+        config = {
+            "beside": None if masked is None else masked.bundle.release,
+            "samples": options.samples,
+            "warmup": WARM_UP,
+        }
         about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints.grpc[0])
         with connected(release, networks, masked, endpoints, servers) as systems:
             take_samples(systems, images, options.samples, WARM_UP, console)
@@ -113,6 +118,30 @@ def measure_coded(release: Path, options: argparse.Namespace, console: Console) 
         with console.status("CrypTen"):
             _add_crypten(results, options.crypten, verified_graph(release / "baseline", "baseline"), images[0])
     return results
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The masked release that takes turns with the coded one.
+
+    Attributes:
+        folder: Of the release.
+        bundle: Of its client.
+    """
+
+    folder: Path
+    bundle: Bundle
+
+
+def _masked(folder: Path | None, image: ImageSpec) -> Masked | None:
+    """The release beside, which must take the same images; without a folder the reference, where it does."""
+    chosen = folder or REFERENCE_RELEASE
+    bundle = Bundle.open(chosen / CLIENT_FOLDER, allow_unsigned=True)
+    if bundle.masked.image == image:
+        return Masked(chosen, bundle)
+    if folder is None:
+        return None
+    raise BenchError(f"{bundle.release} takes other images: name a masked release of the same data with --beside")
 
 
 def _add_crypten(results: dict[str, Any], python: Path, graph: bytes, image: Pixels) -> None:
@@ -163,14 +192,14 @@ def sharing(networks: CodedNetworks, servers: int) -> dict[str, Any]:
 
 @contextmanager
 def connected(
-    release: Path, networks: CodedNetworks, masked: Bundle, endpoints: Endpoints, servers: int
+    release: Path, networks: CodedNetworks, masked: Masked | None, endpoints: Endpoints, servers: int
 ) -> Iterator[dict[str, System]]:
     """The systems, not called yet.
 
     Args:
         release: Folder of the coded release.
         networks: Of it.
-        masked: The other release.
+        masked: The other release, if any.
         endpoints: Of the servers of both, in that order, and of the unprotected model; over each wire.
         servers: Of the coded release.
     """
@@ -181,33 +210,30 @@ def connected(
     with ExitStack() as stack:
         (stub,) = stack.enter_context(stubs(endpoints.grpc[-1:]))
         (connection,) = stack.enter_context(connections(endpoints.http[-1:]))
-        bundle = Bundle.open(release / "client", allow_unsigned=True)
-        coded, http, beside, http_beside = (
-            PrivDFS(stack.enter_context(Client(one, called, timeout=TIMEOUT_S)))
-            for one, called in (
-                (bundle, endpoints.grpc[:servers]),
-                (bundle, endpoints.http[:servers]),
-                (masked, endpoints.grpc[servers:-1]),
-                (masked, endpoints.http[servers:-1]),
-            )
-        )
+        bundle = Bundle.open(release / CLIENT_FOLDER, allow_unsigned=True)
+
+        def called(bundle: Bundle, endpoints: Sequence[str]) -> Callable[[Pixels], int]:
+            return PrivDFS(stack.enter_context(Client(bundle, endpoints, timeout=TIMEOUT_S))).classify
+
         http_whole = RawServer(connection, "baseline", ("image", "UINT8", shape))
         whole = OneServer(stub.ModelInfer, "baseline", ("image", "UINT8", shape), lambda one: one.tobytes())
-        sizes, masked_sizes = ([up] * servers, [down] * servers), (bytes_up(masked), [answer] * masked.n_servers)
+        sizes, pixels = ([up] * servers, [down] * servers), ([int(np.prod(shape))], [answer])
         what = f"coded shares, {servers} servers, T = {largest_coalition(servers)}, rounds: {len(networks.rounds)}"
-        yield {
-            "coded": System(what, *sizes, coded.classify),
-            "masked": System(f"masked shares, {masked.release}", *masked_sizes, beside.classify),
-            "baseline_triton": System(
-                "unprotected, pixels to 1 server", [int(np.prod(shape))], [answer], whole.classify
-            ),
+        systems = {
+            "coded": System(what, *sizes, called(bundle, endpoints.grpc[:servers])),
+            "baseline_triton": System("unprotected, pixels to 1 server", *pixels, whole.classify),
             "baseline_device": System("unprotected, on the device", [], [], OnDevice(graph).classify),
-            "http_coded": System("coded shares over HTTP", *sizes, http.classify),
-            "http_masked": System("masked shares over HTTP", *masked_sizes, http_beside.classify),
-            "http_baseline": System(
-                "unprotected, pixels over HTTP", [int(np.prod(shape))], [answer], http_whole.classify
-            ),
+            "http_coded": System("coded shares over HTTP", *sizes, called(bundle, endpoints.http[:servers])),
+            "http_baseline": System("unprotected, pixels over HTTP", *pixels, http_whole.classify),
         }
+        if masked is not None:
+            other = masked.bundle
+            sizes, what = (bytes_up(other), [answer] * other.n_servers), f"masked shares, {other.release}"
+            systems |= {
+                "masked": System(what, *sizes, called(other, endpoints.grpc[servers:-1])),
+                "http_masked": System("masked shares over HTTP", *sizes, called(other, endpoints.http[servers:-1])),
+            }
+        yield systems
 
 
 def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
@@ -218,14 +244,15 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
         f"coded_p50_to_{name}_p50": coded["p50_ms"] / systems[name]["p50_ms"] for name in others if name in systems
     }
     for name in ("masked", "baseline"):
-        found[f"http_coded_p50_to_{name}_p50"] = http["p50_ms"] / systems[f"http_{name}"]["p50_ms"]
+        if f"http_{name}" in systems:
+            found[f"http_coded_p50_to_{name}_p50"] = http["p50_ms"] / systems[f"http_{name}"]["p50_ms"]
     found["http_coded_p50_to_grpc_p50"] = http["p50_ms"] / coded["p50_ms"]
     found["http_coded_cpu_to_grpc_cpu"] = http["cpu_ms"] / coded["cpu_ms"]
     return {name: round(value, 3) for name, value in found.items()}
 
 
 def device_ms(networks: CodedNetworks, image: Pixels, servers: int) -> dict[str, float]:
-    """Median milliseconds of one image on the device: steps take turns.
+    """Median milliseconds of one image on the device, one step after the other.
 
     Args:
         networks: The release.
@@ -243,26 +270,25 @@ def device_ms(networks: CodedNetworks, image: Pixels, servers: int) -> dict[str,
     residues = networks.plain(pixels).residues
     outcomes = [[Outcome(server, 0.0, one) for server in range(servers)] for one in residues]
 
-    def whole() -> list[float]:
-        """Milliseconds of all that follows the first round's answers, without servers."""
-        sent: Sent | Answered = kind.begin(pixels)
+    spent: dict[str, list[float]] = {"head": [], "sharing": [], "decoding": []}
+    for turn in range(DEVICE_WARM_UP + DEVICE_CALLS):
         started = time.perf_counter()
+        head.run(None, {"image": pixels})
+        headed = time.perf_counter()
+        sent: Sent | Answered = kind.begin(pixels)
+        shared = time.perf_counter()
         for answers in outcomes:
             assert isinstance(sent, Sent)  # noqa: S101  only the last round is followed by an answer
             sent = kind.take(sent, answers)
-        return [(time.perf_counter() - started) * 1e3]
-
-    decoding: list[float] = []
-    ways: dict[str, Callable[[], object]] = {
-        "head": lambda: head.run(None, {"image": pixels}),
-        "encode": lambda: kind.begin(pixels),
-        "whole": lambda: decoding.extend(whole()),
-    }
-    found = interleaved(ways, DEVICE_CALLS)
-    shared, decoded = max(0.0, found["encode"] - found["head"]), statistics.median(decoding)
-    spent = {"head": found["head"], "sharing": shared, "decoding": decoded}
-    spent["sharing_and_decoding_to_head"] = (shared + decoded) / found["head"]
-    return {name: round(value, 4) for name, value in spent.items()}
+        decoded = time.perf_counter()
+        if turn >= DEVICE_WARM_UP:
+            spent["head"].append(headed - started)
+            # What encoding takes beyond the head alone, call by call: a slow phase of the machine meets both.
+            spent["sharing"].append((shared - headed) - (headed - started))
+            spent["decoding"].append(decoded - shared)
+    found = {name: max(0.0, 1e3 * statistics.median(times)) for name, times in spent.items()}
+    found["sharing_and_decoding_to_head"] = (found["sharing"] + found["decoding"]) / found["head"]
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def head_graph(encoder: bytes) -> bytes:
@@ -343,7 +369,7 @@ def bars(results: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
     """The bars of coded releases: what, the limit, and what was measured."""
     found = results["ratios"]
     return [
-        ("coded p50 / masked p50, loopback (one round)", "<= 1.5", found["coded_p50_to_masked_p50"]),
+        ("coded p50 / masked p50, loopback (one round)", "<= 1.5", found.get("coded_p50_to_masked_p50")),
         ("sharing and decoding / head, on the device", "<= 2", results["device_ms"]["sharing_and_decoding_to_head"]),
         ("CrypTen p50 / coded p50", ">= 30", found.get("crypten_p50_to_coded_p50")),
     ]

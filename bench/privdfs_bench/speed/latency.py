@@ -23,12 +23,11 @@ from privdfs_bench.speed.network import through
 from privdfs_bench.speed.page import DISTRIBUTIONS, STAGES, write_page
 from privdfs_bench.speed.percentiles import CONFIDENCE, PERCENTILES, samples_needed
 from privdfs_bench.speed.pictures import draw_distributions, draw_stages
-from privdfs_bench.speed.random_release import write_random_release
+from privdfs_bench.speed.random_release import write_random
 from privdfs_bench.speed.rounds import ORDER_SEED, WARM_UP, check_crypten, measure_network, measure_systems
 from privdfs_bench.speed.serving import Split, split_near, write_jpeg, write_split
 from privdfs_bench.speed.systems import DEVICE_THREADS, Pixels
 from privdfs_export.serve import serve_measured
-from privdfs_training.reading import load_config
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
 COLD_STARTS, CRYPTEN_ANSWERS = 5, 5
@@ -118,7 +117,7 @@ def given(path: Path, console: Console) -> Iterator[Path]:
     """The folder of the release that the command line names; that of a config lasts as long as it is measured.
 
     Raises:
-        Error: the config does not load, or does not fit pictures of that size.
+        Error: the config does not load or does not fit pictures of that size, or a round of it needs too many primes.
         OSError: the release cannot be written.
     """
     if path.suffix != ".toml":
@@ -127,7 +126,7 @@ def given(path: Path, console: Console) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="privdfs-latency-") as folder:
         release = Path(folder) / f"{path.stem}-random"
         with console.status("making a release with random weights"):
-            write_random_release(load_config(path), RANDOM_SHAPE, RANDOM_CLASSES, release)
+            write_random(path, RANDOM_SHAPE, RANDOM_CLASSES, release)
         yield release
 
 
