@@ -58,6 +58,7 @@ class Cost:
         bytes_up: What reaches the server, with what the wire adds.
         bytes_down: What leaves it.
         source: Where the time is from, in words.
+        at_most: The time is an upper bound.
         wire_source: Where the bytes of the wire are from, in words.
     """
 
@@ -66,6 +67,7 @@ class Cost:
     bytes_down: float
     source: str
     wire_source: str
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,9 @@ def release_cost(name: str, manifest: AnyClientManifest, results: Path, service_
         exchanges = 1
         up, down = max(one.share_length for one in manifest.servers), _LOGIT_BYTES * len(manifest.classes)
     measured, source = (service_ms, "--service-ms") if service_ms is not None else _service(name, manifest, results)
-    return Cost(
-        measured, up + exchanges * more_up, down + exchanges * more_down, source, _told("latency.json", latency)
-    )
+    at_most = service_ms is None and isinstance(manifest, CodedManifest)
+    wire_source = _told("latency.json", latency)
+    return Cost(measured, up + exchanges * more_up, down + exchanges * more_down, source, wire_source, at_most)
 
 
 def _service(name: str, manifest: AnyClientManifest, results: Path) -> tuple[float, str]:
@@ -199,14 +201,29 @@ def _service(name: str, manifest: AnyClientManifest, results: Path) -> tuple[flo
         # Servers' own time was not measured alone; all that the device does not do is more than it.
         device = sum(found["device_ms"][part] for part in ("head", "sharing", "decoding"))
         most = found["systems"]["coded"]["p50_ms"] - device
-        return most, f"at most: the median call without the device's part, {_told(path.as_posix(), found)}"
+        told = f"the median call without the device's part, {_told(path.as_posix(), found)}"
+        return most, told + _earlier(name, manifest, found)
     latency = _read(results / "latency.json")
-    if latency["release"] == name:
+    if name == latency["release"] or manifest.release == _measured(latency):
         slowest = max(server["compute_ms"] for server in latency["stages"]["servers"])
-        return slowest, f"the slowest server's compute, {_told('latency.json', latency)}"
+        told = f"the slowest server's compute, {_told('latency.json', latency)}"
+        return slowest, told + _earlier(name, manifest, latency)
     scaling = _read(results / "scaling.json")
     config = scaling["made_by"]["config"]["config"]
     return scaling["service"]["one_ms"], f"of another release ({config}), {_told('scaling.json', scaling)}"
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """The release that was measured, with the digest of its name."""
+    return found["made_by"]["config"]["release"]
+
+
+def _earlier(name: str, manifest: AnyClientManifest, found: dict[str, Any]) -> str:
+    """What to add where another release of this name was measured."""
+    measured = _measured(found)
+    if measured == manifest.release:
+        return ""
+    return f"; of an earlier {name} ({measured.removeprefix(f'{name}-')}): measure it, or pass --service-ms"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -339,26 +356,28 @@ def _show(release: str, load: Load, cost: Cost, found: Capacity) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    table.add_column()
+    bound, busy = " (upper bound)" if cost.at_most else "", f"if {load.utilisation:.0%} busy"
     rows = [
-        ("time of a call on one server", f"{cost.service_ms:.3f} ms"),
-        (f"instances a party, {load.utilisation:.0%} busy", f"{found.instances:,}"),
-        ("mean wait for one", f"{found.wait_ms:.2f} ms"),
-        ("99 % of calls wait at most", f"{found.wait_99_ms:.1f} ms"),
-        ("most calls a second that they carry", f"{found.most_calls:,.0f}"),
-        ("into a party", f"{found.up_mbit:,.2f} Mbit/s"),
-        ("out of a party", f"{found.down_mbit:,.2f} Mbit/s"),
+        (f"time of a call on one server{bound}", f"{cost.service_ms:.3f}", "ms"),
+        (f"instances a party, {busy}", f"{found.instances:,}", ""),
+        (f"mean wait, {busy}", f"{found.wait_ms:.2f}", "ms"),
+        (f"99% of calls wait at most, {busy}", f"{found.wait_99_ms:.1f}", "ms"),
+        ("most that they carry", f"{found.most_calls:,.0f}", "calls/s"),
+        ("into a party", f"{found.up_mbit:,.2f}", "Mbit/s"),
+        ("out of a party", f"{found.down_mbit:,.2f}", "Mbit/s"),
     ]
     if found.links is not None:
-        rows.append((f"links of {load.link:g} Mbit/s a party", f"{found.links:,}"))
+        rows.append((f"links of {load.link:g} Mbit/s a party", f"{found.links:,}", ""))
     if found.replicas is not None:
-        rows.append((f"replicas a party for {load.target:g}", f"{found.replicas:,}"))
-        rows.append(("availability of the whole then", f"{found.availability:.6f}"))
+        rows.append((f"replicas a party for {load.target:g}", f"{found.replicas:,}", ""))
+        rows.append(("availability of the whole then", f"{found.availability:.6f}", ""))
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(title, highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"time: {cost.source}\nbytes: {cost.wire_source}", highlight=False, soft_wrap=True)
+    console.print(f"time{bound}: {cost.source}\nbytes: {cost.wire_source}", highlight=False, soft_wrap=True)
     console.print("An instance is a processor core, or a GPU if you measured --service-ms on one.", highlight=False)
 
 

@@ -100,6 +100,8 @@ export function checkServers(
 ): CheckedServer[] {
   if (!Array.isArray(servers))
     throw new ConfigError("the servers are not a list: pass [{ url: … }, …] in the release's order");
+  if (servers.length === 0)
+    throw new ConfigError("no servers were given: pass [{ url: … }, …], one for each of the release, in its order");
   const checked = servers.map((server: unknown) => checkServer(server, options.tls));
   if (count !== null && checked.length !== count)
     throw new ConfigError(

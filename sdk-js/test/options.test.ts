@@ -44,6 +44,8 @@ type Wrong = any;
 /** What is wrong, and a part of the error that says so. */
 const WRONG: [string, string, (Made: typeof Client) => unknown][] = [
   ["no list of servers", "not a list", (Made) => new Made(masked, "https://a.example" as Wrong)],
+  ["no servers", "no servers were given", (Made) => new Made(masked, [])],
+  ["no servers of a coded release", "no servers were given", (Made) => new Made(coded, [])],
   ["too few servers", "3 servers, 2 were given", (Made) => new Made(masked, THREE.slice(1))],
   ["a number as a server", "type number", (Made) => new Made(masked, [1, 2, 3] as Wrong)],
   ["no address", "no address", (Made) => new Made(masked, [{ url: [] }, ...THREE.slice(1)])],

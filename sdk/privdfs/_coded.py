@@ -145,7 +145,7 @@ class Coded:
         needed = coding.needed_answers(degree, trusted)
         if servers < needed:
             most = (servers - 1) // degree
-            instead = f"give {needed} servers" + (f", or pass colluding={most}" if most else "")
+            instead = f"give {needed} servers" + (f", or pass colluding={most}" if most > 0 else "")
             raise ConfigError(
                 f"{servers} servers cannot keep {trusted} of them ignorant: the rounds of {manifest.release} have "
                 f"degree {degree}, so {needed} answers decode them; {instead}"

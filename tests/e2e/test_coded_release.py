@@ -163,10 +163,16 @@ def test_the_command_serves_as_many_servers_as_are_asked_for(release: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("servers", "told"), [("5", "has folders for 4 servers, not 5: add some"), ("0", "--servers"), ("17", "--servers")]
+    ("servers", "told"),
+    [
+        ("5", "has folders for 4 servers, not 5: add some"),
+        ("2", "have degree 2, so at least 3 answers decode them; pass --servers 3"),
+        ("0", "--servers"),
+        ("17", "--servers"),
+    ],
 )
 def test_servers_that_are_not_there(release: Path, capsys: pytest.CaptureFixture[str], servers: str, told: str) -> None:
-    with pytest.raises(SystemExit) if servers != "5" else nullcontext():
+    with pytest.raises(SystemExit) if servers in {"0", "17"} else nullcontext():
         assert serve_main([str(release), "--servers", servers]) == 2
     assert told in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -381,6 +382,29 @@ def test_the_command_lists_gateways_and_leaves_nothing(release: Path, tmp_path: 
         assert wait_until_gone(below, ENDED_S) == set()
     if number == signal.SIGTERM:
         assert list(scratch.iterdir()) == []
+
+
+def test_the_table_lines_up_and_names_a_call(release: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "privdfs_export.serve", str(release), "--gateway", "--metrics"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as started:
+        assert started.stdout is not None
+        said = list(takewhile(lambda told: "Ctrl-C" not in told, started.stdout))
+        started.terminate()
+    head, table = said[0], said[1:5]
+    assert [row[head.index("kind") :].split("  ")[0] for row in table] == [
+        "gRPC",
+        "metrics",
+        "HTTPS",
+        "gateway's metrics",
+    ]
+    assert all("127.0.0.1:" in row[head.index("address") : head.index("pid")] for row in table)
+    assert all(len(row) <= 80 for row in said[:5])
+    https = table[2][head.index("address") :].split()[0]
+    call = "".join(said[5:])
+    assert f"privdfs predict {release}/client IMAGE --allow-unsigned" in call
+    assert f"--ca {tmp_path}/privdfs-logs-" in call
+    assert f"--server {https}" in call
 
 
 def test_a_killed_nginx_ends_the_command(release: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from privdfs_export.serve import (
     serve_release,
     tritonserver,
 )
+from privdfs_export.serve.cli import main
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
 
@@ -377,6 +378,17 @@ def test_the_command_ends_with_status_2_and_one_line(release: Path, arguments: l
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([str(release), "--port", str(port)]) == 2
+    assert f"port {port} cannot be used" in capsys.readouterr().err
+    assert main([str(release), "--port", "65534"]) == 2
+    assert "port 65536 cannot be used" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------ no orphans
 
 
@@ -386,6 +398,26 @@ def test_the_command_serves_http_where_that_is_asked_for(release: Path, tmp_path
         assert len({endpoint.removeprefix("http://") for endpoint in found["http"] + found["endpoints"]}) == 6
         started.send_signal(signal.SIGINT)
         assert started.wait(ENDED_S) == 0
+
+
+def test_when_one_server_ends_the_others_go_on_where_that_is_asked_for(release: Path, tmp_path: Path) -> None:
+    port = processes.free_port()
+    more = ["--keep-going", "--http", "--port", str(port)]
+    with _start_command(release, tmp_path, log_dir=tmp_path / "logs", more=more) as started:
+        found = _first_line(started)
+        assert found["endpoints"] == [f"127.0.0.1:{port + i}" for i in range(3)]
+        assert found["http"] == [f"http://127.0.0.1:{port + 3 + i}" for i in range(3)]
+        assert ["tritonserver" in command(pid) for pid in found["pids"]] == [True] * 3
+        assert started.stderr is not None
+        for ends in (1, 2):
+            os.kill(found["pids"][ends], signal.SIGKILL)
+            said = started.stderr.readline()
+            assert said == f"the tritonserver of {release}/server-{ends} ended (status 137); the others go on\n"
+        assert infer(found["endpoints"][0], "branch", "share", shares(1)).shape == (1, 4)
+        os.kill(found["pids"][0], signal.SIGKILL)
+        _, said = started.communicate(timeout=ENDED_S)
+    assert started.returncode == 2
+    assert "server-0 ended by itself with status 137" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -86,11 +86,31 @@ def test_a_coded_release_counts_all_rounds(capsys: pytest.CaptureFixture[str]) -
     release = RELEASES / "cifar10-coded"
     found = told(capsys, str(release), "--calls", "10", "--servers", "5", "--replica-availability", "0.99")
     measured = json.loads((RESULTS / "cifar10-coded" / "coded-latency.json").read_text())
-    assert found["cost"]["source"].startswith("at most")
+    assert found["cost"]["at_most"]
     assert found["cost"]["bytes_up"] > measured["bytes_up"]
     assert found["cost"]["bytes_down"] > measured["bytes_down"]
     assert (found["load"]["servers"], found["load"]["needed"]) == (5, 3)
     assert found["availability"] >= 0.999
+
+
+@pytest.mark.parametrize("release", ["fashion-resnet20", "fashion-coded"])
+def test_the_time_of_an_earlier_release_of_this_name_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], release: str
+) -> None:
+    for path in ("latency.json", "fashion-coded/coded-latency.json"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(RESULTS / path, tmp_path / path)
+    words = [str(RELEASES / release), "--calls", "10", "--results", str(tmp_path)]
+    path = tmp_path / ("latency.json" if release == "fashion-resnet20" else "fashion-coded/coded-latency.json")
+    results = json.loads(path.read_text())
+    name = json.loads((RELEASES / release / "client" / "manifest.json").read_text())["release"]
+    for measured, said in ((name, False), (f"{release}-0123456789ab", True)):
+        results["made_by"]["config"]["release"] = measured
+        path.write_text(json.dumps(results))
+        source = told(capsys, *words)["cost"]["source"]
+        earlier = f"of an earlier {release} (0123456789ab): measure it, or pass --service-ms"
+        assert source.endswith(earlier) == said
+        assert ("earlier" in source) == said
 
 
 def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +121,7 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     table = capsys.readouterr().out
     for part in (
         found["release"],
-        f"{found['cost']['service_ms']:.3f} ms",
+        f"{found['cost']['service_ms']:.3f}  ms",
         f"{found['availability']:.6f}",
         "latency.json",
     ):

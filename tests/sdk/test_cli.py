@@ -297,7 +297,10 @@ def test_predict_with_a_server_missing(
     [
         (["predict", "CLIENT", "none.png", "SERVERS"], "no image file"),
         (["predict", "CLIENT", "SERVERS"], "no image was given"),
-        (["predict", "CLIENT", "PICTURE", "--allow-unsigned"], "the release has 3 servers, 0 were given"),
+        (
+            ["predict", "CLIENT", "PICTURE", "--allow-unsigned"],
+            "no servers were given: pass one for each of the release",
+        ),
         (["predict", "CLIENT", "PICTURE", "--server", "127.0.0.1:1,127.0.0.1:1"], "twice"),
         (["predict", "CLIENT", "PICTURE", "--server", "a.example:1"], "TLS"),
         (["predict", "CLIENT", "PICTURE", "SERVERS", "--timeout", "0"], "timeout"),
@@ -472,7 +475,7 @@ def test_connection_options_that_do_not_fit(
         ("[]", "Expected `object`"),
         ('{"servers": [{"endpoints": "a:1"}]}', "Expected `array`"),
         ('{"servers": [{"endpoints": ["127.0.0.1:1"], "token": "zz-secret"}]}', "unknown field `token`"),
-        ('{"servers": []}', "the release has 3 servers, 0 were given"),
+        ('{"servers": []}', "no servers were given"),
         ("\xff", "cannot be used"),
     ],
 )

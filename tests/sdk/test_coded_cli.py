@@ -92,6 +92,7 @@ def options_of_four(release: Path, endpoints: list[str], picture: str) -> list[s
 @pytest.mark.parametrize(
     ("count", "words", "problem"),
     [
+        (0, [], "no servers were given: pass one for each of the release, in its order; on the command line, --server"),
         (2, [], "2 servers cannot keep 1 of them ignorant"),
         (4, ["--colluding", "2"], "give 5 servers, or pass colluding=1"),
         (5, ["--colluding", "0"], "at least 1"),

@@ -179,7 +179,8 @@ def test_a_replica_that_is_also_another_server() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_fewer_or_more_servers_than_the_release_has(count: int) -> None:
-    with pytest.raises(ConfigError, match="the release has 3 servers"):
+    problem = f"the release has 3 servers, {count} were given" if count else "no servers were given"
+    with pytest.raises(ConfigError, match=problem):
         check_servers([f"127.0.0.1:{port}" for port in range(1, count + 1)], 3)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,14 +11,16 @@ from pathlib import Path
 
 from privdfs._command_line import signals_interrupt, whole_number
 from privdfs._errors import Error
+from privdfs._format import CLIENT_FOLDER, SIGNATURE_NAME
 from privdfs.coding import MAX_SERVERS
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
 from privdfs_export.serve.local import check_release, running
 from privdfs_export.serve.nginx import DEFAULT_RATE
-from privdfs_export.serve.processes import watch
+from privdfs_export.serve.processes import ended, failed
 from privdfs_export.serve.tritonserver import RunningServer, Services
 
 _LARGEST_RATE = 1_000_000
+_LARGEST_PORT = 65_535
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,16 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gateway = Gateway(tuple(options.origin), options.rate, options.cert, options.key)
             repositories = check_release(options.release, options.servers)
             services = Services(options.http, options.gateway, options.metrics)
-            servers = stack.enter_context(running(repositories, options.tritonserver, options.log_dir, services))
+            servers = stack.enter_context(
+                running(repositories, options.tritonserver, options.log_dir, services, options.port)
+            )
             doors: list[RunningGateway] = []
             if options.gateway:
-                doors = stack.enter_context(gateways(gateway, repositories, servers))
+                doors = stack.enter_context(gateways(gateway, repositories, servers, options.port))
             release = repositories[0].manifest.release
             if options.json:
                 print(json.dumps({"release": release, **_listed(servers, doors)}), flush=True)
             else:
-                _show(release, servers, doors)
-            watch([*servers, *doors], parent)
+                _show(options.release, release, servers, doors)
+            _watch(servers, doors, parent, keep_going=options.keep_going)
     except KeyboardInterrupt:
         return 0
     except Error as error:
@@ -66,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         type=whole_number(1, MAX_SERVERS),
         metavar="N",
         help="of a coded release: serve the first N servers alone",
+    )
+    parser.add_argument(
+        "--port",
+        type=whole_number(1, _LARGEST_PORT),
+        metavar="P",
+        help="port of the first server's gRPC; those of the others follow, then HTTP or HTTPS (default: free ones)",
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="when a server ends, go on with the others, until the last has ended"
     )
     web = parser.add_mutually_exclusive_group()
     web.add_argument("--http", action="store_true", help="serve HTTP too, on a port of its own, for clients of that")
@@ -93,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metrics", action="store_true", help="serve figures for monitoring too; they hold nothing about images"
     )
-    parser.add_argument("--json", action="store_true", help="print endpoints and logs as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print endpoints, process ids and logs as one line of JSON")
     parser.add_argument("--tritonserver", metavar="PATH", help="the tritonserver to run")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="where the servers' logs go")
     return parser
@@ -112,20 +126,48 @@ def _listed(servers: Sequence[RunningServer], doors: Sequence[RunningGateway]) -
         found["metrics"] = [server.metrics for server in servers]
         if doors:
             found["gateway_metrics"] = [door.metrics for door in doors]
+    found["pids"] = [kept.pid for kept in (*servers, *doors)]
     found["logs"] = [str(kept.log) for kept in (*servers, *doors)]
     return found
 
 
-def _show(release: str, servers: Sequence[RunningServer], doors: Sequence[RunningGateway]) -> None:
-    print(f"{'server':<10}  {'endpoint':<21}  log")
+def _show(folder: Path, release: str, servers: Sequence[RunningServer], doors: Sequence[RunningGateway]) -> None:
+    """The same as a table, and a call to copy."""
+    rows = [("server", "kind", "address", "pid")]
     for index, server in enumerate(servers):
-        print(f"{server.repository.name:<10}  {server.endpoint:<21}  {server.log}")
         door = doors[index] if doors else None
-        if door is not None:
-            print(f"{'':<10}  {door.endpoint}  {door.calls}")
-        for url in (server.http, server.metrics, door and door.metrics):
-            if url is not None:
-                print(f"{'':<10}  {url}")
+        rows.append((server.repository.name, "gRPC", server.endpoint, str(server.pid)))
+        rows += [
+            ("", kind, address, pid)
+            for kind, address, pid in (
+                ("HTTP", server.http, ""),
+                ("metrics", server.metrics, ""),
+                ("HTTPS", door and door.endpoint, str(door and door.pid)),
+                ("gateway's metrics", door and door.metrics, ""),
+            )
+            if address is not None
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print(f"\nTheir logs are in {servers[0].log.parent}. A call:\n")
+    client = folder / CLIENT_FOLDER
+    trust = "--trust KEY" if (client / SIGNATURE_NAME).exists() else "--allow-unsigned"
+    call = [f"privdfs predict {shlex.quote(str(client))} IMAGE {trust}"]
     if doors and doors[0].ca is not None:
-        print(f"Clients trust {doors[0].ca}, which was made for this run.")
-    print(f"Release {release} is being served; Ctrl-C ends it.", flush=True)
+        call.append(f"--ca {shlex.quote(str(doors[0].ca))}")
+    addresses = [door.endpoint for door in doors] or [server.http or server.endpoint for server in servers]
+    print(" \\\n    ".join([*call, *(f"--server {address}" for address in addresses)]))
+    print(f"\nRelease {release} is being served; Ctrl-C ends it.", flush=True)
+
+
+def _watch(servers: Sequence[RunningServer], doors: Sequence[RunningGateway], parent: int, *, keep_going: bool) -> None:
+    """Return when the parent has ended.
+
+    Raises:
+        ProcessFailedError: a process ended by itself; of those that keep going, the last server.
+    """
+    for kept, status in ended([*servers, *doors], parent):
+        if not keep_going or all(server.keeper.poll() is not None for server in servers):
+            raise failed(kept, f"ended by itself with status {status}")
+        print(f"the {kept.what} ended (status {status}); the others go on", file=sys.stderr, flush=True)

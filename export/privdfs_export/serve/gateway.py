@@ -12,7 +12,7 @@ from typing import ClassVar
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import Repository
 from privdfs_export.serve.nginx import DEFAULT_RATE, NginxSettings, check_origin, nginx_config, secret_line
-from privdfs_export.serve.processes import Kept, all_ready, find_program, free_port, start
+from privdfs_export.serve.processes import Kept, all_ready, find_program, free_port, ports, start
 from privdfs_export.serve.tritonserver import RunningServer
 
 _ONE_PROCESS = "daemon off; master_process off;"
@@ -86,13 +86,17 @@ def find_nginx() -> Path:
 
 @contextmanager
 def gateways(
-    gateway: Gateway, repositories: Sequence[Repository], servers: Sequence[RunningServer]
+    gateway: Gateway,
+    repositories: Sequence[Repository],
+    servers: Sequence[RunningServer],
+    first_port: int | None = None,
 ) -> Iterator[list[RunningGateway]]:
-    """Gateways of servers that are ready; they are ready inside the `with`, and gone after it."""
+    """Gateways of servers that are ready, and that have the first ports; ready inside the `with`, and gone after it."""
     program, authority = find_nginx(), None if gateway.cert is not None else _Authority(servers[0].log.parent)
+    wanted = ports(first_port, len(servers), len(servers))
     begin = [
-        partial(_start, program, gateway, authority, repository, server)
-        for repository, server in zip(repositories, servers, strict=True)
+        partial(_start, program, gateway, authority, repository, server, port)
+        for repository, server, port in zip(repositories, servers, wanted, strict=True)
     ]
     with all_ready(begin, _is_ready) as found:
         yield found
@@ -120,9 +124,14 @@ class _Authority:
 
 
 def _start(
-    program: Path, gateway: Gateway, authority: _Authority | None, repository: Repository, server: RunningServer
+    program: Path,
+    gateway: Gateway,
+    authority: _Authority | None,
+    repository: Repository,
+    server: RunningServer,
+    wanted: int | None,
 ) -> RunningGateway:
-    port, log = free_port(), server.log.with_suffix(".gateway.log")
+    port, log = wanted or free_port(), server.log.with_suffix(".gateway.log")
     calls = server.log.with_suffix(".calls.log")
     metrics = None if server.metrics is None else f"127.0.0.1:{free_port()}"
 

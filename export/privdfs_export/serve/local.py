@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from privdfs._coded_format import CodedManifest
+from privdfs import coding
+from privdfs._coded_format import CodedManifest, largest_degree
 from privdfs._config import WireName
 from privdfs._errors import BundleIntegrityError
 from privdfs._files import read_manifest_bytes
@@ -17,7 +18,7 @@ from privdfs._verify import server_folders
 from privdfs_export.errors import ServeError
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
-from privdfs_export.serve.processes import all_ready
+from privdfs_export.serve.processes import all_ready, ports
 from privdfs_export.serve.tritonserver import RunningServer, Services, find_tritonserver, is_ready, start_server
 from privdfs_export.verify import check_repository
 
@@ -161,6 +162,14 @@ def check_release(path: Path, count: int | None = None) -> list[Repository]:
         if not isinstance(client, CodedManifest):
             msg = f"{path} is a masked release, which needs all its {len(folders)} servers: leave out --servers"
             raise ServeError(msg)
+        degree = largest_degree(client)
+        fewest = coding.needed_answers(degree, 1)
+        if count < fewest:
+            msg = (
+                f"no client can use {count} servers of {client.release}: its rounds have degree {degree}, so at "
+                f"least {fewest} answers decode them; pass --servers {fewest} or more"
+            )
+            raise ServeError(msg)
         if count > len(folders):
             msg = (
                 f"{path} has folders for {len(folders)} servers, not {count}: add some with "
@@ -186,9 +195,12 @@ def running(
     tritonserver: str | Path | None = None,
     log_dir: Path | None = None,
     services: Services | None = None,
+    first_port: int | None = None,
 ) -> Iterator[list[RunningServer]]:
-    """Servers that are ready inside the `with`, and gone after it."""
+    """Servers that are ready inside the `with`, and gone after it; from a first port on, gRPC's come before HTTP's."""
     program, services = find_tritonserver(tritonserver), services or Services()
+    count = len(repositories)
+    grpc, web = ports(first_port, 0, count), ports(first_port if services.http else None, count, count)
     try:
         logs = log_dir or Path(tempfile.mkdtemp(prefix="privdfs-logs-"))
         logs.mkdir(parents=True, exist_ok=True)
@@ -196,7 +208,15 @@ def running(
         msg = f"cannot write logs into {log_dir or tempfile.gettempdir()} ({error}): name another folder with --log-dir"
         raise ServeError(msg) from error
     begin = [
-        partial(start_server, program, repository, logs / f"{index}-{repository.path.name}.log", services)
+        partial(
+            start_server,
+            program,
+            repository,
+            logs / f"{index}-{repository.path.name}.log",
+            services,
+            port=grpc[index],
+            http_port=web[index],
+        )
         for index, repository in enumerate(repositories)
     ]
     failed = False

@@ -43,6 +43,11 @@ class Kept:
     log: Path
     keeper: "subprocess.Popen[bytes]"
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process itself; None when it has ended."""
+        return next(iter(_children(self.keeper.pid)), None)
+
 
 AnyKept = TypeVar("AnyKept", bound=Kept)
 
@@ -159,6 +164,26 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def ports(first: int | None, skip: int, count: int) -> Sequence[int | None]:
+    """So many ports of 127.0.0.1, from `skip` behind the first on; None, for any, where no first one is given.
+
+    Raises:
+        ServeError: one does not exist, or is not free.
+    """
+    if first is None:
+        return [None] * count
+    wanted = [first + skip + index for index in range(count)]
+    for port in wanted:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
+                probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            msg = f"port {port} cannot be used ({getattr(error, 'strerror', None) or error}): choose another --port"
+            raise ServeError(msg) from error
+    return wanted
+
+
 def _stop(processes: Sequence[Kept]) -> None:
     """End all processes at once, and wait for them."""
     for kept in processes:
@@ -191,8 +216,7 @@ def _kill(kept: Kept) -> None:
     """Kill a process and all that it started."""
     # The keeper's child leads a group. The kernel kills it with its keeper, but not what it started, such as stubs of
     # Triton's Python backend, which wait for their server forever if they were just starting.
-    children = Path(f"/proc/{kept.keeper.pid}/task/{kept.keeper.pid}/children")
-    groups = [int(pid) for pid in children.read_text(encoding="ascii").split()] if children.exists() else []
+    groups = _children(kept.keeper.pid)
     ends: list[int] = []
     for group in groups:
         with suppress(ProcessLookupError):
@@ -206,17 +230,22 @@ def _kill(kept: Kept) -> None:
         os.close(end)
 
 
-def watch(processes: Sequence[Kept], parent: int) -> None:
-    """Return when the parent has ended.
+def _children(pid: int) -> list[int]:
+    """Of a process with one thread, such as a keeper."""
+    with suppress(OSError):  # it has ended
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    return []
 
-    Raises:
-        ProcessFailedError: a process ended by itself.
-    """
+
+def ended(processes: Sequence[Kept], parent: int) -> Iterator[tuple[Kept, int]]:
+    """Processes that end by themselves, as they end, with their exit status; until the parent has ended."""
+    watched = list(processes)
     while os.getppid() == parent:
-        for kept in processes:
+        for kept in tuple(watched):
             status = kept.keeper.poll()
             if status is not None:
-                raise failed(kept, f"ended by itself with status {status}")
+                watched.remove(kept)
+                yield kept, status
         time.sleep(0.25)
 
 
