@@ -95,6 +95,8 @@ export function checkServers(
 ): CheckedServer[] {
   if (!Array.isArray(servers))
     throw new ConfigError("the servers are not a list: pass [{ url: … }, …] in the release's order");
+  if (!servers.length && count === null)
+    throw new ConfigError("no servers were given: pass [{ url: … }, …], one for each party, in the release's order");
   const checked = servers.map((server: unknown) => checkServer(server, options.tls));
   if (count !== null && checked.length !== count)
     throw new ConfigError(

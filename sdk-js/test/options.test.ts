@@ -124,6 +124,7 @@ const WRONG: [string, string, (Made: typeof Client) => unknown][] = [
   ["a key of a coded release", "which has none", (Made) => new Made(coded, THREE, { key: new Uint8Array(16) })],
   ["nobody who colludes", "at least 1", (Made) => new Made(coded, THREE, { colluding: 0 })],
   ["too many who collude", "pass colluding: 1", (Made) => new Made(coded, THREE, { colluding: 2 })],
+  ["no servers", "no servers were given", (Made) => new Made(coded, [])],
   ["too few to decode", "give 3 servers", (Made) => new Made(coded, THREE.slice(1))],
   [
     "too many servers",
