@@ -107,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     # Abbreviations would change their meaning with every new option.
     add = partial(commands.add_parser, allow_abbrev=False)
 
-    predict = add("predict", help="classify images")
+    predict = add(
+        "predict",
+        help="classify images",
+        usage="%(prog)s [options] BUNDLE IMAGE... --trust PEM --server HOST:PORT --server HOST:PORT ...\n"
+        "       %(prog)s [options] --local RELEASE IMAGE...",
+    )
     predict.set_defaults(run=_predict)
     predict.add_argument("bundle", metavar="BUNDLE", help="client folder of a release (an image with --local)")
     predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files, - for standard input")
