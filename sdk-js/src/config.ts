@@ -151,7 +151,7 @@ function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
   }
   if (server.tls !== undefined && !mayHaveTls)
     throw new ConfigError("browsers and React Native do not let an app set up TLS: drop `tls`, or use privdfs/node");
-  if (server.tls) checkNames(server.tls, ["ca", "cert", "key"], "`tls`");
+  if (server.tls) checkTls(server.tls);
   const token = server.token === undefined ? null : checkTokenOf(server.token);
   return {
     endpoints: listed,
@@ -159,6 +159,17 @@ function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
     hasToken: token !== null,
     headers: () => (token ? [headerOf(token)] : []),
   };
+}
+
+/** Node takes the name of a file for PEM text without a certificate, and trusts nobody. */
+function checkTls(tls: TlsOptions): void {
+  checkNames(tls, ["ca", "cert", "key"], "`tls`");
+  for (const [name, text] of Object.entries(tls) as [string, unknown][]) {
+    if (text !== undefined && typeof text !== "string")
+      throw new ConfigError(`\`tls.${name}\` has the type ${typeName(text)}: pass the text of a PEM file`);
+    if (text !== undefined && !text.includes("-----BEGIN "))
+      throw new ConfigError(`\`tls.${name}\` is not in PEM form: pass the text of the PEM file, not its name`);
+  }
 }
 
 function checkTokenOf(token: TokenValue | Token): Token {
