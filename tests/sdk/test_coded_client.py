@@ -479,6 +479,22 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(
         connect(bundle, [f"127.0.0.1:{port}" for port in range(1, count + 1)], **options)
 
 
+def test_servers_in_another_order_are_told_of_once(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped = at(servers, 5)
+    swapped[0], swapped[1] = swapped[1], swapped[0]
+    client = connect(bundle, swapped, colluding=1)
+    for _ in range(2):
+        assert client.predict(PHOTOS[0]).answered == (False, False, True, True, True)
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.split(":")[0] for text in found] == [f"the result was made without server {i}" for i in (0, 1)]
+    assert all("put the servers in order" in text for text in found)
+    with pytest.raises(NotEnoughAnswersError):
+        connect(bundle, swapped[:3], colluding=1).predict(PHOTOS[0])
+    assert len(caplog.records) == 2, "the error says it"
+
+
 def test_two_servers_at_one_address_are_refused(connect: Callable[..., Driver], bundle: Bundle) -> None:
     with pytest.raises(ConfigError):
         connect(bundle, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"])
