@@ -10,9 +10,12 @@ import { splitEndpoint, type TlsOptions } from "./config.js";
 import { IDLE_SOCKET_MS, KEEPALIVE_IDLE_MS, MAX_CALLS_PER_CONNECTION } from "./constants.js";
 import { ConfigError } from "./errors.js";
 import { AnswerReader, requestBytes } from "./http1.js";
-import { type Connection, type Request, type Response, Trouble, UNTRUSTED } from "./wire.js";
+import { type Connection, NOT_HTTP, type Request, type Response, Trouble, UNTRUSTED } from "./wire.js";
 
-const GONE = new Trouble("closed the connection before it answered", "see its log, and that of a proxy before it");
+const GONE = new Trouble(
+  "closed the connection before it answered",
+  `see its log, and that of a proxy before it; ${NOT_HTTP}`,
+);
 
 export class SocketConnection implements Connection {
   readonly #endpoint: string;
@@ -133,10 +136,10 @@ export class SocketConnection implements Connection {
     const code = /^[A-Z0-9_]{1,60}$/.test(error.code ?? "") ? ` (${error.code})` : "";
     if (/^(ENOTFOUND|EAI_)/.test(error.code ?? ""))
       return new Trouble(`cannot be found${code}`, "check the name and the network");
-    if (secure && !/^E[A-Z]+$/.test(error.code ?? ""))
+    if (secure && (error.code === "EPROTO" || !/^E[A-Z]+$/.test(error.code ?? "")))
       return new Trouble(
         `failed the TLS handshake${code}`,
-        "check its certificate, its name and dates, `tls`, and that it speaks TLS",
+        `check its certificate, its name and dates, and \`tls\`; ${NOT_HTTP}`,
         false,
       );
     return new Trouble(`cannot be reached${code}`, "check that it runs, and the network");

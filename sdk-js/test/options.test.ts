@@ -127,6 +127,7 @@ const WRONG: [string, string, (Made: typeof Client) => unknown][] = [
   ["a key of a coded release", "which has none", (Made) => new Made(coded, THREE, { key: new Uint8Array(16) })],
   ["nobody who colludes", "at least 1", (Made) => new Made(coded, THREE, { colluding: 0 })],
   ["too many who collude", "pass colluding: 1", (Made) => new Made(coded, THREE, { colluding: 2 })],
+  ["no servers", "no servers were given", (Made) => new Made(coded, [])],
   ["too few to decode", "give 3 servers", (Made) => new Made(coded, THREE.slice(1))],
   [
     "too many servers",
@@ -158,6 +159,12 @@ describe.each([
     client.close();
     client.close();
   });
+});
+
+test("a PEM file that is named, or given as bytes, in the place of its text", () => {
+  const withTls = (tls: Wrong) => () => new Client(masked, [{ url: "https://a.example", tls }, ...THREE.slice(1)]);
+  expect(withTls({ ca: "ca.pem" })).toThrow("`tls.ca` is not in PEM form: pass the text of the PEM file, not its name");
+  expect(withTls({ key: new Uint8Array(1) })).toThrow("`tls.key` has the type Uint8Array: pass the text");
 });
 
 test("hosts of different parties, and shared ones where that is allowed", () => {

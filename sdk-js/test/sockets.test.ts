@@ -2,6 +2,7 @@
 
 import { mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
+import { type AddressInfo, createServer as createPlain } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as ort from "onnxruntime-node";
@@ -84,6 +85,18 @@ describe("TLS", () => {
     const secure = await server();
     const turned = secure.endpoint.replace("https:", "http:");
     expect(await ask(new SocketConnection(turned, undefined))).toMatch(/closed|does not speak/);
+  });
+
+  test("a plain server that hangs up on the handshake", async () => {
+    const plain = createPlain((socket) => socket.once("data", () => socket.destroy()));
+    await new Promise<void>((resolve) => plain.listen(0, "127.0.0.1", resolve));
+    const { port } = plain.address() as AddressInfo;
+    const sent = new SocketConnection(`https://127.0.0.1:${port}`, undefined);
+    const request = configRequest("branch", []);
+    await expect(sent.send(request, new AbortController().signal)).rejects.toMatchObject({
+      advice: expect.stringContaining("use TLS or neither"),
+    });
+    plain.close();
   });
 });
 

@@ -36,6 +36,7 @@ import msgspec
 from privdfs import __version__
 from privdfs._bundle import Bundle
 from privdfs._cli_servers import Renamed, add_arguments, servers_of
+from privdfs._cli_words import in_options
 from privdfs._client import Client
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options) or 0
         print(end="", flush=True)
     except Error as error:
-        _complain(error.message)
+        _complain(in_options(error.message))
         return _FAILED
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # so that Python's last flush does not fail too
@@ -106,12 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     # Abbreviations would change their meaning with every new option.
     add = partial(commands.add_parser, allow_abbrev=False)
 
-    predict = add("predict", help="classify images")
+    predict = add(
+        "predict",
+        help="classify images",
+        usage="%(prog)s [options] BUNDLE IMAGE... --trust PEM --server HOST:PORT --server HOST:PORT ...\n"
+        "       %(prog)s [options] --local RELEASE IMAGE...",
+    )
     predict.set_defaults(run=_predict)
     predict.add_argument("bundle", metavar="BUNDLE", help="client folder of a release (an image with --local)")
     predict.add_argument("images", metavar="IMAGE", nargs="*", help="image files, - for standard input")
     predict.add_argument("--local", metavar="RELEASE", help="run a whole release folder in this process (not private)")
-    predict.add_argument("--min-answers", type=int, metavar="N", help="how many servers must answer (default: all)")
+    predict.add_argument(
+        "--min-answers",
+        type=int,
+        metavar="N",
+        help="how many servers must answer (default: all; of a coded release as many as decode)",
+    )
 
     health = add("health", help="ask every endpoint whether it serves its part of the release; no image is involved")
     health.set_defaults(run=_health, local=None, min_answers=None)
@@ -272,12 +283,13 @@ def _client(options: argparse.Namespace) -> Client:
 def _health(options: argparse.Namespace) -> None:
     with _client(options) as client:
         rows = client.health()
+        problems = [None if row.error is None else in_options(row.error.message) for row in rows]
         if options.json:
-            told = [{**asdict(row), "ok": row.ok, "error": None if row.ok else str(row.error)} for row in rows]
+            told = [{**asdict(row), "ok": row.ok, "error": said} for row, said in zip(rows, problems, strict=True)]
             _print_json({"release": client.bundle.release, "endpoints": told})
         else:
-            for row in rows:
-                print(f"server {row.server}  {row.endpoint:<24}  {'ok' if row.ok else row.error}")
+            for row, said in zip(rows, problems, strict=True):
+                print(f"server {row.server}  {row.endpoint:<24}  {said or 'ok'}")
     failed = [row.endpoint for row in rows if not row.ok]
     if failed:
         raise Error(f"{len(failed)} of {len(rows)} endpoints cannot be used: {', '.join(failed)}")
@@ -317,7 +329,7 @@ def _describe(options: argparse.Namespace) -> None:
         _print_json(bundle.manifest)
     else:
         print(page)
-        print(f"{'signature':<12} {_signed(options)}")
+        print(f"signature    {_signed(options).removeprefix('signature ')}")
 
 
 def _selftest(options: argparse.Namespace) -> None:
@@ -348,7 +360,16 @@ def _install(options: argparse.Namespace) -> None:
 
 def _refresh(options: argparse.Namespace) -> None:
     store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
-    _in_use(options, store.refresh(options.source) or store.open())
+    found = store.refresh_or_say(options.source)
+    if isinstance(found, Bundle):
+        _in_use(options, found)
+        return
+    bundle = store.open()
+    why = "nothing new" if found is None else f"{found} was rolled back, and only `install` puts it back"
+    if options.json:
+        _print_json({"release": bundle.release})
+    else:
+        print(f"ok: {why}; release {bundle.release} stays in use, {_signed(options)}")
 
 
 def _rollback(options: argparse.Namespace) -> None:

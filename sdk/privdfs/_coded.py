@@ -170,10 +170,15 @@ class Coded:
         """How many servers must answer: as many as decode, unless the caller wants more, to find liars with."""
         if min_answers is None:
             return self.needed
-        if type(min_answers) is not int or not self.needed <= min_answers <= self.servers:
+        if type(min_answers) is not int or min_answers > self.servers:
             raise ConfigError(
-                f"min_answers={shown(min_answers)} is not a whole number from {self.needed}, which decode, to "
-                f"{self.servers}, the number of servers"
+                f"min_answers={shown(min_answers)} is not a whole number from {self.needed} to {self.servers}, the "
+                "number of servers"
+            )
+        if min_answers < self.needed:
+            raise ConfigError(
+                f"{self.servers} servers with colluding={self.colluding} need {self.needed} answers; "
+                f"min_answers={min_answers} is too few"
             )
         return min_answers
 

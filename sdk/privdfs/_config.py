@@ -140,12 +140,9 @@ def check_servers(
         )
     listed = _list(servers, "the servers", "a list, [Server(…), …] in the release's order")
     check_flag(allow_shared_hosts, "allow_shared_hosts")
+    if not listed and count is None:
+        raise ConfigError("no servers were given: pass [Server(…), …], one for each party, in the release's order")
     checked = tuple(_check_server(index, server) for index, server in enumerate(listed))
-    if not checked:
-        raise ConfigError(
-            "no servers were given: pass one for each of the release, in its order; on the command line, --server once "
-            "for each, or --servers FILE"
-        )
     if count is not None and len(checked) != count:
         raise ConfigError(
             f"the release has {count} servers, {len(checked)} were given: pass one for each, in the release's order"

@@ -5,9 +5,10 @@ the answers (`_exchange.py`) and fuses them, or makes the shares of the next rou
 the kind of the release knows: `_masked.py` or `_coded.py`. One `Deadline`, set at the start, covers all of it.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from privdfs._canaries import Canaries, Canary
 from privdfs._chunk import Chunk, Decoded, Round, Share, answer_ms, bytes_down, bytes_up, sums, whole
 from privdfs._config import Retries, Wait, check_retries, check_timeout, check_wait
 from privdfs._constants import BRIEF_MACS
-from privdfs._errors import ConfigError, DeadlineExceededError, NotEnoughAnswersError
+from privdfs._errors import ConfigError, DeadlineExceededError, NotEnoughAnswersError, ServerMismatchError
 from privdfs._images import ImageLike, load_image, load_images
 from privdfs._kinds import Answered, Kind, Outcome, Sent
 from privdfs._queries import Queries
@@ -27,6 +28,8 @@ from privdfs._result import Result, RoundTimings, Timings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_log = logging.getLogger("privdfs")
 
 
 class Deadline:
@@ -70,6 +73,7 @@ class Settings:
     queries: Queries | None = None
     telemetry: Observer | None = None
     canaries: Canaries | None = None
+    misplaced: set[int] = field(default_factory=set[int], compare=False)  # servers that the log has told of
 
     @classmethod
     def check(
@@ -151,6 +155,7 @@ class Call:
         self._telemetry = settings.telemetry
         self._canaries = settings.canaries
         self._bundle = settings.bundle
+        self._misplaced = settings.misplaced
         self._kept: list[Sent] = []
         self._over = False
         self._lied_to_canaries: set[int] = set()
@@ -326,6 +331,7 @@ class Call:
 
     def _results(self, chunk: Chunk, rounds: Sequence[Round], found: Answered, fusion_ms: float) -> list[Result]:
         servers = whole(rounds)
+        self._warn_of_mismatches(servers)
         timings = Timings(
             decode_ms=chunk.decode_ms,
             encode_ms=sum(each.encode_ms for each in rounds),
@@ -344,6 +350,15 @@ class Call:
             "expected_accuracy": found.expected_accuracy,
         }
         return [_result(row, self._bundle.classes, shared) for row in found.probabilities]
+
+    def _warn_of_mismatches(self, servers: Sequence[Outcome]) -> None:
+        """Say which servers a result was made without because another one runs there: once, until it answers."""
+        for outcome in servers:
+            if outcome.answer is not None:
+                self._misplaced.discard(outcome.server)
+            elif isinstance(outcome.error, ServerMismatchError) and outcome.server not in self._misplaced:
+                self._misplaced.add(outcome.server)
+                _log.warning("the result was made without server %d: %s", outcome.server, outcome.error.message)
 
     def _too_few(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> NotEnoughAnswersError:
         causes = {outcome.server: outcome.error for outcome in outcomes if outcome.error is not None}

@@ -1,5 +1,7 @@
 """A page of plain text on a release, of either kind."""
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -23,6 +25,9 @@ from privdfs.coding import MAX_SERVERS, correctable, needed_answers
 
 #: What a reader who has not chosen yet is shown.
 _USUAL_NUMBERS = (3, 4, 5, 7)
+#: The first ten digits of a commit are enough to find it.
+_COMMIT_REST = re.compile(r"(?<=\b[0-9a-f]{10})[0-9a-f]{30}\b")
+_COLUMNS, _INDENT = 110, " " * 13
 
 
 def describe(manifest: AnyClientManifest, *, servers: int | None = None, colluding: int | None = None) -> str:
@@ -37,13 +42,19 @@ def describe(manifest: AnyClientManifest, *, servers: int | None = None, colludi
         ConfigError: a number out of range, or one for a masked release, which has fixed ones.
     """
     if isinstance(manifest, CodedManifest):
-        return "\n".join(_coded(manifest, _choices(servers, colluding)))
+        return _page(_coded(manifest, _choices(servers, colluding)))
     if servers is not None or colluding is not None:
         raise ConfigError(
             f"{manifest.release} has masked shares, for {len(manifest.servers)} servers: `servers` and `colluding` are "
             "chosen for coded releases alone"
         )
-    return "\n".join(_masked(manifest))
+    return _page(_masked(manifest))
+
+
+def _page(lines: Iterable[str]) -> str:
+    """Long lines go on under their own beginning; tables, which begin with spaces, stay as they are."""
+    wrap = textwrap.TextWrapper(_COLUMNS, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line if line.startswith(" ") else wrap.fill(line) for line in lines)
 
 
 def _choices(servers: int | None, colluding: int | None) -> list[tuple[int, int]]:
@@ -145,7 +156,7 @@ def _opening(manifest: AnyClientManifest) -> list[str]:
     names = ", ".join(manifest.classes[:10]) + (", …" if len(manifest.classes) > 10 else "")
     return [
         f"release      {manifest.release} (format {manifest.format_version})",
-        f"made by      {made_by.command} at {made_by.commit}, {made_by.date}",
+        f"made by      {made_by.command} at {_COMMIT_REST.sub('', made_by.commit)}, {made_by.date}",
         f"image        {image.height} x {image.width} x {image.channels}, up to {manifest.max_batch} at a time",
         f"classes      {len(manifest.classes)}: {names}",
     ]
@@ -161,7 +172,7 @@ def _leakage(rows: Iterable[Leakage], *, by_server: bool = True) -> list[str]:
     return [
         f"leakage      {'servers ' + ', '.join(map(str, row.coalition)) if by_server else 'more than T together'} by "
         f"{row.attack}: PSNR {row.psnr:.1f} dB (floor {row.floor:.1f} dB), SSIM {row.ssim:.2f}, {row.images} images"
-        + (f", effort {row.effort}" if row.effort else "")
+        + (f", effort {row.effort.replace(', changed', ', with other settings')}" if row.effort else "")
         for row in rows
     ]
 
@@ -170,5 +181,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     """Columns as wide as their headers, numbers to the right."""
     lines = [header, *([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows)]
     return [
-        " " * 13 + "  ".join(cell.rjust(len(name)) for cell, name in zip(line, header, strict=False)) for line in lines
+        _INDENT + "  ".join(cell.rjust(len(name)) for cell, name in zip(line, header, strict=False)) for line in lines
     ]

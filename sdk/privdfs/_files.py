@@ -27,6 +27,11 @@ def read_manifest_bytes(folder: Path) -> bytes:
     """
     path = check_path(folder, "the folder") / MANIFEST_NAME
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114 - those of pathlib raise
+        if (path.parent.parent / MANIFEST_NAME).is_file():
+            raise BundleIntegrityError(
+                f"{shown(path.parent.parent)} is one folder of a release: give the release, the folder above it",
+                MANIFEST_NAME,
+            )
         raise BundleIntegrityError(
             f"there is no {MANIFEST_NAME} in {shown(folder)}: give the folder that the exporter wrote, whole",
             MANIFEST_NAME,

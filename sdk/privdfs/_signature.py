@@ -60,13 +60,14 @@ def signature_line(manifest: bytes, private_key: Any) -> bytes:  # noqa: ANN401 
     return f"ed25519 {key_id(private_key.public_key())} {signature.hex()}\n".encode()
 
 
-def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
+def check_signature(folder: Path, manifest: bytes, trust: Trust, name: str | None = None) -> None:
     """Check that a trusted key signed a manifest.
 
     Args:
         folder: where `manifest.sig` lies.
         manifest: the bytes of `manifest.json`, as they were read and will be parsed.
         trust: one of these keys must have signed.
+        name: what errors call the folder; by default its path.
 
     Raises:
         BundleSignatureError: there is no signature, or no trusted key made it for these bytes.
@@ -75,19 +76,19 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
     from cryptography.exceptions import InvalidSignature
 
     keys = read_trust(trust)
-    path = folder / SIGNATURE_NAME
+    path, name = folder / SIGNATURE_NAME, name or str(folder)
     if path.is_symlink() or not path.is_file():
         raise BundleSignatureError(
-            f"{folder} is not signed: get the signed release, or sign it (privdfs-export sign)", None
+            f"{name} is not signed: get the signed release, or sign it (privdfs-export sign)", None
         )
     with path.open("rb") as file:
         match = _LINE.fullmatch(file.read(MAX_SIGNATURE_BYTES))
     if match is None:
-        raise BundleSignatureError(f"{path} is not a signature of this format: get the release again", None)
+        raise BundleSignatureError(f"{name} has no {SIGNATURE_NAME} of this format: get the release again", None)
     named = match["key"].decode()
     if named not in keys:
         raise BundleSignatureError(
-            f"{folder} is signed with key {named}, which is not trusted here (trusted: {', '.join(keys)}): get the "
+            f"{name} is signed with key {named}, which is not trusted here (trusted: {', '.join(keys)}): get the "
             "release from a signer that you trust, or add this key to the trusted ones",
             named,
         )
@@ -95,7 +96,7 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust) -> None:
         keys[named].verify(bytes.fromhex(match["signature"].decode()), CONTEXT + manifest)
     except InvalidSignature:
         raise BundleSignatureError(
-            f"the manifest of {folder} is not the one that key {named} signed: it was changed; get the release again",
+            f"the manifest of {name} is not the one that key {named} signed: it was changed; get the release again",
             named,
         ) from None
 

@@ -56,6 +56,12 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     left: str | None = None
 
 
+class _Named(msgspec.Struct, frozen=True):
+    """A manifest of any format, of which only the name counts."""
+
+    release: str
+
+
 class _Offer(msgspec.Struct, frozen=True):
     """What a source says of its bundle before its files are fetched."""
 
@@ -66,6 +72,11 @@ class _Offer(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """SHA-256 of the manifest, which lists the digests of all files."""
         return hashlib.sha256(self.manifest).hexdigest()
+
+    @property
+    def release(self) -> str:
+        """Its name, where the digest says that the manifest was trusted before, by whatever version of this library."""
+        return msgspec.json.decode(self.manifest, type=_Named).release
 
     def same_as(self, folder: Path) -> bool:
         """Whether a bundle on the disk is this one: the same manifest, and the same signature if any."""
@@ -149,13 +160,20 @@ class BundleStore:
             BundleStoreError: as for `install`; or nothing has been installed yet.
             ConfigError: an address that bundles are not fetched from.
         """
+        found = self.refresh_or_say(source)
+        return found if isinstance(found, Bundle) else None
+
+    def refresh_or_say(self, source: str | PathLike[str]) -> Bundle | str | None:
+        """`refresh`, but the name of the release that is offered where `rollback` left it."""
         fetch = open_source(source)
         with _disk(self._folder):
             self._state()  # before a folder is made for the lock
             with self._locked():
                 state = self._state()
                 offer = _read_offer(fetch)
-                if offer.digest == state.left or offer.same_as(self._folder / state.current):
+                if offer.digest == state.left:
+                    return offer.release
+                if offer.same_as(self._folder / state.current):
                     return None
                 kept = state.previous if self._try_open(self._folder / state.current) is None else state.current
                 return self._put_into_use(fetch, offer, state, kept)
@@ -242,7 +260,7 @@ class BundleStore:
         if offer.signature is not None:
             _write(target / SIGNATURE_NAME, offer.signature)
         if self._trust is not None:
-            check_signature(target, offer.manifest, self._trust)
+            check_signature(target, offer.manifest, self._trust, "the source")
         for name, expected in read_client_manifest(offer.manifest).files.items():
             data = fetch(name, MAX_BUNDLE_FILE_BYTES)
             if data is None:

@@ -306,7 +306,7 @@ def test_predict_with_a_server_missing(
         (["predict", "CLIENT", "PICTURE", "SERVERS", "--timeout", "0"], "timeout"),
         (["predict", "CLIENT", "PICTURE", "--server", "a.example:1", "--tls-cert", "c.pem"], "mutual TLS needs both"),
         (["predict", "--local", "RELEASE", "PICTURE", "SERVERS"], "drop one"),
-        (["predict", "CLIENT", "PICTURE"], "allow_unsigned"),
+        (["predict", "CLIENT", "PICTURE"], "pass --trust KEY, or --allow-unsigned"),
         (["predict", "none", "PICTURE", "SERVERS"], "manifest.json"),
         (["describe", "RELEASE"], "client folder"),
         (["selftest", "none"], "manifest.json"),

@@ -92,11 +92,15 @@ def options_of_four(release: Path, endpoints: list[str], picture: str) -> list[s
 @pytest.mark.parametrize(
     ("count", "words", "problem"),
     [
-        (0, [], "no servers were given: pass one for each of the release, in its order; on the command line, --server"),
+        (
+            0,
+            ["--allow-unsigned"],
+            "no servers were given: pass --server once for each party, in the release's order, or --servers FILE",
+        ),
         (2, [], "2 servers cannot keep 1 of them ignorant"),
-        (4, ["--colluding", "2"], "give 5 servers, or pass colluding=1"),
+        (4, ["--colluding", "2"], "give 5 servers, or pass --colluding 1"),
         (5, ["--colluding", "0"], "at least 1"),
-        (5, ["--min-answers", "2"], "from 5, which decode, to 5"),
+        (5, ["--min-answers", "2"], "5 servers with --colluding 2 need 5 answers; --min-answers 2 is too few"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_nothing_is_sent(

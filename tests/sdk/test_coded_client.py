@@ -466,8 +466,9 @@ def test_randomness_is_wiped_once_the_shares_are_made(
         (5, {"colluding": 0}, "at least 1"),
         (5, {"colluding": True}, "at least 1"),
         (5, {"colluding": 1.0}, "at least 1"),
-        (5, {"min_answers": 4}, "from 5, which decode, to 5"),
-        (5, {"colluding": 1, "min_answers": 6}, "from 3, which decode, to 5"),
+        (0, {}, "no servers were given"),
+        (5, {"min_answers": 4}, "5 servers with colluding=2 need 5 answers; min_answers=4 is too few"),
+        (5, {"colluding": 1, "min_answers": 6}, "min_answers=6 is not a whole number from 3 to 5"),
         (3, {"key": b"k" * 16}, "a key was given for a coded release"),
         (17, {}, "more than the 16"),
     ],
@@ -477,6 +478,22 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         connect(bundle, [f"127.0.0.1:{port}" for port in range(1, count + 1)], **options)
+
+
+def test_servers_in_another_order_are_told_of_once(
+    connect: Callable[..., Driver], bundle: Bundle, servers: list[FakeServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    swapped = at(servers, 5)
+    swapped[0], swapped[1] = swapped[1], swapped[0]
+    client = connect(bundle, swapped, colluding=1)
+    for _ in range(2):
+        assert client.predict(PHOTOS[0]).answered == (False, False, True, True, True)
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.split(":")[0] for text in found] == [f"the result was made without server {i}" for i in (0, 1)]
+    assert all("put the servers in order" in text for text in found)
+    with pytest.raises(NotEnoughAnswersError):
+        connect(bundle, swapped[:3], colluding=1).predict(PHOTOS[0])
+    assert len(caplog.records) == 2, "the error says it"
 
 
 def test_two_servers_at_one_address_are_refused(connect: Callable[..., Driver], bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from privdfs import Bundle, ConfigError
 from privdfs._cli import main
@@ -73,6 +74,20 @@ def test_what_is_proven_stands_above_what_was_measured() -> None:
     assert "proven: nothing, up to T servers together" in first
     assert "more than T together by dense: PSNR 20.5 dB (floor 9.0 dB)" in second
     assert "more than T together: not measured" in describe(coded_manifest())
+
+
+def test_long_lines_go_on_in_the_same_column_and_commits_are_short() -> None:
+    made_by = structs.replace(
+        coded_manifest().made_by, command="privdfs-export " + "word " * 30, commit="0123456789" * 4
+    )
+    measured = structs.replace(a_leakage((0, 1)), effort="quick, changed")
+    text = describe(coded_manifest(made_by=made_by, leakage=(measured,)))
+    assert max(map(len, text.splitlines())) <= 110
+    words = " ".join(text.split())
+    assert "word at 0123456789, 2026-01-01" in words
+    assert "effort quick, with other settings" in words
+    start = next(index for index, line in enumerate(text.splitlines()) if line.startswith("made by"))
+    assert text.splitlines()[start + 1].startswith(" " * 13 + "word")
 
 
 @pytest.mark.parametrize(

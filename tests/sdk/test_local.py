@@ -36,6 +36,12 @@ def test_a_missing_server_folder(release_copy: Path) -> None:
         Client.local(release_copy)
 
 
+def test_a_folder_of_a_release_is_not_the_release(release: Path) -> None:
+    for part in ("client", "server-0"):
+        with pytest.raises(BundleIntegrityError, match=f"{part} is one folder of a release: give the release"):
+            Client.local(release / part)
+
+
 def test_a_server_of_another_release(release_copy: Path, other_release: Path) -> None:
     shutil.rmtree(release_copy / "server-2")
     shutil.copytree(other_release / "server-2", release_copy / "server-2")

@@ -538,18 +538,27 @@ def test_the_command(sources: list[Path], tmp_path: Path, capsys: pytest.Capture
     for i in range(2):
         assert main(["install", store, str(sources[i]), *trust]) == 0
         assert capsys.readouterr().out == f"ok: release tiny-{i} is in use, signed by a trusted key\n"
-    for source in (sources[1], sources[0], sources[1]):
+    for source, said in (
+        (sources[1], "nothing new; release tiny-1 stays in use"),
+        (sources[0], "release tiny-0 is in use"),
+        (sources[1], "release tiny-1 is in use"),
+    ):
         assert main(["refresh", store, str(source), *trust]) == 0
-        assert capsys.readouterr().out.startswith(f"ok: release tiny-{sources.index(source)} is in use")
+        assert capsys.readouterr().out == f"ok: {said}, signed by a trusted key\n"
     assert main(["describe", store, *trust]) == 0
     assert "tiny-1" in capsys.readouterr().out
     assert main(["rollback", store, *trust, "--json"]) == 0
     assert '"tiny-0"' in capsys.readouterr().out
     assert main(["refresh", store, str(sources[1]), *trust]) == 0, "which was rolled back"
-    assert "tiny-0" in capsys.readouterr().out
+    assert "tiny-1 was rolled back" in (said := capsys.readouterr().out)
+    assert "release tiny-0 stays in use" in said
     assert main(["selftest", store]) == 0
     assert main(["install", store, str(sources[0])]) == 2
-    assert "either" in capsys.readouterr().err
+    assert "--trust KEY, or --allow-unsigned" in capsys.readouterr().err
+    shutil.copytree(sources[2], unsigned := tmp_path / "unsigned")
+    (unsigned / "manifest.sig").unlink()
+    assert main(["refresh", store, str(unsigned), *trust]) == 2
+    assert "the source is not signed" in capsys.readouterr().err
     picture = str(Path(__file__).parents[2] / "examples" / "images" / "bag-1.png")
     servers = [word for i in range(3) for word in ("--server", f"127.0.0.1:{i + 1}")]
     capsys.readouterr()
