@@ -140,7 +140,7 @@ def check_servers(
         )
     listed = _list(servers, "the servers", "a list, [Server(…), …] in the release's order")
     check_flag(allow_shared_hosts, "allow_shared_hosts")
-    if not listed and count is None:
+    if not listed:
         raise ConfigError("no servers were given: pass [Server(…), …], one for each party, in the release's order")
     checked = tuple(_check_server(index, server) for index, server in enumerate(listed))
     if count is not None and len(checked) != count:

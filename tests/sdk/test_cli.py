@@ -299,7 +299,7 @@ def test_predict_with_a_server_missing(
         (["predict", "CLIENT", "SERVERS"], "no image was given"),
         (
             ["predict", "CLIENT", "PICTURE", "--allow-unsigned"],
-            "no servers were given: pass one for each of the release",
+            "no servers were given: pass --server once for each party",
         ),
         (["predict", "CLIENT", "PICTURE", "--server", "127.0.0.1:1,127.0.0.1:1"], "twice"),
         (["predict", "CLIENT", "PICTURE", "--server", "a.example:1"], "TLS"),

@@ -460,7 +460,6 @@ def test_randomness_is_wiped_once_the_shares_are_made(
 @pytest.mark.parametrize(
     ("count", "options", "problem"),
     [
-        (0, {}, "no servers were given: pass one for each"),
         (2, {}, r"2 servers cannot keep 1 of them ignorant.*give 3 servers$"),
         (4, {"colluding": 2}, r"give 5 servers, or pass colluding=1"),
         (5, {"colluding": 0}, "at least 1"),
