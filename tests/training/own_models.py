@@ -166,3 +166,22 @@ class Looping(nn.Module):
 
 def looping(image_shape: Shape, classes: int) -> nn.Module:
     return Looping(image_shape[0], classes)
+
+
+class Shuffled(nn.Module):
+    """Mixes channels as ShuffleNets do, by sizes that it reads from its input."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 6, 3, groups=2)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        batch, channels, height, width = features.size()
+        mixed = features.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+        return self.fc(self.second(mixed.view(batch, channels, height, width)).mean((2, 3)))
+
+
+def shuffled(image_shape: Shape, classes: int) -> nn.Module:
+    return Shuffled(image_shape[0], classes)
