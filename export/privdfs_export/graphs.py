@@ -10,8 +10,11 @@ Guarantees:
 - Everything that does not depend on the input is folded, so int8 weights are stored as int8.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from onnx import helper, numpy_helper, shape_inference
 from torch import Tensor
@@ -105,7 +108,7 @@ def count_macs(model: onnx.ModelProto) -> int:
         The count for a batch of one.
 
     Raises:
-        ExportError: The size of a product cannot be inferred, or an operator multiplies in a way that is not counted.
+        ExportError: An operator multiplies in a way that is not counted.
     """
     uncounted = sorted({node.op_type for node in model.graph.node} & UNCOUNTED)
     if uncounted:
@@ -114,38 +117,58 @@ def count_macs(model: onnx.ModelProto) -> int:
             "many there are: express it by convolutions and matrix products."
         )
         raise ExportError(message)
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     single = onnx.ModelProto()
     single.CopyFrom(model)
     del single.graph.value_info[:]
     for value in [*single.graph.input, *single.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    # With one image every size is known, also where the batch is not the first dimension; zero stands for unknown.
-    inferred = shape_inference.infer_shapes(single, strict_mode=True, data_prop=True).graph
-    shapes = {
-        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-        for value in [*inferred.input, *inferred.value_info, *inferred.output]
-    }
-    shapes |= {initializer.name: list(initializer.dims) for initializer in inferred.initializer}
+    needed = {name for node in products for name in (*node.input[:2], node.output[0])}
+    shapes = _inferred_shapes(single)
+    unknown = sorted(name for name in needed if not shapes.get(name) or 0 in shapes[name])
+    if unknown:
+        shapes |= _seen_shapes(single, unknown)
     total = 0
-    for node in inferred.node:
-        values = int(np.prod(shapes.get(node.output[0], [0])))  # of other operators, a size need not be known
+    for node in products:
+        values = int(np.prod(shapes[node.output[0]]))
         if node.op_type == "Conv":
             # [outputs, inputs / groups, height, width]: each output value costs one kernel.
             per_value = int(np.prod(shapes[node.input[1]][1:]))
         elif node.op_type == "ConvTranspose":
             # [inputs, outputs / groups, height, width]: each input value costs one kernel.
             per_value, values = int(np.prod(shapes[node.input[1]][1:])), int(np.prod(shapes[node.input[0]]))
-        elif node.op_type in ("Gemm", "MatMul"):
+        else:
             transposed = any(given.name == "transA" and given.i for given in node.attribute)
             # The factors may both be activations, as in attention.
             per_value = shapes[node.input[0]][0 if transposed else -1]
-        else:
-            continue
-        if not values or not per_value:
-            message = f"the size of {node.output[0]} cannot be inferred, so its multiply-accumulates cannot be counted."
-            raise ExportError(message)
         total += values * per_value
     return total
+
+
+def _inferred_shapes(single: onnx.ModelProto) -> dict[str, list[int]]:
+    """Sizes of a graph's tensors for one image, which are known also where the batch is not first; 0: unknown."""
+    inferred = shape_inference.infer_shapes(single, strict_mode=True, data_prop=True).graph
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in [*inferred.input, *inferred.value_info, *inferred.output]
+    }
+    return shapes | {initializer.name: list(initializer.dims) for initializer in inferred.initializer}
+
+
+def _seen_shapes(single: onnx.ModelProto, names: Sequence[str]) -> dict[str, list[int]]:
+    """The same by computing one image, for sizes that the graph itself computes."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(single)
+    given = {value.name for value in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
+    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    zeros = {}
+    for value in watched.graph.input:
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        sizes = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        zeros[value.name] = np.zeros(sizes, kind)
+    found = session.run(list(names), zeros)
+    return {name: list(np.asarray(values).shape) for name, values in zip(names, found, strict=True)}
 
 
 def _start_from_int8(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:

@@ -18,6 +18,7 @@ BACKBONES: dict[str, tuple[dict[str, Any], str]] = {
     "resnet8": ({"name": "resnet8", "width": 8}, "layer2.0"),
     "resnet18-cifar": ({"name": "resnet18", "stem": "cifar"}, "layer1.0"),
     "resnet50-imagenet": ({"name": "resnet50", "stem": "imagenet"}, "layer1.1"),
+    "custom": ({"name": "custom", "factory": "tests.training.own_models:small"}, "norm"),
     "vit": ({"name": "vit-tiny", "patch": 4, "depth": 2}, "blocks.0"),
 }
 COMPACT = {"stem": 4, "stages": [[8, 1]], "channels": 4}

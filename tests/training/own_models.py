@@ -117,3 +117,71 @@ def not_a_module(image_shape: Shape, classes: int) -> int:
 
 def takes_nothing() -> nn.Module:
     return nn.Identity()
+
+
+class Row(nn.Module):
+    """All layers that an int8 head can have, a name for each, then something else."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 4, (3, 5), padding=(1, 2))
+        self.norm0 = nn.BatchNorm2d(4, eps=0.1, momentum=0.5)
+        self.skipped = nn.Identity()
+        self.wide = nn.Sequential(nn.Conv2d(4, 8, 4, stride=2, groups=2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.smooth = nn.SiLU()
+        self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.fc = nn.Linear(8 * 7 * 7, classes)
+        self.shift: Tensor
+        self.register_buffer("shift", torch.ones(1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.max_pool2d(self.norm0(self.stem(images)).relu(), 2)
+        features = self.pool(self.wide(self.skipped(features)))
+        features = self.smooth(self.norm1(self.conv(features)))
+        features = F.interpolate(features, (7, 7)) + self.shift
+        return self.fc(self.dilated(features).flatten(1))
+
+
+def row(image_shape: Shape, classes: int) -> nn.Module:
+    return Row(image_shape[0], classes)
+
+
+class Looping(nn.Module):
+    """Can be traced by example, but not followed by torch.fx."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.norm(self.conv(images)))
+        for _ in range(features.shape[2] // 8):
+            features = features * 0.5
+        return self.fc(features.mean((2, 3)))
+
+
+def looping(image_shape: Shape, classes: int) -> nn.Module:
+    return Looping(image_shape[0], classes)
+
+
+class Shuffled(nn.Module):
+    """Mixes channels as ShuffleNets do, by sizes that it reads from its input."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 6, 3, groups=2)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        batch, channels, height, width = features.size()
+        mixed = features.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+        return self.fc(self.second(mixed.view(batch, channels, height, width)).mean((2, 3)))
+
+
+def shuffled(image_shape: Shape, classes: int) -> nn.Module:
+    return Shuffled(image_shape[0], classes)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -251,12 +250,17 @@ def test_rivals_have_backbones_that_everybody_has(tmp_path: Path) -> None:
         rival_config(values, tmp_path)
 
 
-def test_macs_of_transposed_convolutions_are_counted() -> None:
-    def graph_of(model: nn.Module) -> onnx.ModelProto:
-        return graphs.export_graph(model, (torch.zeros(2, *SHAPE),), ["image"], ["logits"])
-
-    hidden = 2 * 57 * 57
-    assert graphs.count_macs(graph_of(built("transposed").model)) == 28 * 28 * 2 * 9 + hidden * 10
+@pytest.mark.parametrize(
+    ("function", "macs"),
+    [
+        ("transposed", 28 * 28 * 2 * 9 + 2 * 57 * 57 * 10),
+        ("shuffled", 26 * 26 * 4 * 9 + 24 * 24 * 6 * 2 * 9 + 6 * 10),  # sizes that the graph itself computes
+        ("small", macs_by_hand(8)),
+    ],
+)
+def test_macs_are_those_counted_by_hand(function: str, macs: int) -> None:
+    example = (torch.zeros(2, *SHAPE),)
+    assert graphs.count_macs(graphs.export_graph(built(function).model, example, ["image"], ["logits"])) == macs
 
 
 def test_what_cannot_be_counted_is_said() -> None:

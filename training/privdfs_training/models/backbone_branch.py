@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privdfs_training.models.backbone import NamedBackbone, blocks_before
+from privdfs_training.models.backbone import Backbone, blocks_before
+from privdfs_training.models.custom import CustomBackbone
+from privdfs_training.models.custom_cut import CustomBranch
 from privdfs_training.models.resnet import ResNet
 from privdfs_training.models.vit import VisionTransformer, embed
 
@@ -108,8 +110,8 @@ class VitBranch(nn.Module):
 
 
 def backbone_branch(
-    backbone: NamedBackbone, split: str, shape: tuple[int, int, int], key: str
-) -> ResNetBranch | VitBranch:
+    backbone: Backbone, split: str, shape: tuple[int, int, int], key: str
+) -> ResNetBranch | VitBranch | CustomBranch:
     """Build the branch that has the backbone's layers behind a split point.
 
     Args:
@@ -124,6 +126,8 @@ def backbone_branch(
     Raises:
         TrainingConfigError: The backbone has no such split point.
     """
+    if isinstance(backbone, CustomBackbone):
+        return CustomBranch(backbone, split, shape, key)
     blocks = blocks_before(backbone, split, key)
     if isinstance(backbone, ResNet):
         return ResNetBranch(backbone, blocks, shape)

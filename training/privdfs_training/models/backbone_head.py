@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from privdfs_training.models.backbone import NamedBackbone, blocks_before
+from privdfs_training.models.backbone import Backbone, blocks_before
+from privdfs_training.models.custom import CustomBackbone
+from privdfs_training.models.custom_cut import CustomFront
 from privdfs_training.models.head import ConvUnit, Head, output_of
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -19,30 +21,32 @@ from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight,
 class BackboneHead(Head):
     """Client network: image to feature, by the backbone's first layers and a narrow convolution."""
 
-    def __init__(self, backbone: NamedBackbone, split: str, *, channels: int, stride: int) -> None:
+    def __init__(self, backbone: Backbone, split: str, *, channels: int, stride: int) -> None:
         """Build the head with the backbone's present weights.
 
         Args:
             backbone: The baseline; it is copied, not kept.
-            split: The last layer of the head, one of `models.backbone.split_points`.
+            split: The last layer of the head: one of `models.backbone.split_points`, or the name of a custom
+                backbone's layer.
             channels: Of the feature.
             stride: Of the narrow convolution, which sees (2 * stride - 1) x (2 * stride - 1) positions.
 
         Raises:
-            TrainingConfigError: The backbone has no such split point.
+            TrainingConfigError: The backbone has no such split point, or a custom one no int8 form up to there.
         """
         super().__init__()
-        count = blocks_before(backbone, split, "head.split")
         self.normalise = Normalise(backbone.normalise.mean.shape[1])
         self.input = ActivationQuantiser(signed=True)
-        if isinstance(backbone, ResNet):
-            self.front = ResNetFront(self.input, backbone, count)
+        if isinstance(backbone, CustomBackbone):
+            self.front = CustomFront(self.input, backbone, split)
+        elif isinstance(backbone, ResNet):
+            self.front = ResNetFront(self.input, backbone, blocks_before(backbone, split, "head.split"))
         else:
-            self.front = VitFront(self.input, backbone, count)
+            self.front = VitFront(self.input, backbone, blocks_before(backbone, split, "head.split"))
         self.narrow = ConvUnit(self.front.output, self.front.width, channels, 2 * stride - 1, stride=stride, relu=False)
         self.start_from(backbone)
 
-    def start_from(self, backbone: NamedBackbone) -> None:
+    def start_from(self, backbone: Backbone) -> None:
         """Copy the weights of the backbone's first layers and its normalisation of pixels.
 
         Args:

@@ -36,18 +36,18 @@ UNCOUNTED = frozenset(
 class CustomBackbone(nn.Module):
     """A module of the user's own, behind the normalisation of pixels."""
 
-    def __init__(self, model: nn.Module, channels: int, factory: str) -> None:
+    def __init__(self, model: nn.Module, image_shape: tuple[int, int, int], factory: str) -> None:
         """Take the module.
 
         Args:
             model: From normalised images, float32 [batch, channels, height, width], to logits.
-            channels: Of the image.
+            image_shape: Channels, height, width.
             factory: What made it, for messages.
         """
         super().__init__()
-        self.normalise = Normalise(channels)
+        self.normalise = Normalise(image_shape[0])
         self.model = model
-        self.factory = factory
+        self.image_shape, self.factory = image_shape, factory
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify.
@@ -83,7 +83,7 @@ def custom_backbone(config: CustomConfig, image_shape: tuple[int, int, int], cla
     _check_logits(model, config, image_shape, classes)
     _check_tensors(model, config)
     _check_trace(model, config, image_shape)
-    return CustomBackbone(model, image_shape[0], config.factory)
+    return CustomBackbone(model, image_shape, config.factory)
 
 
 def _function(factory: str) -> Callable[..., Any]:

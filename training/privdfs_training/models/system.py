@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from privdfs_training.config import BackboneHeadConfig, BranchedConfig, Config, HeadConfig, ResidualBranchConfig
-from privdfs_training.errors import TrainingConfigError
 from privdfs_training.masks import OwnerMask
-from privdfs_training.models.backbone import Backbone, NamedBackbone, build_backbone
+from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
-from privdfs_training.models.custom import CustomBackbone
+from privdfs_training.models.custom_cut import CustomBranch
 from privdfs_training.models.fusion import AttributeFusion, Fusion
 from privdfs_training.models.head import CompactHead, Head
 from privdfs_training.partitions import PartitionFamily
@@ -162,7 +161,7 @@ def start_from(baseline: Backbone, modules: Iterable[nn.Module]) -> None:
         modules: Heads and branches of any kind.
     """
     for module in modules:
-        if isinstance(module, BackboneHead | ResNetBranch | VitBranch):
+        if isinstance(module, BackboneHead | ResNetBranch | VitBranch | CustomBranch):
             module.start_from(baseline)  # pyright: ignore[reportArgumentType]  built from this very baseline
 
 
@@ -181,7 +180,7 @@ def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> H
         TrainingConfigError: The backbone does not have the split point.
     """
     if isinstance(config, BackboneHeadConfig):
-        return BackboneHead(_named(baseline), config.split, channels=config.channels, stride=config.stride)
+        return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride)
     return CompactHead(
         image_channels=image_channels,
         stem=config.stem,
@@ -207,16 +206,5 @@ def build_branch(config: BranchedConfig, baseline: Backbone, shape: tuple[int, i
     if isinstance(branch, ResidualBranchConfig):
         return Branch(shape, width=branch.width, blocks=branch.blocks, classes=classes)
     if isinstance(head, BackboneHeadConfig):
-        return backbone_branch(_named(baseline), head.split, shape, "head.split")
-    return backbone_branch(_named(baseline), branch.split or "", shape, "branch.split")
-
-
-def _named(baseline: Backbone) -> NamedBackbone:
-    """A backbone that can be cut."""
-    if isinstance(baseline, CustomBackbone):
-        message = (
-            "a custom backbone cannot be cut into head and branches: use head.kind = 'compact' and branch.kind = "
-            "'residual'"
-        )
-        raise TrainingConfigError(message)
-    return baseline
+        return backbone_branch(baseline, head.split, shape, "head.split")
+    return backbone_branch(baseline, branch.split or "", shape, "branch.split")
