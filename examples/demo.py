@@ -67,7 +67,9 @@ def classify(client: Client, images: Path, console: Console) -> list[Classified]
             result=client.predict(images / name),
             sharings=tuple(tuple(client.encode(images / name)) for _ in range(sharings)),
         )
-        for name, label in track(labels.items(), "classifying", console=console, transient=True)
+        for name, label in track(
+            labels.items(), "classifying", console=console, transient=True, disable=not console.is_terminal
+        )
     ]
 
 
@@ -115,7 +117,7 @@ def summary(rows: Sequence[Classified]) -> str:
         f"Median {statistics.median(totals):.1f} ms an image; the first took {totals[0]:.0f} ms, since it also loads "
         f"the image decoder, connects to the servers and checks that they serve this release. The servers work in "
         f"parallel, so the time of the slowest is shown.\n"
-        f"{bytes_up} bytes up for each image, to all servers together; its pixels are {image_bytes} bytes."
+        f"{bytes_up:,} bytes up for each image, to all servers together; its pixels are {image_bytes:,} bytes."
     )
 
 
@@ -132,23 +134,27 @@ def _bytes(result: Result) -> str:
     return f"{len(sizes)}x{sizes[0]}" if len(set(sizes)) == 1 else "+".join(map(str, sizes))
 
 
-def comparison(shown: Sequence[Shown]) -> Table:
-    """The releases side by side."""
-    compared = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("release", "shares", "right", "median ms", "bytes up", "bytes down", "rounds", "one server learns"):
-        compared.add_column(name, justify="left" if name in {"release", "shares", "one server learns"} else "right")
+def comparison(shown: Sequence[Shown], *, width: int) -> Table:
+    """The releases side by side, set for a terminal of so many columns."""
+    gap = 2 if width >= WIDE_COLUMNS else 1
+    compared = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("release", "shares"):
+        compared.add_column(name, no_wrap=True)
+    for name in ("right", "median\nms", "bytes\nup", "bytes\ndown", "rounds"):
+        compared.add_column(name, justify="right", no_wrap=True)
+    compared.add_column("one server\nlearns", no_wrap=True)
     for each in shown:
         result = each.rows[0].result
         totals = [row.result.timings.total_ms for row in each.rows]
         compared.add_row(
-            each.bundle.release,
+            each.bundle.release.rpartition("-")[0],  # without the digest, which stands above the release's own table
             "coded" if each.is_coded else "masked",
             f"{sum(row.is_right for row in each.rows)} of {len(each.rows)}",
             _ms(statistics.median(totals)),
             f"{sum(result.bytes_up):,}",
             f"{sum(result.bytes_down):,}",
             str(len(result.timings.rounds)),
-            "nothing (proven)" if each.is_coded else "a little (measured), and the class",
+            "nothing" if each.is_coded else "little; the class",
         )
     return compared
 
@@ -169,7 +175,7 @@ def demonstrate(release: Path, console: Console) -> Shown:
             else:
                 endpoints = servers.enter_context(serve_release(release))
         console.print(
-            f"Release [bold]{bundle.release}[/], {len(endpoints)} tritonservers on this machine, "
+            f"Release [bold]{bundle.release}[/]: {len(endpoints)} tritonservers, "
             f"ready after {time.perf_counter() - started:.1f} s:\n{', '.join(endpoints)}\n",
             highlight=False,
         )
@@ -189,7 +195,12 @@ def report(shown: Sequence[Shown], out: Path, console: Console) -> None:
         OSError: it cannot be written.
     """
     if len(shown) > 1:
-        console.print(comparison(shown))
+        console.print(comparison(shown, width=console.width))
+        console.print(
+            "\nThat one server learns nothing of coded shares is proven; how little it learns of masked ones is "
+            "measured (docs/PRIVACY.md).",
+            highlight=False,
+        )
     with console.status("drawing the report"):
         out.mkdir(parents=True, exist_ok=True)
         write_html(out / "report.html", shown)

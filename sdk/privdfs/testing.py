@@ -1,14 +1,17 @@
 """A programmable server for tests of applications: it speaks real gRPC or HTTP on loopback, and fails as it is told to.
 
+    from contextlib import ExitStack
+
     from privdfs import Bundle, Client
     from privdfs.testing import FakeServer, Fault
 
+    release = "model_repository/fashion-resnet20"
     with ExitStack() as stack:
-        servers = [stack.enter_context(FakeServer.for_release("model_repository/fashion", i)) for i in range(3)]
+        servers = [stack.enter_context(FakeServer.for_release(release, i)) for i in range(3)]
         servers[1].fault = Fault(status="UNAVAILABLE")
-        bundle = Bundle.open("model_repository/fashion/client", allow_unsigned=True)
-        client = Client(bundle, [server.endpoint for server in servers], min_answers=2)
-        assert client.predict("photo.jpg").answered == (True, False, True)
+        bundle = Bundle.open(f"{release}/client", allow_unsigned=True)
+        client = stack.enter_context(Client(bundle, [server.endpoint for server in servers], min_answers=2))
+        assert client.predict("examples/images/bag-1.png").answered == (True, False, True)
 
 A fake keeps the shares that it received in `received`, so that a test can see what would have travelled. It is not a
 server for production: it has no batching and no limits. For gRPC it needs grpcio: pip install privdfs[testing].

@@ -317,13 +317,16 @@ def test_every_row_is_marked_by_what_was_measured(results: Path, monkeypatch: py
     assert "| small (earlier release)[^accuracy-1] |" in old
     assert "| attacker | small (earlier release)[^privacy-1] |" in old
     assert "release small (earlier release).[^latency]" in old
+    assert old.count(marks.EARLIER) == 1
     for name in ("accuracy", "privacy", "latency"):
         path = results / f"{name}.json"
         values = json.loads(path.read_text())
         for entry in values.get("releases", {"": values}).values():
             entry["graphs"] = graph_digests(release)
         path.write_text(json.dumps(values))
-    assert "earlier release" not in results_page.figures(results)
+    new = results_page.figures(results)
+    assert "earlier release" not in new
+    assert marks.EARLIER not in new
 
 
 def test_the_digests_are_those_of_the_files() -> None:

@@ -88,11 +88,15 @@ def check_report(folder: Path, servers: int) -> None:
 
 
 def test_the_table_fits_a_narrow_terminal(trained_release: Path, tmp_path: Path) -> None:
-    done = run(command(trained_release, "--out", tmp_path), columns=80)
+    done = run(command(trained_release, trained_release, "--out", tmp_path), columns=80)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.split(" ")[0] in {Path(name).stem for name in LABELS}]
-    assert len(rows) == 20
+    assert len(rows) == 40
     assert all(len(row.rstrip()) <= 80 and "…" not in row and row.rstrip().endswith("3x12") for row in rows)
+    name = Client.local(trained_release).bundle.release.rpartition("-")[0]
+    compared = [line.split() for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
+    assert [(row[1], row[6:]) for row in compared] == [("masked", ["36", "120", "1", "little;", "the", "class"])] * 2
+    assert "\n\n\n" not in done.stdout
 
 
 @pytest.mark.usefixtures("_hangup_counts")

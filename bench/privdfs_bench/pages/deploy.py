@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from privdfs_bench.pages.marks import BEGIN, END, named, source
+from privdfs_bench.pages.marks import between, named, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "deploy" / "README.md"
@@ -19,7 +19,7 @@ def figures(folder: Path) -> str:
     """
     results = read_results(folder / "engines.json")
     if not results:
-        return f"{BEGIN}\n\nNot measured yet: `python bench/engines.py`.\n\n{END}"
+        return between("Not measured yet: `python bench/engines.py`.")
     rows = ["| release | precision | engines | seconds to build one | plan | weights | off by at most | same class |"]
     rows.append("| --- " * 8 + "|")
     for name, engines in results["releases"].items():
@@ -41,4 +41,4 @@ def figures(folder: Path) -> str:
         f"{source(made_by)}: built by TensorRT-RTX without a "
         "GPU, never run; compared with FP32 on the golden examples by ONNX Runtime, relative to the largest logit."
     )
-    return "\n\n".join((BEGIN, "\n".join(rows), about, END))
+    return between("\n".join(rows), about)

@@ -53,6 +53,19 @@ def named(name: str, graphs: Mapping[str, str] | None) -> str:
     return name if graphs and graphs.items() <= graph_digests(release).items() else f"{name} (earlier release)"
 
 
+#: What `named` means by an earlier release; below a table of which a row says so.
+EARLIER = (
+    "*Earlier release*: measured on a release of this name that has since been replaced; `privdfs describe` has the "
+    "current figures."
+)
+
+
+def between(*parts: str) -> str:
+    """Figures between their marks, and what is meant by an earlier release where one is named."""
+    shown = "\n\n".join(parts)
+    return "\n\n".join((BEGIN, shown, *([EARLIER] if "(earlier release)" in shown else []), END))
+
+
 def updated(text: str, shown: str) -> str:
     """A document with its figures replaced.
 

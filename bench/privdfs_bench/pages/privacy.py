@@ -6,7 +6,7 @@ from typing import Any
 
 from privdfs._format import largest_coalition
 from privdfs_bench.pages.coded_privacy import coded_tables, is_coded
-from privdfs_bench.pages.marks import BEGIN, END, commands, named, source
+from privdfs_bench.pages.marks import between, commands, named, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "PRIVACY.md"
@@ -23,7 +23,7 @@ def figures(folder: Path) -> str:
     """
     entries = read_results(folder / "privacy.json").get("releases", {})
     if not entries:
-        return f"{BEGIN}\n\nNot measured yet: `python bench/privacy.py`.\n\n{END}"
+        return between("Not measured yet: `python bench/privacy.py`.")
     rows = ["| release | servers together | strongest attack | PSNR | above class mean | SSIM | undefended split |"]
     rows.append("| --- " * 7 + "|")
     about = []
@@ -41,20 +41,16 @@ def figures(folder: Path) -> str:
             )
         flags = ", ".join(flagged(entry)) or "none" if "flags" in entry else "not checked"
         about.append(f"- {entry['release']}: {source(entry['made_by'])}; flags of these rows: {flags}.")
-    return "\n\n".join(
-        (
-            BEGIN,
-            "### Masked shares: measured",
-            "\n".join(rows),
-            "\n".join(about),
-            *keys_tables(entries),
-            "### Coded shares: proven up to T servers, measured beyond",
-            coded_tables(entries),
-            "### Other defences, and people",
-            rivals_table(read_results(folder / "rivals.json")),
-            people_table(read_results(folder / "reidentify.json")),
-            END,
-        )
+    return between(
+        "### Masked shares: measured",
+        "\n".join(rows),
+        "\n".join(about),
+        *keys_tables(entries),
+        "### Coded shares: proven up to T servers, measured beyond",
+        coded_tables(entries),
+        "### Other defences, and people",
+        rivals_table(read_results(folder / "rivals.json")),
+        people_table(read_results(folder / "reidentify.json")),
     )
 
 

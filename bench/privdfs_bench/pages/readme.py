@@ -6,7 +6,7 @@ from typing import Any
 
 from privdfs_bench.pages.bars import point_of_release
 from privdfs_bench.pages.coded_privacy import is_coded
-from privdfs_bench.pages.marks import BEGIN, END, named
+from privdfs_bench.pages.marks import between, named
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "README.md"
@@ -43,7 +43,7 @@ def figures(folder: Path) -> str:
             f"| {shown} | {len(entry['branches'])} | {entry['baseline']:.2%} | **{entry['fused']:.2%}** | {leakage} "
             f"| {entry['bytes_up']} | 1/{entry['baseline_macs'] / entry['client_macs']:.1f} |"
         )
-    return "\n\n".join((BEGIN, "\n".join(rows), END))
+    return between("\n".join(rows))
 
 
 def _coded_row(shown: str, entry: Mapping[str, Any]) -> str:

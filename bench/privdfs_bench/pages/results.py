@@ -13,7 +13,7 @@ from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
 from privdfs_bench.pages.bars import lied_to
 from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.coded_results import coded_accuracy_table, coded_latency_table
-from privdfs_bench.pages.marks import BEGIN, END, footnotes, named, source
+from privdfs_bench.pages.marks import between, footnotes, named, source
 from privdfs_bench.releases import releases
 from privdfs_bench.results import ROOT, read_results
 
@@ -171,4 +171,4 @@ def figures(folder: Path) -> str:
         "Latency": latency_table(latency),
         "Latency of coded releases": coded_latency_table(folder),
     }
-    return "\n\n".join((BEGIN, *(f"## {name}\n\n{table}" for name, table in tables.items()), END))
+    return between(*(f"## {name}\n\n{table}" for name, table in tables.items()))
