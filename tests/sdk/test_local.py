@@ -38,7 +38,7 @@ def test_a_missing_server_folder(release_copy: Path) -> None:
 
 def test_a_folder_of_a_release_is_not_the_release(release: Path) -> None:
     for part in ("client", "server-0"):
-        with pytest.raises(BundleIntegrityError, match=f"{part} is one folder of a release: give the release"):
+        with pytest.raises(BundleIntegrityError, match=f"{part}' is one folder of a release: give the release"):
             Client.local(release / part)
 
 
