@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from privdfs_training.config import BackboneConfig, ResNet18Config, VitTinyConfig
 from privdfs_training.errors import TrainingConfigError
-from privdfs_training.models.backbone import Backbone, build_backbone, split_points
+from privdfs_training.models.backbone import NamedBackbone, build_backbone, split_points
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch
 from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.resnet import ResNet
 from privdfs_training.models.system import System
+from privdfs_training.models.vit import VisionTransformer
 from privdfs_training.reading import config_from_dict, load_config
 from tests.trained import tiny_values, write_toml
 
@@ -56,9 +57,11 @@ VIT_TINY = {
 }
 
 
-def published(**keys: Any) -> Backbone:
+def published(**keys: Any) -> NamedBackbone:
     with torch.device("meta"):
-        return build_backbone(msgspec.convert(keys, BackboneConfig), (3, 224, 224), 1000)
+        built = build_backbone(msgspec.convert(keys, BackboneConfig), (3, 224, 224), 1000)
+    assert isinstance(built, NamedBackbone)
+    return built
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_a_resnet_continues_where_the_baseline_is() -> None:
 def test_a_vit_continues_where_the_baseline_is() -> None:
     system = moved(split_system(VIT, "blocks.0", stride=2))
     baseline, head, branch = system.baseline, system.head, system.branches[1]
-    assert not isinstance(baseline, ResNet)
+    assert isinstance(baseline, VisionTransformer)
     assert isinstance(head, BackboneHead)
     assert isinstance(branch, VitBranch)
     pixels = baseline.normalise(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
@@ -169,6 +172,7 @@ def test_a_vit_continues_where_the_baseline_is() -> None:
 def test_behind_a_compact_head_branches_are_the_baselines_last_layers(backbone: dict[str, Any], split: str) -> None:
     values = tiny_values() | {"backbone": backbone, "branch": {"kind": "backbone", "split": split}}
     system = moved(System(config_from_dict(values, "tests"), image_shape=(3, 16, 16), classes=10))
+    assert isinstance(system.baseline, NamedBackbone)
     last = system.baseline.blocks()["layer3.0"] if isinstance(system.baseline, ResNet) else system.baseline.blocks[1]
     for branch in system.branches:
         assert isinstance(branch, ResNetBranch | VitBranch)
