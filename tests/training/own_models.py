@@ -185,3 +185,20 @@ class Shuffled(nn.Module):
 
 def shuffled(image_shape: Shape, classes: int) -> nn.Module:
     return Shuffled(image_shape[0], classes)
+
+
+def normed(image_shape: Shape, classes: int) -> nn.Module:
+    """Of weights that a rule computes from others."""
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(image_shape[0], 4, 3))
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def _doubled(_module: nn.Module, _given: Any, found: Tensor) -> Tensor:
+    return 2 * found
+
+
+def hooked(image_shape: Shape, classes: int) -> nn.Module:
+    """Of a layer that does more than its class says."""
+    model = nn.Sequential(nn.Conv2d(image_shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model[0].register_forward_hook(_doubled)
+    return model.append(nn.LazyLinear(classes))

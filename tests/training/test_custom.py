@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bench import accuracy
 from privdfs import Bundle
 from privdfs_export import cli as export_cli
 from privdfs_export import graphs
@@ -100,6 +101,25 @@ def test_a_finished_run_goes_on_from_its_checkpoints(
     )
     assert cli.main([str(other), "--data", str(data_folder), "--out", str(masked.parents[1]), "--device", "cpu"]) == 2
     assert "was made with other settings in: backbone" in capsys.readouterr().err
+
+
+def test_commands_take_a_factory_with_a_system_alone(trained_release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_cli.main(["plan", str(trained_release), "--factory", SMALL]) == 2
+    assert "--factory makes the backbone of --system system.safetensors" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        accuracy.main([str(trained_release), "--factory", SMALL])
+    assert "--factory makes the backbone of --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["masked", "coded"])
+def test_training_ends_with_the_command_that_exports(
+    kind: str, data_folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path: Path = request.getfixturevalue(kind)
+    config = str(path.parents[1] / "config.toml")
+    assert cli.main([config, "--data", str(data_folder), "--out", str(path.parents[1]), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert f"next: privdfs-export {path} --factory {SMALL} --out model_repository/tiny-3" in said
 
 
 @pytest.fixture

@@ -98,6 +98,8 @@ def test_a_branch_computes_what_the_last_layers_do(function: str, split: str) ->
         ("row", "norm1", "where no head can end"),
         ("row", "smooth", "where no head can end"),
         ("small", "last", r"can end at stem\.1, pool, norm"),
+        ("normed", "1", "where no head can end"),
+        ("hooked", "1", "where no head can end"),
         ("looping", "norm", "torch.fx cannot follow the module of"),
         ("transposed", "0", "where no head can end: a head is a row"),
     ],

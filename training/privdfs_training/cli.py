@@ -14,7 +14,7 @@ from privdfs_training import parallel
 from privdfs_training.attacks.prior_training import PriorConfig, prior_config, train_prior
 from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.train import check_coded, train_coded
-from privdfs_training.config import Config
+from privdfs_training.config import Config, CustomConfig
 from privdfs_training.data import ImageData, load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
 from privdfs_training.interruption import InterruptedTrainingError
@@ -80,11 +80,17 @@ def _run(options: argparse.Namespace) -> int:
         process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
         print(f"privdfs-train: {process}{error}", file=sys.stderr)
         return 2
-    exported = isinstance(config, Config)
-    following = f"\nnext: privdfs-export {path} --out model_repository/{config.name}" if exported else ""
-    console.print(f"finished: {path}{following}", soft_wrap=True)
+    console.print(f"finished: {path}{_following(config, path)}", soft_wrap=True)
     parallel.leave_together()
     return 0
+
+
+def _following(config: AnyConfig, path: Path) -> str:
+    """The command that makes a release of a finished system."""
+    if not isinstance(config, Config | CodedConfig):
+        return ""
+    factory = f" --factory {config.backbone.factory}" if isinstance(config.backbone, CustomConfig) else ""
+    return f"\nnext: privdfs-export {path}{factory} --out model_repository/{config.name}"
 
 
 def _read(path: Path) -> AnyConfig:

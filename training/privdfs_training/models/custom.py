@@ -171,8 +171,9 @@ def _check_trace(model: nn.Module, config: CustomConfig, image_shape: tuple[int,
             same = _alike(traced(others), model(others))
             uncounted = sorted(_operators(traced, example) & UNCOUNTED)
     except Exception as error:
+        reason = (str(error) or "no reason given").strip().splitlines()[0].partition(" Please feel free")[0][:300]
         message = (
-            f"backbone.factory: the module of {config.factory} cannot be exported ({type(error).__name__}: {error}). "
+            f"backbone.factory: the module of {config.factory} cannot be exported ({type(error).__name__}: {reason}). "
             "Releases hold its operators as ONNX, for any number of images: let it compute with tensors alone, by "
             "operators that ONNX has, and let no size be the number of images."
         )

@@ -270,15 +270,17 @@ def _layer_behind(traced: fx.GraphModule, node: fx.Node) -> Layer | None:
     module = _module(traced, first)
     if first.op == "call_function" and first.target in POOLS:
         module = POOLS[first.target](*first.args[1:], **first.kwargs)  # pyright: ignore[reportArgumentType]  the same
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        return copy.deepcopy(module), first
+    if _is_plain(module, nn.MaxPool2d, nn.AvgPool2d):
+        return copy.deepcopy(module), first  # pyright: ignore[reportReturnType]  one of these two
     norm = _follower(first)
     relu = None if norm is None else _follower(norm)
     if norm is None or relu is None or not _is_relu(traced, relu):
         return None
     normalisation = _module(traced, norm)
-    if not isinstance(module, nn.Conv2d) or not isinstance(normalisation, nn.BatchNorm2d):
+    if not _is_plain(module, nn.Conv2d) or not _is_plain(normalisation, nn.BatchNorm2d):
         return None
+    assert isinstance(module, nn.Conv2d)  # noqa: S101
+    assert isinstance(normalisation, nn.BatchNorm2d)  # noqa: S101
     plain = module.padding_mode == "zeros" and module.dilation == (1, 1) and isinstance(module.padding, tuple)
     whole = normalisation.affine and normalisation.track_running_stats
     return (Convolution(str(first.target), str(norm.target)), relu) if plain and whole else None
@@ -312,6 +314,13 @@ def _follower(node: fx.Node) -> fx.Node | None:
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_plain(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is just what its class says: no subclass, and no weights that a hook or a rule computes."""
+    if module is None or type(module) not in kinds:
+        return False
+    return not module._forward_pre_hooks and not module._forward_hooks  # noqa: SLF001  torch has no other way to ask
 
 
 def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
