@@ -10,7 +10,7 @@ import { expect, test } from "vitest";
 const SOURCE = new URL("../src/", import.meta.url).pathname;
 
 /** What a page may download, gzipped, without the ONNX runtime and the bundle. */
-const LIMIT = 24_500;
+const LIMIT = 25_500;
 
 interface Chunk {
   readonly fileName: string;
