@@ -604,7 +604,7 @@ def test_a_bad_image_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_the_number_of_servers_must_fit(connect: Callable[..., Driver], release: Path, count: int) -> None:
-    with pytest.raises(ConfigError, match="has 3 servers"):
+    with pytest.raises(ConfigError, match="has 3 servers" if count else "no servers were given"):
         connect(release / "client", [f"127.0.0.1:{port}" for port in range(1, count + 1)])
 
 
