@@ -56,7 +56,7 @@ PLACES: dict[str, Callable[[Any, Path], object]] = {
     "bundle": lambda text, _: Bundle.open(text, allow_unsigned=True),
     "release": lambda text, _: Client.local(text),
     "store": lambda text, _: BundleStore(text, allow_unsigned=True).open(),
-    "source": lambda text, release: BundleStore(release / "none", allow_unsigned=True).install(text),
+    "source": lambda text, release: BundleStore(release.parent / "store", allow_unsigned=True).install(text),
     "image": lambda text, release: Client.local(release).predict(text),
     "images": lambda text, release: Client.local(release).predict_batch([text]),
     "user key": lambda text, _: UserKey(text + "0"),
