@@ -78,6 +78,7 @@ def _forward(onnx: Any, model: Any, constants: dict[str, Any], image: Any) -> An
 
 
 def _main() -> None:
+    sys.path.pop(0)  # this folder, in which this file would be taken for the library
     # crypten 0.4.1 looks for a module of torch that has moved since.
     moved = importlib.import_module("torch.onnx._internal.torchscript_exporter.registration")
     sys.modules.setdefault("torch.onnx._internal.registration", moved)
