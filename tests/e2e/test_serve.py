@@ -499,6 +499,23 @@ def test_an_interrupted_start_leaves_no_copy(release: Path, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_while_the_folder_is_made_leaves_none(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def interrupted(path: str | Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        if "privdfs-server-" in str(path):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), serve([release / "server-0"]):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nohup_keeps_the_servers_when_the_terminal_closes(release: Path, tmp_path: Path) -> None:
     with _start_command(release, tmp_path, "nohup") as started:
         endpoints = _first_line(started)["endpoints"]
