@@ -360,7 +360,7 @@ def _install(options: argparse.Namespace) -> None:
 
 def _refresh(options: argparse.Namespace) -> None:
     store = BundleStore(options.store, trust=options.trust, allow_unsigned=options.allow_unsigned)
-    found = store.refresh_or_say(options.source)
+    found = store.try_refresh(options.source)
     if isinstance(found, Bundle):
         _in_use(options, found)
         return

@@ -160,11 +160,24 @@ class BundleStore:
             BundleStoreError: as for `install`; or nothing has been installed yet.
             ConfigError: an address that bundles are not fetched from.
         """
-        found = self.refresh_or_say(source)
+        found = self.try_refresh(source)
         return found if isinstance(found, Bundle) else None
 
-    def refresh_or_say(self, source: str | PathLike[str]) -> Bundle | str | None:
-        """`refresh`, but the name of the release that is offered where `rollback` left it."""
+    def try_refresh(self, source: str | PathLike[str]) -> Bundle | str | None:
+        """Do as `refresh` does, and tell apart why nothing was put into use.
+
+        Args:
+            source: as for `install`.
+
+        Returns:
+            The new bundle, open; the id of the release that is offered, where `rollback` left it; None if there is
+            nothing new.
+
+        Raises:
+            BundleError: as for `refresh`.
+            BundleStoreError: as for `refresh`.
+            ConfigError: as for `refresh`.
+        """
         fetch = open_source(source)
         with _disk(self._folder):
             self._state()  # before a folder is made for the lock

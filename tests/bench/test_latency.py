@@ -1,5 +1,7 @@
 """The parts of bench/latency.py that need no server."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bench import latency
 from privdfs import Bundle, Error, Result, Timings
 from privdfs_bench.releases import is_coded
 from privdfs_bench.speed.check import bars, check_record, compare
+from privdfs_bench.speed.crypten import measure_crypten
 from privdfs_bench.speed.latency import given
 from privdfs_bench.speed.rounds import check_crypten, open_loop
 from privdfs_bench.speed.serving import ServerTime, split_near
@@ -182,6 +185,15 @@ def test_logits_of_another_model_are_no_comparison() -> None:
     check_crypten((logits + 0.01 * np.abs(logits).max()).tolist(), graph, image)
     with pytest.raises(Error, match="has not computed"):
         check_crypten(logits[::-1].tolist(), graph, image)
+
+
+def test_crypten_is_the_library_and_not_the_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crypten").mkdir()
+    (tmp_path / "crypten" / "__init__.py").write_text('raise SystemExit("the library")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        measure_crypten(Path(sys.executable), b"", np.zeros(1, np.uint8), 1)
+    assert failed.value.stderr.strip() == "the library"
 
 
 def result(servers_ms: Sequence[float]) -> Result:

@@ -409,7 +409,7 @@ def test_the_table_lines_up_and_names_a_call(release: Path, tmp_path: Path) -> N
 
 
 def test_a_killed_nginx_ends_the_command(release: Path) -> None:
-    # A socket's path has at most 107 characters, and pytest's folders are long.
+    # A socket's path is limited, and pytest's folders have long names.
     with TemporaryDirectory() as scratch, _command(release, Path(scratch), "--gateway") as started:
         assert started.stdout is not None
         started.stdout.readline()

@@ -60,6 +60,7 @@ def test_every_placeholder_is_filled_in_by_its_setting() -> None:
         ({"secret_file": "a[1]/s.conf"}, "pattern"),
         ({"upstream": "unix:/tmp/a\\"}, "HOST:PORT"),
         ({"upstream": "unix:/tmp/$a"}, "HOST:PORT"),
+        ({"status": "unix:/" + "a" * 107}, "TMPDIR"),
         ({"access_log": ""}, "another name"),
         ({"origins": ("*",)}, "not an origin"),
         ({"origins": ("https://a.example:443",)}, "leave it out"),

@@ -13,7 +13,7 @@ from PIL import Image
 from privdfs._format import largest_coalition
 
 COLOURS = {"masked": "tab:orange", "coded": "tab:blue"}
-LABELS_APART = 0.085  # of the axis's height: two lines of text
+LABELS_APART = 0.0425  # of the axis's height: a line of text
 #: Under this name the PNG carries the digest of what it shows.
 SHOWS = "shows"
 
@@ -138,7 +138,7 @@ def _panel(axis: Axes, data: str, here: Sequence[Point]) -> None:
 def _apart(axis: Axes, here: Sequence[Point]) -> list[float]:
     """Heights of the labels, in the points' order from top to bottom, none over another."""
     bottom, top = axis.get_ylim()
-    least = LABELS_APART * (top - bottom) / 2
+    least = LABELS_APART * (top - bottom)
     heights: dict[str, float] = {}
     above = top
     for point in sorted(here, key=lambda one: -one.accuracy):

@@ -19,6 +19,7 @@ _PLACEHOLDER = re.compile(r"\$\{([A-Z_]+)\}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _NO_DEFAULT_PORT = re.compile(r"(?!http://.*:80\Z|https://.*:443\Z).*")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}|unix:/[^\s;{}\"'\\$]+")
+_MAX_SOCKET_PATH = 107  # of Linux
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET = re.compile(r"[!#-\[\]-~]+")
 
@@ -64,10 +65,10 @@ def nginx_config(repository: Repository, settings: NginxSettings) -> str:
     """
     models = [model.name for model in repository.models]
     values = {
-        "LISTEN": _checked(settings.listen, _ADDRESS, "is not HOST:PORT") + (" ssl http2" if settings.tls else ""),
+        "LISTEN": _address(settings.listen) + (" ssl http2" if settings.tls else ""),
         "CERTIFICATE": _path(settings.certificate),
         "KEY": _path(settings.key),
-        "UPSTREAM": _checked(settings.upstream, _ADDRESS, "is not HOST:PORT"),
+        "UPSTREAM": _address(settings.upstream),
         "SECRET_FILE": _included(settings.secret_file),
         "ORIGINS": "\n".join(
             f'        "{each}" "{each}";' for each in map(check_origin, dict.fromkeys(settings.origins))
@@ -76,7 +77,7 @@ def nginx_config(repository: Repository, settings: NginxSettings) -> str:
         "MODELS": "|".join(_checked(name, _MODEL, "is not a model's name") for name in models),
         "MAX_BODY": str(longest_message(repository)),
         "BODY_BUFFER": str(longest_message(repository) + 1),
-        "STATUS": _checked(settings.status, _ADDRESS, "is not HOST:PORT"),
+        "STATUS": _address(settings.status),
         "ACCESS_LOG": _path(settings.access_log),
     }
     return _PLACEHOLDER.sub(lambda found: values[found[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -122,6 +123,18 @@ def _type_name(tensor: object) -> str:
 def _checked(text: str, form: re.Pattern[str], what: str) -> str:
     if not form.fullmatch(text):
         msg = f"{text!r} {what}"
+        raise ServeError(msg)
+    return text
+
+
+def _address(text: str) -> str:
+    """HOST:PORT, or a socket's path, which the kernel takes up to a length alone."""
+    _checked(text, _ADDRESS, "is not HOST:PORT")
+    if text.startswith("unix:") and len(text.removeprefix("unix:").encode()) > _MAX_SOCKET_PATH:
+        msg = (
+            f"{text!r} is longer than the {_MAX_SOCKET_PATH} bytes of a socket's path: name a shorter one, or set "
+            "TMPDIR to a folder with a shorter name"
+        )
         raise ServeError(msg)
     return text
 
