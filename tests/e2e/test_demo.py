@@ -102,7 +102,8 @@ def test_the_table_fits_a_narrow_terminal(trained_release: Path, tmp_path: Path)
 @pytest.mark.usefixtures("_hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_demo_and_servers(trained_release: Path, tmp_path: Path, number: signal.Signals) -> None:
-    line = command(trained_release, "--out", tmp_path / "report")
+    # So many that the demo cannot have ended by itself before the signal comes, however slow this process is.
+    line = command(*[trained_release] * 50, "--out", tmp_path / "report")
     settings = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings) as demo:
         assert demo.stdout is not None
