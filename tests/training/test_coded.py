@@ -248,6 +248,20 @@ def test_no_input_at_all_exceeds_the_bound(seed: int, k: int) -> None:
     assert np.abs(results).max() <= proven_bound(network) <= interval_bound(network)
 
 
+@pytest.mark.parametrize("weights", [(7, 7, 1, 1, 0, 0), (0,) * 6, (127, 1, 1, 1, 1, 1)])
+def test_inputs_that_count_unequally_do_not_exceed_the_bound(weights: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    first = IntegerMap("all", generator.choice([-1, 1], (8, 6)) * np.array(weights), (8, 1, 1), 1, 0)
+    last = IntegerMap("all", generator.integers(-7, 8, (4, 8)), (4, 1, 1), 1, 0)
+    network = small_network(first, last, 3, 2)
+    every = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 6), axis=-1).reshape(-1, 1, 2, 3)
+    eigen = eigenvalue_bounds(network)
+    assert eigen is not None
+    low, high = (bound[:, 0, 0] for bound in eigen)
+    results = network(every)[:, :, 0, 0]
+    assert ((low <= results) & (results <= high)).all()
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_convolutions_hold_their_bound_on_the_inputs_that_push_hardest(kernel: int) -> None:
     torch.manual_seed(0)
