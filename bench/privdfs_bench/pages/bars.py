@@ -10,6 +10,8 @@ LOST, ABOVE, CHEAPER = 1.0, 1.0, 20
 #: The others: points below the fused answer that a missing server and a lying minority may cost, and linear readouts in
 #: the place of the branches must; points between one key and the mean of all; dB of the undefended split; the baseline.
 MISSING, LYING, EARNED, KEYS, BROKEN = 2.5, 5.0, 2.0, 0.5, 30.0
+#: What a release comes to at a bar, and whether it meets it.
+Held = tuple[str, bool]
 BASELINE = {"fashion-mnist, ResNet": ("Fashion-MNIST", 93.0), "cifar10, ResNet": ("CIFAR-10", 90.0)}
 
 
@@ -48,15 +50,27 @@ def point_of_release(name: str, entry: Mapping[str, Any], audit: Mapping[str, An
 
 def held_table(accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
     """Markdown table of every release beside every bar; what misses one is bold."""
-    held = {name: _held(name, accuracy[name], privacy[name]) for name in accuracy if name in privacy}
+    held = table({name: _held(name, accuracy[name], privacy[name]) for name in accuracy if name in privacy})
+    return held + "\n\nBold: missed. Without a unit: points of accuracy. RESULTS.md names the commands."
+
+
+def table(held: Mapping[str, Mapping[str, Held]]) -> str:
+    """Markdown table of releases beside bars.
+
+    Args:
+        held: of each release, what it comes to at each bar that it has.
+
+    Returns:
+        A column a release, a row a bar; what misses one is bold.
+    """
     rows = ["| bar | " + " | ".join(held) + " |", "| --- " * (1 + len(held)) + "|"]
     for bar in dict.fromkeys(bar for bars in held.values() for bar in bars):
         cells = [bars.get(bar, ("", True)) for bars in held.values()]
         rows.append(f"| {bar} | " + " | ".join(shown if met else f"**{shown}**" for shown, met in cells) + " |")
-    return "\n".join(rows) + "\n\nBold: missed. Without a unit: points of accuracy. RESULTS.md names the commands."
+    return "\n".join(rows)
 
 
-def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, Held]:
     """What a release comes to at each bar that it has, and whether it meets it."""
     point, fused, undefended = point_of_release(name, entry, audit), entry["fused"], max(audit["undefended"].values())
     held = {}
