@@ -25,6 +25,12 @@ All start from the same decoded images in memory and end with a label:
 - http_floor        the least that HTTP costs: the two ONNX Runtime runs and a plain socket for each server, in one
                     thread: send to all, then read from all
 - http_baseline     the unprotected model on one tritonserver: the pixels by a plain socket
+- https, grpcs      `Client.predict` in TLS: over HTTP by a gateway (nginx) before each of the same servers, over gRPC
+                    to tritonservers that speak TLS themselves
+- https_baseline, grpcs_baseline
+                    the unprotected model by the same ways: a socket in TLS to a gateway, a bare stub in TLS
+
+Without nginx (`make nginx`) the rows of HTTPS are left out, and the result file says why under `left_out`.
 
 Everything on the device side computes in one thread. After the rounds (closed loop: a call begins when the last one
 has ended) come passes of their own: calls that arrive at random times whether the last one has ended or not (open loop,

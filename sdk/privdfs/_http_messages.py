@@ -4,6 +4,7 @@ The length of a request depends on the model and the shapes alone: the one numbe
 """
 
 import functools
+from typing import TypeAlias
 
 import msgspec
 
@@ -24,8 +25,12 @@ class _Output(msgspec.Struct, frozen=True):
     parameters: _Size = _Size()
 
 
+#: What an answer says of its tensors.
+Outputs: TypeAlias = tuple[_Output, ...]
+
+
 class _Answer(msgspec.Struct, frozen=True):
-    outputs: tuple[_Output, ...] = ()
+    outputs: Outputs = ()
 
 
 class _Text(msgspec.Struct, frozen=True):
@@ -81,14 +86,17 @@ def read_config(data: bytes) -> ModelConfig | None:
     return ModelConfig(parameters, _types(config.input), _types(config.output), config.max_batch_size)
 
 
-def read_tensors(data: bytes, json_length: int) -> tuple[Tensor, ...] | None:
-    """The tensors of an answer, whose JSON takes so many bytes; None when it is not one."""
+def read_outputs(json: bytes) -> Outputs | None:
+    """What the JSON of an answer says of its tensors; None when it is not one."""
     try:
-        outputs = _read_answer(memoryview(data)[:json_length]).outputs
+        return _read_answer(json).outputs
     except _UNREADABLE:
         return None
+
+
+def cut(outputs: Outputs, data: bytes, position: int) -> tuple[Tensor, ...] | None:
+    """The tensors of an answer, whose bytes begin at a position and go to the end; None where their sizes differ."""
     tensors: list[Tensor] = []
-    position = json_length
     for output in outputs:
         size, raw = output.parameters.binary_data_size, None
         if size is not None:

@@ -15,6 +15,7 @@ look like liars. What is kept is the index of a class for each image and server,
 
 import logging
 import math
+import operator
 import statistics
 import threading
 from collections import deque
@@ -39,7 +40,10 @@ class Suspects:
         self._others = [[other for other in range(n) if other != server] for server in range(n)]
         self._place = math.ceil((n - 1) / 2) - 1  # of the score among a server's rates, the lowest first
         # Between 2 % and 90 %, so that a release measured on a few images neither accuses nor excuses every server.
-        self._expected = [[min(max(one + other, 0.02), 0.9) for other in errors] for one in errors]
+        self._errors = [[min(max(one + other, 0.02), 0.9) for other in errors] for one in errors]
+        # The score that these explain; none where two servers cannot say which of them is wrong.
+        places = range(n) if n > 2 else ()
+        self._expected = [sorted(self._errors[i][j] for j in self._others[i])[self._place] for i in places]
         # Plain integers: for a handful of servers numpy takes ten times as long.
         self._together = [[0] * n for _ in range(n)]  # images that both of two servers answered
         self._differed = [[0] * n for _ in range(n)]  # of these, those to which they gave different classes
@@ -87,13 +91,12 @@ class Suspects:
 
     def _judge(self) -> tuple[int, ...]:
         n = len(self._expected)
-        if n < 3:
+        if not n:
             return ()
         scores: list[float] = []
         seen: list[int] = []
-        expected: list[float] = []
         for server, others in enumerate(self._others):
-            errors, together, differed = self._expected[server], self._together[server], self._differed[server]
+            errors, together, differed = self._errors[server], self._together[server], self._differed[server]
             # Drawn towards what the manifest says while there is little to go by.
             rates = [
                 ((differed[other] + SUSPECT_PRIOR * errors[other]) / (together[other] + SUSPECT_PRIOR), together[other])
@@ -102,11 +105,13 @@ class Suspects:
             score, images = sorted(rates)[self._place]
             scores.append(score)
             seen.append(images)
-            expected.append(sorted(errors[other] for other in others)[self._place])
+        if all(map(operator.le, scores, self._expected)):  # nearly always
+            self._found = ()
+            return ()
         usual, usually_seen = statistics.median(scores), statistics.median(seen)
         found: list[int] = []
         for server in range(n):
-            bound = min(max(expected[server], usual), 0.9)
+            bound = min(max(self._expected[server], usual), 0.9)
             if seen[server] < SUSPECT_AFTER or scores[server] <= bound:
                 continue
             spread = math.sqrt(

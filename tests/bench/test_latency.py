@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,16 @@ from rich.console import Console
 from bench import latency
 from privdfs import Bundle, Error, Result, Timings
 from privdfs_bench.releases import is_coded
+from privdfs_bench.speed import tls
 from privdfs_bench.speed.check import bars, check_record, compare
 from privdfs_bench.speed.crypten import measure_crypten
+from privdfs_bench.speed.endpoints import Endpoints, Secured
 from privdfs_bench.speed.latency import given
-from privdfs_bench.speed.rounds import check_crypten, open_loop
+from privdfs_bench.speed.rounds import check_crypten, open_loop, ratios
 from privdfs_bench.speed.serving import ServerTime, split_near
 from privdfs_bench.speed.stages import stragglers
 from privdfs_bench.speed.systems import System
+from privdfs_export.serve import gateway
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -168,6 +173,51 @@ def test_bars_over_http_are_told_apart_and_may_be_missing() -> None:
         "HTTP: cold start to the first answer, ms": False,
         "HTTP: peak memory over a bare interpreter, MB": True,
     }
+
+
+def test_what_tls_costs_is_a_ratio_where_it_was_measured() -> None:
+    took = {"privdfs": 2.0, "grpcs": 3.0, "grpcs_baseline": 1.5, "floor": 1.0, "privdfs_async": 1.0, "http": 1.0}
+    others = {"http_floor": 1.0, "http_async": 1.0, "http_baseline": 1.0, "baseline_triton": 1.0}
+    systems = {
+        name: {"p50_ms": p50, "p99_ms": p50, "cpu_ms": p50, "bytes_up": 1} for name, p50 in (took | others).items()
+    }
+    without = ratios(systems)
+    assert without["grpcs_p50_to_grpc_p50"] == 1.5
+    assert without["grpcs_p50_to_unprotected_grpcs_p50"] == 2.0
+    assert not any("https" in name for name in without)
+    more = {"https": {"p50_ms": 4.0}, "https_baseline": {"p50_ms": 3.2}}
+    assert ratios(systems | more) == without | {
+        "https_p50_to_http_p50": 4.0,
+        "https_p50_to_unprotected_https_p50": 1.25,
+    }
+
+
+def test_a_machine_without_nginx_leaves_https_out_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def served(*_: object, **asked: object) -> Iterator[list[Any]]:
+        assert asked == {"tls": True}
+        yield [SimpleNamespace(endpoint="127.0.0.1:1", ca=Path("ca.pem"))]
+
+    monkeypatch.setattr(tls, "serve_measured", served)
+    monkeypatch.setattr(gateway, "find_program", lambda *_: None)
+    with tls.secured([], [Path("server-0")]) as (found, left_out):
+        assert found == {"grpcs": Secured(["127.0.0.1:1"], Path("ca.pem"))}
+        assert set(left_out) == {"https", "https_baseline"}
+        assert all("make nginx" in why for why in left_out.values())
+
+
+def test_endpoints_keep_their_schemes_and_authorities_behind_a_proxy() -> None:
+    ca = Path("ca.pem")
+    own = Endpoints(
+        ["127.0.0.1:1", "127.0.0.1:2"], ["http://127.0.0.1:3"], Secured(["127.0.0.1:4"], ca),
+        Secured(["https://127.0.0.1:5", "https://127.0.0.1:6"], ca),
+    )  # fmt: skip
+    assert own.plain() == [f"127.0.0.1:{port}" for port in range(1, 7)]
+    assert own.behind([f"127.0.0.1:{port}" for port in range(11, 17)]) == Endpoints(
+        ["127.0.0.1:11", "127.0.0.1:12"], ["http://127.0.0.1:13"], Secured(["127.0.0.1:14"], ca),
+        Secured(["https://127.0.0.1:15", "https://127.0.0.1:16"], ca),
+    )  # fmt: skip
+    assert Endpoints(["a:1"], []).behind(["b:2"]) == Endpoints(["b:2"], [])
 
 
 @pytest.mark.parametrize(

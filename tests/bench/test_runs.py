@@ -26,7 +26,7 @@ ABOUT = {"command", "commit", "config", "date", "machine", "seed", "versions"}
 def run(script: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, str(BENCH / script), *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(line, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    return subprocess.run(line, capture_output=True, text=True, timeout=200, check=False, env=environment)
 
 
 def test_accuracy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -147,8 +147,23 @@ def check_http_ratios(systems: dict[str, Any], ratios: dict[str, float]) -> None
         "http_cpu_to_graphs_cpu": cpu["http"] / cpu["graphs_only"],
         "http_floor_cpu_to_graphs_cpu": cpu["http_floor"] / cpu["graphs_only"],
     }
-    found = {name: value for name, value in ratios.items() if name.startswith("http")}
+    for secured, plain, wire in (("grpcs", "privdfs", "grpc"), ("https", "http", "http")):
+        expected[f"{secured}_p50_to_{wire}_p50"] = p50[secured] / p50[plain]
+        expected[f"{secured}_p50_to_unprotected_{secured}_p50"] = p50[secured] / p50[f"{secured}_baseline"]
+    found = {name: value for name, value in ratios.items() if name.startswith(("http", "grpcs"))}
     assert found == pytest.approx(expected, rel=0.02, abs=2e-3)
+
+
+def check_bytes_on_the_wire(on_the_wire: dict[str, Any], systems: dict[str, Any]) -> None:
+    on_one = dict.fromkeys(("baseline_triton", "single_split", "http_baseline", "grpcs_baseline", "https_baseline"), 1)
+    on_three = dict.fromkeys(("privdfs", "floor", "http", "http_floor", "grpcs", "https"), 3)
+    for name, servers in (on_three | on_one).items():
+        sent = on_the_wire[name]["up_by_server"]
+        assert len(sent) == servers
+        assert all(more > bytes_up for more, bytes_up in zip(sent, systems[name]["bytes_up_by_server"], strict=True))
+    # TLS adds to every message, so no system of the two pairs has been called in plaintext by mistake.
+    for plain, secured in (("privdfs", "grpcs"), ("http", "https"), ("http_baseline", "https_baseline")):
+        assert sum(on_the_wire[secured]["up_by_server"]) > sum(on_the_wire[plain]["up_by_server"])
 
 
 def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +179,9 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
     jpeg, split = systems["baseline_jpeg"]["bytes_up"], results["made_by"]["config"]["split"]["shape"]
     assert {name: values["bytes_up"] for name, values in systems.items()} == {
         **dict.fromkeys(("privdfs", "privdfs_async", "privdfs_batch", "floor", "floor_futures"), 36),
-        **dict.fromkeys(("http", "http_async", "http_floor"), 36),
+        **dict.fromkeys(("http", "http_async", "http_floor", "grpcs", "https"), 36),
         "graphs_only": 0,
-        "baseline_triton": 784,
-        "http_baseline": 784,
+        **dict.fromkeys(("baseline_triton", "http_baseline", "grpcs_baseline", "https_baseline"), 784),
         "baseline_jpeg": jpeg,
         "single_split": 4 * int(np.prod(split)),
         "baseline_device": 0,
@@ -214,12 +228,8 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
     through = results["networks"]["2,50"]
     assert through["measured"]["rtt_ms"] >= 2
     assert all(min(one["samples_ms"]) >= 2 for one in through["systems"].values())
-    on_the_wire = through["bytes_on_the_wire"]
-    on_one = dict.fromkeys(("baseline_triton", "single_split", "http_baseline"), 1)
-    for name, servers in (dict.fromkeys(("privdfs", "floor", "http", "http_floor"), 3) | on_one).items():
-        sent = on_the_wire[name]["up_by_server"]
-        assert len(sent) == servers
-        assert all(more > bytes_up for more, bytes_up in zip(sent, systems[name]["bytes_up_by_server"], strict=True))
+    check_bytes_on_the_wire(through["bytes_on_the_wire"], systems)
+    assert results["left_out"] == {}
     html = (tmp_path / "latency.html").read_text()
     assert html.count("data:image/png;base64,") == 2
     assert "through the network 2,50" in html

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,6 +16,29 @@ def proxies() -> dict[str, str]:
 
 #: Takes connections as long as this process runs.
 _SILENT = socket.create_server(("127.0.0.1", 0))
+
+
+class Queued:
+    """How long threads of this process were ready to run while the machine ran others, since this was made.
+
+    Nothing that a program waits for counts: not a socket, a lock or a deadline.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._by_thread()
+
+    @property
+    def seconds(self) -> float:
+        """All threads together, but for those that have ended."""
+        return sum(ns - self._before.get(thread, 0) for thread, ns in self._by_thread().items()) / 1e9
+
+    @staticmethod
+    def _by_thread() -> dict[str, int]:
+        found = {}
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                found[thread.name] = int((thread / "schedstat").read_text("ascii").split()[1])
+        return found
 
 
 def descendants(pid: int) -> set[int]:

@@ -39,7 +39,7 @@ from privdfs._kinds import Sent
 from privdfs._local import open_branches
 from privdfs_export.serve import RunningServer, serve_measured
 from tests.coded_release import build_coded_release
-from tests.e2e.processes import descendants
+from tests.e2e.processes import Queued, descendants
 from tests.e2e.wire_release import write_wire_release
 from tests.sdk.drivers import AsyncDriver, SyncDriver
 from tests.sdk.tiny_release import MAX_BATCH
@@ -49,7 +49,8 @@ from tests.wire_proxy import TROUBLES, Door, Proxies
 pytestmark = pytest.mark.e2e
 
 TIMEOUT_S = 0.6
-#: The promise is 50 ms; machines that do other things at the same time get far more, and hang all the same if they do.
+#: The promise is 50 ms, beside the time in which the machine ran others. The quick run is for machines that do much at
+#: once; a call that hangs is late there too.
 GRACE_S = 0.05 if THOROUGH else 10.0
 
 
@@ -322,7 +323,7 @@ class Wire(RuleBasedStateMachine):
         return self.world.proxies.doors[index % (2 * self.world.count)]
 
     def call(self, run: Callable[[], list[Result]], needed: int) -> list[Result]:
-        started = time.monotonic()
+        started, queued = time.monotonic(), Queued()
         results: list[Result] = []
         failed: NotEnoughAnswersError | None = None
         try:
@@ -331,7 +332,8 @@ class Wire(RuleBasedStateMachine):
             failed = error
         except DeadlineExceededError:  # this machine was too busy to make the shares; whatever else comes up is a fault
             results = []
-        assert time.monotonic() - started < TIMEOUT_S + GRACE_S
+        took = time.monotonic() - started
+        assert took < TIMEOUT_S + GRACE_S + queued.seconds
         if failed is not None:
             assert all(isinstance(cause, ServerError) for cause in failed.causes.values())
             assert len(failed.answered) < needed

@@ -370,7 +370,10 @@ def outputs(*sizes: int | None) -> bytes:
 
 def test_tensors_are_cut_out_of_the_bytes() -> None:
     def read(raw: bytes, *sizes: int | None) -> list[bytes | None] | None:
-        tensors = messages.read_tensors(outputs(*sizes) + raw, len(outputs(*sizes)))
+        json = outputs(*sizes)
+        found = messages.read_outputs(json)
+        assert found is not None
+        tensors = messages.cut(found, json + raw, len(json))
         return None if tensors is None else [tensor.raw for tensor in tensors]
 
     assert read(b"abc", 1, 2) == [b"a", b"bc"]
@@ -380,7 +383,47 @@ def test_tensors_are_cut_out_of_the_bytes() -> None:
     for raw, sizes in [(b"abc", (1,)), (b"abc", (4,)), (b"abc", (2, 2)), (b"abc", (-1, 4)), (b"a", (None,))]:
         assert read(raw, *sizes) is None
     for json in (b"", b"{", b"[]", b'{"outputs":[{}]}', b'{"outputs":[{"name":"x","datatype":"INT8","shape":"1"}]}'):
-        assert messages.read_tensors(json + RAW, len(json)) is None
+        assert messages.read_outputs(json) is None
+
+
+def test_an_answer_that_begins_as_the_last_one_is_judged_as_if_it_were_the_first() -> None:
+    other = np.arange(4, 8, dtype="<f4").tobytes()
+    right = framed()
+    answers = {
+        framed(JSON + other): (other, None),
+        framed(JSON + other)[:-1]: (None, "closed the connection before it answered"),
+        framed(JSON + other) + b"x": (None, "sends more than its answer"),
+        right.replace(b"Content-Type: application/octet-stream", b"Transfer-Encoding: chunkedxxxxxxxxxxxxx"): (
+            None, "answers in chunks or compressed",
+        ),
+        right.replace(b"FP32", b"INT8"): (RAW, None),
+        right.replace(b"HTTP/1.1 200 OK", b"HTTP/1.1 307 OK"): (
+            None, "answers with a redirect, which is never followed",
+        ),
+        right.replace(b":16}", b":15}"): (None, None),
+    }  # fmt: skip
+    for answer, (raw, trouble) in answers.items():
+        for after in (None, right):
+            reply, _ = judged(answer, len(answer), after)
+            assert (reply.message or (None,))[0] == (
+                None if raw is None else Tensor("logits", "INT8" if b"INT8" in answer else "FP32", (1, 4), raw)
+            )
+            assert getattr(reply.trouble, "what", None) == trouble
+
+
+def test_a_connection_remembers_no_numbers_of_an_answer() -> None:
+    """A server may answer in JSON though bytes are asked for; then every answer is read from the start."""
+    json = b'{"outputs":[{"name":"logits","datatype":"FP32","shape":[1,4],"data":[0.125,1,2,3]}]}'
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = over(ours)
+        for answer in (framed(), framed(json, json_length=len(json))):
+            steps = connection.ask_model(QUERY, 1.0)
+            next(steps)
+            theirs.sendall(answer)
+            assert finish(steps).status == "OK"
+        assert connection._usual.beginning == framed()[: -len(RAW)]
+        connection.close()
 
 
 def test_mutated_answers_are_answers_or_trouble() -> None:
@@ -405,25 +448,40 @@ def test_mutated_answers_are_answers_or_trouble() -> None:
                 data[position:position] = draw.randbytes(draw.randrange(1, 9))
             else:
                 data[position:position] = draw.choice(words)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            connection = over(ours)
-            steps = connection.ask_model(QUERY, 1.0)
-            next(steps)
-            split = draw.randrange(len(data) + 1)
-            theirs.sendall(data[:split])
-            theirs.sendall(data[split:])
-            theirs.shutdown(socket.SHUT_WR)
-            reply = finish(steps)
-            if reply.trouble is not None:
-                kinds.add("trouble")
-                troubles.add(reply.trouble.what)
-                assert (reply.message, connection.reusable) == (None, False)
-            else:
-                kinds.add(reply.status if reply.message is not None else f"no message, {reply.status}")
-            connection.close()
+        reply, reusable = judged(bytes(data), draw.randrange(len(data) + 1))
+        if reply.trouble is not None:
+            kinds.add("trouble")
+            troubles.add(reply.trouble.what)
+            assert (reply.message, reusable) == (None, False)
+        else:
+            kinds.add(reply.status if reply.message is not None else f"no message, {reply.status}")
+        # A connection that knows how right answers begin judges no other way.
+        again, still = judged(bytes(data), draw.randrange(len(data) + 1), after=framed())
+        assert (again.message, again.status, still) == (reply.message, reply.status, reusable)
+        assert getattr(again.trouble, "what", None) == getattr(reply.trouble, "what", None)
     assert {"trouble", "OK", "no message, OK"} <= kinds
     assert len(troubles) < 20, "our own words"
+
+
+def judged(answer: bytes, split: int, after: bytes | None = None) -> tuple[Reply[tuple[Tensor, ...]], bool]:
+    """What comes of an answer in two pieces, the first on its connection or `after` another; whether that stays."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = over(ours)
+        if after is not None:
+            steps = connection.ask_model(QUERY, 1.0)
+            next(steps)
+            theirs.sendall(after)
+            assert finish(steps).status == "OK"
+        steps = connection.ask_model(QUERY, 1.0)
+        next(steps)
+        theirs.sendall(answer[:split])
+        theirs.sendall(answer[split:])
+        theirs.shutdown(socket.SHUT_WR)
+        reply = finish(steps)
+        reusable = connection.reusable
+        connection.close()
+        return reply, reusable
 
 
 def over(sock: socket.socket) -> HttpConnection:

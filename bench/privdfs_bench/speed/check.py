@@ -79,7 +79,7 @@ class Bar:
 
 
 def bars(results: Mapping[str, Any]) -> Iterator[Bar]:
-    """The bars of the project, of a run with three servers and one image a call: over gRPC, then over HTTP."""
+    """The bars of the project, of a run with three servers and one image a call: over gRPC, then HTTP and HTTPS."""
     ratios, cold = results["ratios"], results["cold"]["privdfs"]
     network = results["networks"].get("20,10", {"ratios": {}})["ratios"]
     yield Bar("PrivDFS p50 / floor p50", 1.10, ratios["privdfs_p50_to_floor_p50"])
@@ -100,6 +100,9 @@ def bars(results: Mapping[str, Any]) -> Iterator[Bar]:
     yield Bar("HTTP: PrivDFS p50 / unprotected p50, loopback", 1.5, ratios.get("http_p50_to_baseline_p50"))
     name = "HTTP: PrivDFS p50 / unprotected p50, 20 ms and 10 Mbit/s"
     yield Bar(name, 1.05, network.get("http_p50_to_baseline_p50"))
+    name = "HTTPS: PrivDFS p50 / unprotected p50"
+    yield Bar(f"{name}, loopback", 1.5, ratios.get("https_p50_to_unprotected_https_p50"))
+    yield Bar(f"{name}, 20 ms and 10 Mbit/s", 1.05, network.get("https_p50_to_unprotected_https_p50"))
     yield Bar("HTTP: cold start to the first answer, ms", 250, cold.get("total_ms"))
     yield Bar("HTTP: peak memory over a bare interpreter, MB", 60, cold.get("peak_over_bare_mb"))
     yield Bar("CrypTen p50 / PrivDFS p50", 50, ratios.get("crypten_p50_to_privdfs_p50"), at_least=True)

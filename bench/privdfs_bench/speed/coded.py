@@ -26,8 +26,8 @@ from privdfs_bench.coded import CodedNetworks, open_coded
 from privdfs_bench.errors import BenchError
 from privdfs_bench.releases import bytes_up, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
-from privdfs_bench.speed.connect import Endpoints
 from privdfs_bench.speed.crypten import measure_crypten
+from privdfs_bench.speed.endpoints import Endpoints
 from privdfs_bench.speed.http_systems import RawServer
 from privdfs_bench.speed.latency import REFERENCE_RELEASE
 from privdfs_bench.speed.network import Network, Proxy, through

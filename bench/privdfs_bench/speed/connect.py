@@ -11,6 +11,7 @@ import numpy as np
 from privdfs import AsyncClient, Bundle, Client
 from privdfs._format import BASELINE_FOLDER, BASELINE_MODEL
 from privdfs_bench.releases import bytes_up, user_key, verified_graph
+from privdfs_bench.speed.endpoints import Endpoints
 from privdfs_bench.speed.http_systems import http_systems
 from privdfs_bench.speed.serving import ServerTime, Split, server_time
 from privdfs_bench.speed.stubs import stubs
@@ -28,34 +29,8 @@ from privdfs_bench.speed.systems import (
     device_session,
     to_jpeg,
 )
+from privdfs_bench.speed.tls import tls_systems
 from privdfs_export.serve import RunningServer
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """Where servers are reached: their own endpoints, or those of a proxy before them.
-
-    Attributes:
-        grpc: of the servers of the release; then of what it is compared with.
-        http: of the same; what is called by gRPC alone may be left out at the end.
-    """
-
-    grpc: Sequence[str]
-    http: Sequence[str]
-
-    @classmethod
-    def of(cls, servers: Sequence[RunningServer], own: int) -> "Endpoints":
-        """The servers' own, of which the first `own` are those of the release."""
-        return cls([one.endpoint for one in servers], [str(one.http) for one in servers[: own + 1]])
-
-    def plain(self) -> list[str]:
-        """All of them as HOST:PORT."""
-        return [*self.grpc, *(one.removeprefix("http://") for one in self.http)]
-
-    def behind(self, proxies: Sequence[str]) -> "Endpoints":
-        """The same at proxies, which are in the order of `plain`."""
-        count = len(self.grpc)
-        return Endpoints(proxies[:count], [f"http://{one}" for one in proxies[count:]])
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ def connect(
         split: of its unprotected model.
         images: that they will be called with.
         servers: of the release; then those of the unprotected model, of its JPEG form, of the split.
-        endpoints: where these are reached.
+        endpoints: where these are reached, in TLS too.
     """
     servers_of_release = servers[: bundle.n_servers]
     with ExitStack() as stack:
@@ -108,6 +83,7 @@ def connect(
             bundle, verified_graph(release / BASELINE_FOLDER, BASELINE_MODEL), split, images, called[-3:]
         )
         systems |= stack.enter_context(http_systems(bundle, release, endpoints.http))
+        systems |= stack.enter_context(tls_systems(bundle, endpoints))
         yield Bench(
             systems,
             private,

@@ -17,8 +17,9 @@ from privdfs._images import load_image
 from privdfs_bench.releases import RELEASES, graph_digests, release_name, verified_graph
 from privdfs_bench.results import ROOT, made_by, write_results
 from privdfs_bench.speed.cold import cold_starts
-from privdfs_bench.speed.connect import Endpoints, connect
+from privdfs_bench.speed.connect import connect
 from privdfs_bench.speed.crypten import measure_crypten
+from privdfs_bench.speed.endpoints import Endpoints
 from privdfs_bench.speed.network import through
 from privdfs_bench.speed.page import DISTRIBUTIONS, STAGES, write_page
 from privdfs_bench.speed.percentiles import CONFIDENCE, PERCENTILES, samples_needed
@@ -27,6 +28,7 @@ from privdfs_bench.speed.random_release import write_random
 from privdfs_bench.speed.rounds import ORDER_SEED, WARM_UP, check_crypten, measure_network, measure_systems
 from privdfs_bench.speed.serving import Split, split_near, write_jpeg, write_split
 from privdfs_bench.speed.systems import DEVICE_THREADS, Pixels
+from privdfs_bench.speed.tls import secured
 from privdfs_export.serve import serve_measured
 
 REFERENCE_RELEASE = RELEASES / "fashion-resnet20"
@@ -60,7 +62,11 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         ]
         with console.status("starting tritonservers"):
             servers = stack.enter_context(serve_measured(repositories, foreign=foreign, http=True))
-        endpoints = Endpoints.of(servers, n_servers)
+            in_tls, left_out = stack.enter_context(secured(servers[: n_servers + 1], repositories))
+        for name, why in left_out.items():
+            console.print(f"{name} is left out: {why}", highlight=False)
+        plain = [one.endpoint for one in servers], [str(one.http) for one in servers[: n_servers + 1]]
+        endpoints = Endpoints(*plain, **in_tls)
         about = _about(bundle, split, options.samples, endpoints.grpc[-1])
         with connect(bundle, release, split, images, servers, endpoints) as bench:
             found = measure_systems(bench, images, options.samples, console)
@@ -85,6 +91,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "confidence": CONFIDENCE,
         "samples_needed": {name: samples_needed(fraction) for name, fraction in PERCENTILES.items()},
         "image_bytes": images[0].nbytes,
+        "left_out": left_out,
         **found,
     }
 

@@ -14,6 +14,7 @@ from privdfs_bench.speed.network import Network, Proxy
 from privdfs_bench.speed.percentiles import percentiles
 from privdfs_bench.speed.stages import stages, stragglers
 from privdfs_bench.speed.systems import OnDevice, Pixels, Systems
+from privdfs_bench.speed.tls import GRPCS_SYSTEMS, HTTPS_SYSTEMS
 
 ORDER_SEED = 0
 #: Rounds before the first kept one: connections, caches, and the servers' first requests.
@@ -36,6 +37,8 @@ NETWORK_SYSTEMS = (
     "privdfs_async",
     *(name for name in OTHERS if name != "baseline_device"),
     *HTTP_SYSTEMS,
+    *GRPCS_SYSTEMS,
+    *HTTPS_SYSTEMS,
 )
 
 
@@ -69,7 +72,7 @@ def measure_network(
     Returns:
         Its settings, what it is by its own measurement, systems, ratios, and bytes on the wire for one call.
     """
-    systems = {name: bench.systems[name] for name in NETWORK_SYSTEMS}
+    systems = {name: bench.systems[name] for name in NETWORK_SYSTEMS if name in bench.systems}
     take_samples(systems, images, min(samples, NETWORK_CALLS), NETWORK_WARM_UP, console)
     wire = {}
     for name, system in systems.items():
@@ -104,7 +107,13 @@ def check_labels(systems: Systems, images: Sequence[Pixels]) -> None:
         ("http", "privdfs"),
         ("http_floor", "privdfs"),
         ("http_baseline", "baseline_device"),
+        ("grpcs", "privdfs"),
+        ("grpcs_baseline", "baseline_device"),
+        ("https", "privdfs"),
+        ("https_baseline", "baseline_device"),
     ):
+        if one not in systems:
+            continue
         differing = sum(systems[one].classify(image) != systems[other].classify(image) for image in images)
         if differing:
             msg = f"{one} and {other} differ on {differing} of {len(images)} images: export the release again"
@@ -182,7 +191,7 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
     if "graphs_only" in systems:
         found["privdfs_cpu_to_graphs_cpu"] = private["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
         found["floor_cpu_to_graphs_cpu"] = systems["floor"]["cpu_ms"] / systems["graphs_only"]["cpu_ms"]
-    return {name: round(value, 3) for name, value in (found | _http_ratios(systems)).items()}
+    return {name: round(value, 3) for name, value in (found | _http_ratios(systems) | _tls_ratios(systems)).items()}
 
 
 def _http_ratios(systems: Mapping[str, Any]) -> dict[str, float]:
@@ -200,4 +209,15 @@ def _http_ratios(systems: Mapping[str, Any]) -> dict[str, float]:
     if graphs is not None:
         found["http_cpu_to_graphs_cpu"] = http["cpu_ms"] / graphs["cpu_ms"]
         found["http_floor_cpu_to_graphs_cpu"] = systems["http_floor"]["cpu_ms"] / graphs["cpu_ms"]
+    return found
+
+
+def _tls_ratios(systems: Mapping[str, Any]) -> dict[str, float]:
+    """What TLS costs PrivDFS, and PrivDFS against the unprotected model where both use it."""
+    found = {}
+    for secured, plain, wire in (("grpcs", "privdfs", "grpc"), ("https", "http", "http")):
+        if secured in systems and plain in systems:
+            p50 = systems[secured]["p50_ms"]
+            found[f"{secured}_p50_to_{wire}_p50"] = p50 / systems[plain]["p50_ms"]
+            found[f"{secured}_p50_to_unprotected_{secured}_p50"] = p50 / systems[f"{secured}_baseline"]["p50_ms"]
     return found

@@ -6,8 +6,10 @@ One thread sends to all servers and then reads from all. It uses none of the SDK
 import json
 import re
 import socket
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,13 +80,16 @@ class RawModel:
 
 
 @contextmanager
-def connections(endpoints: Sequence[str]) -> Iterator[list[socket.socket]]:
-    """A connection to each server, "http://HOST:PORT", as long as the `with`."""
+def connections(endpoints: Sequence[str], ca: Path | None = None) -> Iterator[list[socket.socket]]:
+    """A connection to each server, "http://HOST:PORT", as long as the `with`; in TLS where `ca` says whom to trust."""
+    context = None if ca is None else ssl.create_default_context(cafile=ca)
     with ExitStack() as stack:
         found = []
         for endpoint in endpoints:
-            host, port = endpoint.removeprefix("http://").split(":")
+            host, port = endpoint.partition("://")[2].split(":")
             connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=_LIMIT_S))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                connection = stack.enter_context(context.wrap_socket(connection, server_hostname=host))
             found.append(connection)
         yield found

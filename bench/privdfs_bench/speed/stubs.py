@@ -5,6 +5,7 @@ The one place of the benchmarks that knows grpc. It uses none of the SDK, so tha
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,10 +22,20 @@ _messages: Any = service_pb2  # tritonclient has no types
 
 
 @contextmanager
-def stubs(endpoints: Sequence[str]) -> Iterator[list[Any]]:
-    """A stub for each server, whose connections last as long as the `with`; `ModelInfer` calls a model."""
+def stubs(endpoints: Sequence[str], ca: Path | None = None) -> Iterator[list[Any]]:
+    """A stub for each server, whose connections last as long as the `with`; `ModelInfer` calls a model.
+
+    In TLS where `ca` says whom to trust.
+    """
+    trusted = None if ca is None else grpc.ssl_channel_credentials(ca.read_bytes())
+
+    def channel(endpoint: str) -> Any:  # noqa: ANN401 - grpc has no types
+        if trusted is None:
+            return grpc.insecure_channel(endpoint, options=_OPTIONS)
+        return grpc.secure_channel(endpoint, trusted, options=_OPTIONS)
+
     with ExitStack() as stack:
-        channels = [stack.enter_context(grpc.insecure_channel(endpoint, options=_OPTIONS)) for endpoint in endpoints]
+        channels = [stack.enter_context(channel(endpoint)) for endpoint in endpoints]
         yield [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
 
 

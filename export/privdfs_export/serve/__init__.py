@@ -15,12 +15,13 @@ Each server of the release gets a tritonserver process of its own, as if it belo
 | `cli.py` | the command line |
 | `local.py` | checks a release, starts what it needs, waits until it is ready |
 | `tritonserver.py` | finds Triton, hardens its command line, asks whether it is ready |
+| `authority.py` | signs the certificates of one run |
 | `gateway.py`, `nginx.py` | start an nginx in front of each server; fill in `deploy/nginx.conf.template` |
 | `processes.py`, `_keeper.py` | start and end a process, with all that belongs to it |
 """
 
 from privdfs_export.serve.gateway import Gateway, RunningGateway, find_nginx
-from privdfs_export.serve.local import serve, serve_gateways, serve_measured, serve_release, start_at
+from privdfs_export.serve.local import gateways_before, serve, serve_gateways, serve_measured, serve_release, start_at
 from privdfs_export.serve.processes import kill
 from privdfs_export.serve.tritonserver import (
     ADMIN_HEADER,
@@ -39,6 +40,7 @@ __all__ = [
     "RunningServer",
     "find_nginx",
     "find_tritonserver",
+    "gateways_before",
     "kill",
     "serve",
     "serve_gateways",

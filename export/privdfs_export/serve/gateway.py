@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import Repository
+from privdfs_export.serve.authority import Authority
 from privdfs_export.serve.nginx import DEFAULT_RATE, NginxSettings, check_origin, nginx_config, secret_line
 from privdfs_export.serve.processes import Kept, all_ready, find_program, free_port, ports, start
 from privdfs_export.serve.tritonserver import RunningServer
 
 _ONE_PROCESS = "daemon off; master_process off;"
-_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def gateways(
     first_port: int | None = None,
 ) -> Iterator[list[RunningGateway]]:
     """Gateways of servers that are ready, and that have the first ports; ready inside the `with`, and gone after it."""
-    program, authority = find_nginx(), None if gateway.cert is not None else _Authority(servers[0].log.parent)
+    program, authority = find_nginx(), None if gateway.cert is not None else Authority(servers[0].log.parent)
     wanted = ports(first_port, len(servers), len(servers))
     begin = [
         partial(_start, program, gateway, authority, repository, server, port)
@@ -102,31 +102,10 @@ def gateways(
         yield found
 
 
-class _Authority:
-    """An authority for one run; its certificate lies among the logs, its key is nowhere."""
-
-    def __init__(self, folder: Path) -> None:
-        import trustme
-
-        self._authority = trustme.CA()
-        self.ca = folder / "ca.pem"
-        try:
-            self._authority.cert_pem.write_to_path(self.ca)
-        except OSError as error:
-            msg = f"cannot write {self.ca} ({error}): name another folder with --log-dir"
-            raise ServeError(msg) from error
-
-    def issue(self, certificate: Path, key: Path) -> None:
-        """Write a certificate for this machine's names for itself."""
-        issued = self._authority.issue_cert(*_HOSTS)
-        certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-
-
 def _start(
     program: Path,
     gateway: Gateway,
-    authority: _Authority | None,
+    authority: Authority | None,
     repository: Repository,
     server: RunningServer,
     wanted: int | None,
@@ -146,7 +125,7 @@ def _start(
             tls=gateway.tls,
             certificate=str(certificate.absolute()),
             key=str(key.absolute()),
-            upstream=(server.behind or "").removeprefix("http://"),
+            upstream=(server.behind or server.http or "").removeprefix("http://"),
             secret_file=str(secret),
             origins=gateway.origins,
             rate=gateway.rate,

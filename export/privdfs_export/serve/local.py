@@ -17,6 +17,7 @@ from privdfs._manifest import read_client_manifest
 from privdfs._verify import server_folders
 from privdfs_export.errors import ServeError
 from privdfs_export.repository import Repository, read_repository
+from privdfs_export.serve.authority import Authority
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
 from privdfs_export.serve.processes import all_ready, ports
 from privdfs_export.serve.tritonserver import RunningServer, Services, find_tritonserver, is_ready, start_server
@@ -58,6 +59,7 @@ def serve_measured(
     *,
     foreign: Sequence[Path] = (),
     http: bool = False,
+    tls: bool = False,
     tritonserver: str | Path | None = None,
     log_dir: Path | None = None,
 ) -> Iterator[list[RunningServer]]:
@@ -67,6 +69,7 @@ def serve_measured(
         repositories: as for `serve`.
         foreign: repositories with a manifest that do not belong to a release: only their files are checked.
         http: whether they serve HTTP too.
+        tls: whether their gRPC is over TLS, with certificates of an authority made for this run.
         tritonserver: as for `serve`.
         log_dir: as for `serve`.
 
@@ -74,8 +77,27 @@ def serve_measured(
         The servers, with the secret that such calls ask for (`ADMIN_HEADER`), in the order of the repositories.
     """
     checked = [*map(_check, repositories), *map(read_repository, foreign)]
-    with running(checked, tritonserver, log_dir, Services(http=http)) as servers:
+    with running(checked, tritonserver, log_dir, Services(http=http, tls=tls)) as servers:
         yield servers
+
+
+@contextmanager
+def gateways_before(servers: Sequence[RunningServer], gateway: Gateway) -> Iterator[list[RunningGateway]]:
+    """Run gateways before servers that may be asked without them too, so that the two ways can be compared.
+
+    Args:
+        servers: which serve HTTP to everybody on this machine.
+        gateway: what the gateways let in.
+
+    Yields:
+        The gateways, in the order of the servers.
+
+    Raises:
+        NginxMissingError: no nginx was found.
+        NginxFailedError: an nginx ended or did not become ready.
+    """
+    with gateways(gateway, [read_repository(server.repository) for server in servers], servers) as found:
+        yield found
 
 
 @contextmanager
@@ -207,6 +229,7 @@ def running(
     except OSError as error:
         msg = f"cannot write logs into {log_dir or tempfile.gettempdir()} ({error}): name another folder with --log-dir"
         raise ServeError(msg) from error
+    authority = Authority(logs) if services.tls else None
     begin = [
         partial(
             start_server,
@@ -214,6 +237,7 @@ def running(
             repository,
             logs / f"{index}-{repository.path.name}.log",
             services,
+            authority,
             port=grpc[index],
             http_port=web[index],
         )

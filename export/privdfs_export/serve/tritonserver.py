@@ -7,10 +7,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from privdfs_export.errors import TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository
+from privdfs_export.serve.authority import Authority
 from privdfs_export.serve.processes import Kept, find_program, free_port, start
 
 _ENVIRONMENT_NAME = ".venv-triton"
@@ -36,11 +37,13 @@ class Services:
         http: HTTP, to everybody on this machine.
         gateway: HTTP, to a gateway alone.
         metrics: figures about its work, as Prometheus reads them.
+        tls: whether gRPC is over TLS, with a certificate made for this run.
     """
 
     http: bool = False
     gateway: bool = False
     metrics: bool = False
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class RunningServer(Kept):
         admin: the secret that its restricted calls ask for.
         behind: of HTTP, where it is served to a gateway alone.
         secret: what the gateway has to say then.
+        ca: PEM file of the authority that signed gRPC's certificate, None where that is plaintext.
     """
 
     failure: ClassVar = TritonserverFailedError
@@ -68,6 +72,7 @@ class RunningServer(Kept):
     admin: str = field(repr=False)
     behind: str | None
     secret: str = field(repr=False)
+    ca: Path | None
 
 
 def find_tritonserver(program: str | Path | None = None) -> Path:
@@ -98,11 +103,15 @@ def start_server(
     repository: Repository,
     log: Path,
     services: Services,
+    authority: Authority | None = None,
     *,
     port: int | None = None,
     http_port: int | None = None,
 ) -> RunningServer:
-    """Start a tritonserver for a private copy of a repository, on these ports, or on ones that are free now."""
+    """Start a tritonserver for a private copy of a repository, on these ports, or on ones that are free now.
+
+    With an authority, gRPC is over TLS.
+    """
     token, admin, secret = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16), secrets.token_hex(16)
     endpoint = f"127.0.0.1:{free_port() if port is None else port}"
     web = f"http://127.0.0.1:{http_port or free_port()}" if services.http or services.gateway else None
@@ -112,14 +121,27 @@ def start_server(
         for name, data in repository.files.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes(data)
-        options = [*_grpc(endpoint, admin), *_http(web, admin, secret if services.gateway else None)]
-        return command_line(program, repository, copy, token, [*options, *_metrics(metrics)])
+        options = [*_grpc(endpoint, admin), *_tls(authority, copy)]
+        options += [*_http(web, admin, secret if services.gateway else None), *_metrics(metrics)]
+        return command_line(program, repository, copy, token, options)
 
     copy, keeper = start("privdfs-server-", log, fill, f"a copy of {repository.path}")
     public, behind = (None, web) if services.gateway else (web, None)
     what = f"tritonserver of {repository.path}"
     return RunningServer(
-        what, copy, log, keeper, repository.path, endpoint, public, metrics, token, admin, behind, secret
+        what,
+        copy,
+        log,
+        keeper,
+        repository.path,
+        endpoint,
+        public,
+        metrics,
+        token,
+        admin,
+        behind,
+        secret,
+        None if authority is None else authority.ca,
     )
 
 
@@ -157,6 +179,15 @@ def _grpc(endpoint: str, admin: str) -> list[str]:
     ]
 
 
+def _tls(authority: Authority | None, folder: Path) -> list[str]:
+    """A certificate for gRPC, in the server's own folder; Triton looks at the folders in it alone."""
+    if authority is None:
+        return []
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    authority.issue(certificate, key)
+    return ["--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}"]
+
+
 def _http(endpoint: str | None, admin: str, secret: str | None) -> list[str]:
     if endpoint is None:
         return ["--allow-http=false"]
@@ -188,7 +219,9 @@ def is_ready(server: RunningServer) -> bool:
         socket.create_connection((address, int(port)), timeout=1).close()
     except OSError:
         return False
-    with InferenceServerClient(server.endpoint, channel_args=list(LOOPBACK_OPTIONS)) as client:
+    ca = None if server.ca is None else str(server.ca)
+    options: dict[str, Any] = {"ssl": ca is not None, "root_certificates": ca, "channel_args": list(LOOPBACK_OPTIONS)}
+    with InferenceServerClient(server.endpoint, **options) as client:
         try:
             metadata = client.get_server_metadata(as_json=True, client_timeout=2) or {}
             ready = metadata.get("name") == server.token and bool(client.is_server_ready(client_timeout=2))
