@@ -3,7 +3,10 @@
 TensorRT-RTX builds without a GPU (`make tensorrt`), with the interface, ONNX parser and compiler front of TensorRT. Its
 plans run in no tritonserver, and nothing runs here: this shows that branches become engines, how long that takes, and
 what they weigh. What a precision computes is measured by ONNX Runtime on the same graph; BF16 it does not compute.
-Rounds of coded releases are built in float32 and must give their golden residues exactly.
+Rounds of coded releases are built in FP32 and in INT8, and must give their golden residues exactly.
+
+A config in the place of a release is measured with random weights. Each release's rows say which command, commit and
+versions gave them, and which graph each was built from; those of releases that are not measured stay.
 """
 
 from collections.abc import Sequence
@@ -15,9 +18,10 @@ from rich.table import Table
 
 from privdfs._format import server_folder
 from privdfs_bench.releases import is_coded, release_name, releases
-from privdfs_bench.results import made_by, read_results, write_results
+from privdfs_bench.results import made_by, merge_release, read_results, write_results
 from privdfs_bench.script import release_parser, run, start
-from privdfs_bench.speed.engines import measure, measure_rounds
+from privdfs_bench.speed.engines import measure, measure_rounds, tensorrt_rtx
+from privdfs_bench.speed.latency import given
 from privdfs_export.precision import PRECISIONS
 from privdfs_export.repository import read_repository
 from privdfs_export.verify import server_folders
@@ -30,40 +34,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
     def work() -> int:
-        entries, coded = dict[str, Any](), dict[str, Any]()
-        before = read_results(options.out)
-        for release in releases(options.releases):
-            name = release_name(release)
-            if is_coded(release):
-                coded[name] = _coded(release, name, console)
-                continue
-            columns = ("server", "precision", "seconds", "plan bytes", "weights", "off by", "same class")
-            table, rows = Table(*columns, title=name), list[dict[str, Any]]()
-            entries[name] = rows
-            for folder in server_folders(release):
-                for precision in PRECISIONS:
-                    row = {"server": folder.name, **measure(read_repository(folder), precision)}
-                    rows.append(row)
+        read_results(options.out)  # a file that cannot be added to is an error now, not after minutes
+        about = made_by({"tensorrt_rtx": tensorrt_rtx().__version__}, seed=0)
+        for path in releases(options.releases):
+            with given(path, console) as release:
+                name, rows = release_name(release), _rows(release)
+            entry = {"made_by": about, **rows}
+            write_results(options.out, merge_release(read_results(options.out), name, entry))
+            for found in rows.values():
+                table = Table(*found[0], title=name)
+                for row in found:
                     table.add_row(*("" if cell is None else str(cell) for cell in row.values()))
-            console.print(table)
-        results = {"made_by": made_by({"tensorrt": "RTX"}, seed=0), "releases": entries or before.get("releases", {})}
-        if coded or "coded" in before:
-            results["coded"] = {**before.get("coded", {}), **coded}
-        write_results(options.out, results)
-        console.print(f"written to {options.out}", highlight=False, soft_wrap=True)
+                console.print(table)
+        console.print(f"added to {options.out}", highlight=False, soft_wrap=True)
         return 0
 
-    return run(parser.prog, work, stopped="nothing was written")
+    return run(parser.prog, work, stopped="releases measured before are kept")
 
 
-def _coded(release: Path, name: str, console: Console) -> list[dict[str, Any]]:
-    """Every round of a coded release in float32, for one server: all run the same networks."""
-    rows = measure_rounds(read_repository(release / server_folder(0)))
-    table = Table(*rows[0], title=name)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    console.print(table)
-    return rows
+def _rows(release: Path) -> dict[str, list[dict[str, Any]]]:
+    """`rounds` of a coded release, of one server since all run the same networks; `branches` of a masked one."""
+    if is_coded(release):
+        return {"rounds": measure_rounds(read_repository(release / server_folder(0)))}
+    return {
+        "branches": [
+            {"server": folder.name, **measure(read_repository(folder), precision)}
+            for folder in server_folders(release)
+            for precision in PRECISIONS
+        ]
+    }
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from privdfs_export.coded_modules import CodedEncoder, CodedFusion, RelayModule, RoundModule
+from privdfs_export.coded_modules import REDUCED, CodedEncoder, CodedFusion, RelayModule, RoundModule
+from privdfs_export.errors import ExportError
 from privdfs_export.tracing import export_graph
 from privdfs_training.coded.rounds import IntegerNetwork, Logits, Relay
 from privdfs_training.coded.system import CodedSystem
@@ -44,7 +45,7 @@ def round_graph(network: IntegerNetwork, moduli: Sequence[int], sent: Sequence[i
         With weights stored as int8.
 
     Raises:
-        ExportError: A sum cannot be computed exactly.
+        ExportError: A sum cannot be computed exactly, or a weight does not fit int8.
     """
     module = RoundModule(network, moduli, sent)
     values = len(sent) or math.prod(network.inputs)
@@ -136,6 +137,9 @@ def _with_small_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {name for node in graph.node if node.op_type == "Conv" for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name in used]:
         values: NDArray[np.generic] = numpy_helper.to_array(tensor)
+        if np.abs(values.astype(np.float64)).max(initial=0) > REDUCED:
+            message = f"a weight of this round exceeds {REDUCED}, so int8 cannot hold it. Train it with 8 bits at most."
+            raise ExportError(message)
         name, constants = (
             tensor.name,
             (("int8", values.astype(np.int8)), ("scale", np.float32(1)), ("zero", np.int8(0))),

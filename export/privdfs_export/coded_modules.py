@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privdfs_export.errors import ExportError
+from privdfs_export.exact import EXACT
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay
 from privdfs_training.coded.system import CodedSystem
 
-#: Below this float32 has every integer.
-EXACT = 2**24
 #: No reduced value exceeds this, however its quotient was rounded: int8 holds it.
 REDUCED = 127
 
@@ -128,7 +127,8 @@ class RoundModule(nn.Module):
         if layer.over == "all":
             values = values.reshape(-1, weight.shape[1], 1, 1)
         elif layer.over == "positions":  # they become channels, and channels become positions
-            values = values.flatten(2).transpose(1, 2).unsqueeze(3)
+            channels, height, width = _sizes(values)[1:]
+            values = values.reshape(-1, channels, height * width).transpose(1, 2).unsqueeze(3)
         total: Tensor | None = None
         for first, last in self.pieces[index]:
             whole = (first, last) == (0, int(weight.shape[1]))
@@ -137,7 +137,8 @@ class RoundModule(nn.Module):
             total = result if total is None else self.residues(total + result)
         assert total is not None  # noqa: S101 - there is at least one piece
         if layer.over == "positions":
-            total = total.squeeze(3).transpose(1, 2)
+            # Not squeeze(3), of which the exporter makes an If.
+            total = total.reshape(-1, *_sizes(total)[1:3]).transpose(1, 2)
         return total.reshape(-1, *layer.outputs)
 
 

@@ -4,7 +4,8 @@ A plan runs on the TensorRT and the GPU that it was built with, so the operator 
 graph of the release (`--via onnx`) or with torch-tensorrt from the network it was exported from. Guarantees:
 
 - Nothing of the release changes before every plan is built and agrees with the float32 graph on the golden shares. A
-  plan of a coded round has to give the very same residues: one that differs, and it is refused.
+  plan of a coded round has to give the very same residues: one that differs, and it is refused. So are precisions that
+  are not exact (`exact`).
 - With `--out` the release stays as it is. Without, each folder is exchanged whole, by renaming.
 - The manifest says what built each plan, for which GPU, in which precision, and how far off it is.
 """
@@ -32,6 +33,7 @@ from privdfs._verify import verify
 from privdfs_export.engine import Build, BuildOptions, Plan, build_engine, find_tensorrt, is_rtx
 from privdfs_export.engine_runtime import run_plan
 from privdfs_export.errors import EngineError, ExportError, ParityError, PrecisionError
+from privdfs_export.exact import with_exact_int8
 from privdfs_export.factory import add_factory
 from privdfs_export.gpu import Gpu, find_gpu, using
 from privdfs_export.precision import PRECISIONS, Precision, check_precision, with_precision
@@ -39,6 +41,8 @@ from privdfs_export.repository import Model, Repository, StoredModel, Tensors, r
 from privdfs_export.triton import PLAN_NAME, ModelSpec, TensorSpec, triton_type
 from privdfs_export.verify import Check, answer_name, compare_plan, plan_tolerance, server_folders, told
 
+#: What rounds of coded releases can have.
+EXACT_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 DESCRIPTION = "Build the TensorRT plans of a release, or of one server's folder, on the GPU host that will serve it."
 
 
@@ -47,7 +51,7 @@ class PlanOptions:
     """What plans to build.
 
     Attributes:
-        precision: of the branches; None for what the release takes: fp32 where its shares are coded, else fp16.
+        precision: of the branches; None for fp32 where shares are coded, else fp16. Coded ones take int8 too.
         devices: GPUs to build for, as CUDA counts; one plan for each kind of them.
         build: for every engine; its `max_batch` and `gpu` are filled in.
         system: `system.safetensors` to build from with torch-tensorrt; None to build from the ONNX graphs.
@@ -63,10 +67,14 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class _Planner:
-    """What plans are built with: options, their precision, TensorRT, one GPU of each kind, the route to an engine."""
+    """What plans are built with: options, precision, TensorRT, one GPU of each kind, the route to an engine.
+
+    `coded` tells that a release, or folder, is a coded one.
+    """
 
     options: PlanOptions
     precision: Precision
+    coded: bool
     trt: ModuleType
     gpus: Sequence[Gpu]
     build: Build
@@ -93,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_factory(parser)
     parser.add_argument(
         "--precision",
-        help=f"one of {', '.join(PRECISIONS)}; default fp16, and fp32 for coded releases, which are exact",
+        help=f"one of {', '.join(PRECISIONS)}; default fp16. Coded releases are exact: fp32 (their default) or int8",
     )
     parser.add_argument(
         "--device",
@@ -193,7 +201,7 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         )
         raise ExportError(message)
     repositories = [read_repository(folder) for folder in server_folders(release)]
-    planner = _prepare(options, _precision(options, repositories))
+    planner = _prepare(options, repositories)
     target = release if out is None else out
     # On the same file system, so that renaming works: folders of a release are exchanged inside of it.
     place = release if out is None and whole else target.parent
@@ -207,7 +215,7 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
         checks = []
         for repository in repositories:
             planned = staging / (repository.path.name if whole else target.name)
-            checks += _write_planned(repository, planned, planner)
+            checks += _write_planned(repository, planned, _planner_of(repository, planner))
         if out is None:
             _exchange(staging, release if whole else release.parent)
         elif whole:
@@ -224,16 +232,15 @@ def plan_release(release: Path, out: Path | None, options: PlanOptions) -> list[
     return checks
 
 
-def _precision(options: PlanOptions, repositories: Sequence[Repository]) -> Precision:
-    """The precision of all plans, before anything is built."""
-    coded = [each for each in repositories if isinstance(each.manifest, CodedServerManifest)]
+def _precision(options: PlanOptions, coded: Sequence[Repository]) -> Precision:
+    """The precision of all plans, before anything is built; `coded` are the folders of a coded release's servers."""
     if not coded:
         return options.precision or "fp16"
     precision = options.precision or "fp32"
-    if precision != "fp32":
+    if precision not in EXACT_PRECISIONS:
         message = (
             f"{coded[0].path} is of a coded release, whose rounds are integers that have to come out exactly: "
-            f"{precision} would round them. Build its plans with --precision fp32."
+            f"{precision} would round them. Build its plans with --precision {' or '.join(EXACT_PRECISIONS)}."
         )
         raise PrecisionError(message)
     if options.system is not None:
@@ -242,8 +249,10 @@ def _precision(options: PlanOptions, repositories: Sequence[Repository]) -> Prec
     return precision
 
 
-def _prepare(options: PlanOptions, precision: Precision) -> _Planner:
-    """Find TensorRT, the GPUs and what builds engines, before anything is written."""
+def _prepare(options: PlanOptions, repositories: Sequence[Repository]) -> _Planner:
+    """Decide on the precision, and find TensorRT, the GPUs and what builds engines, before anything is written."""
+    coded = [each for each in repositories if isinstance(each.manifest, CodedServerManifest)]
+    precision = _precision(options, coded)
     trt = find_tensorrt()
     if is_rtx(trt):
         message = "no tritonserver loads plans of TensorRT-RTX: use the TensorRT of the serving container."
@@ -256,14 +265,25 @@ def _prepare(options: PlanOptions, precision: Precision) -> _Planner:
 
         torch_engine.check_options(options.devices, options.build)
         build = torch_engine.torch_builder(options.system, precision, options.factory)
-    return _Planner(options, precision, trt, list(kinds.values()), build)
+    return _Planner(options, precision, bool(coded), trt, list(kinds.values()), build)
+
+
+def _planner_of(repository: Repository, planner: _Planner) -> _Planner:
+    """What plans one folder; the baseline of a coded release, which has no ranges for INT8, is planned in FP32."""
+    if not planner.coded or isinstance(repository.manifest, CodedServerManifest):
+        return planner
+    return replace(planner, precision="fp32", build=functools.partial(_build_from_onnx, "fp32", planner.trt))
 
 
 def _build_from_onnx(
     precision: Precision, trt: ModuleType, repository: Repository, model: StoredModel, options: BuildOptions
 ) -> Plan:
     """Build the engine of one model from its ONNX graph."""
-    graph = with_precision(onnx.load_from_string(model.graph), precision, repository.ranges)
+    graph = onnx.load_from_string(model.graph)
+    if precision == "int8" and isinstance(repository.manifest, CodedServerManifest):
+        graph = with_exact_int8(graph)
+    else:
+        graph = with_precision(graph, precision, repository.ranges)
     return build_engine(graph, options, trt)
 
 

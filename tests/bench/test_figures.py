@@ -196,12 +196,31 @@ def test_engines_show_the_largest_branch_of_each_precision(results: Path) -> Non
         engine | {"server": "baseline", "difference": 0.9, "agreement": 0.1},
     ]
     bf16 = [engine | {"server": "server-0", "precision": "bf16", "difference": None, "agreement": None}]
-    about = {"command": "engines.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
-    (results / "engines.json").write_text(json.dumps({"made_by": about, "releases": {"one": branches + bf16}}))
+    written(results, {"one": {"branches": [row | {"graph": "0" * 16} for row in branches + bf16]}})
     text = deploy.figures(results)
     assert "| one | int8 | 2 | 0.20 to 0.50 | 7 kB | 1 kB | 0.04 | 99% |" in text
-    assert "| one | bf16 | 1 | 0.20 to 0.20 | 5 kB | 1 kB | not computed by ONNX Runtime |  |" in text
+    assert "| one | bf16 | 1 | 0.20 | 5 kB | 1 kB | not computed by ONNX Runtime |  |" in text
     assert "never run" in text
+    assert "coded" not in text.partition("\n\n")[0]
+
+
+def test_engines_show_every_round_and_what_measured_each_release(results: Path) -> None:
+    engine = {"round": 1, "graph": "0" * 16, "seconds": 0.2, "plan_bytes": 5000, "weights_bytes": 1000}
+    exact = engine | {"golden_residues": 1280, "differing": 0}
+    rounds = [exact | {"precision": "fp32"}, exact | {"precision": "int8", "differing": 3}]
+    written(results, {"one": {"rounds": rounds}, "fashion-coded": {"rounds": rounds}}, commit="fedcba9876543210")
+    text = deploy.figures(results)
+    assert "| one | 1 | fp32 | 0.20 | 5 kB | 1 kB | 0 of 1,280 |" in text
+    assert "| one | 1 | int8 | 0.20 | 5 kB | 1 kB | 3 of 1,280 |" in text
+    assert "| fashion-coded (earlier release) | 1 | fp32 |" in text  # its graph has another digest
+    assert "`engines.py one`, commit fedcba9876, 2026-01-01; `engines.py fashion-coded`, commit fedcba9876" in text
+
+
+def written(results: Path, entries: dict[str, dict[str, object]], commit: str = "0123456789abcdef") -> None:
+    """A result file of the engines in which every release was measured by a command of its own."""
+    about = {"commit": commit, "date": "2026-01-01"}
+    releases = {name: {"made_by": about | {"command": f"engines.py {name}"}} | rows for name, rows in entries.items()}
+    (results / "engines.json").write_text(json.dumps({"made_by": about, "releases": releases}))
 
 
 def test_what_was_not_measured_yet_says_so(tmp_path: Path) -> None:

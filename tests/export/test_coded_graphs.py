@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from privdfs.coding import PRIMES, draw, fewest_moduli, powers, weights
 from privdfs_export import coded_graphs
-from privdfs_export.coded_modules import EXACT, REDUCED, Decoding, exact_pieces
+from privdfs_export.coded_modules import REDUCED, Decoding, exact_pieces
 from privdfs_export.engine import BuildOptions, build_engine, check_graph
 from privdfs_export.errors import ExportError
+from privdfs_export.exact import EXACT
 from privdfs_export.sessions import session
 from privdfs_training.coded.bounds import proven_bound
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, run
@@ -163,6 +164,14 @@ def test_a_weight_that_no_float32_sum_holds_is_refused() -> None:
         exact_pieces(wide(1, 2, 200_000))
 
 
+@pytest.mark.parametrize("weight", [128, -128, 300])
+def test_a_weight_that_int8_cannot_hold_is_refused(weight: int) -> None:
+    """It would wrap around, and the round compute something else."""
+    network = IntegerNetwork((2, 1, 1), 7, (wide(1, 2, weight),), (), 1)
+    with pytest.raises(ExportError, match=r"exceeds 127.*8 bits at most"):
+        coded_graphs.round_graph(network, PRIMES[:1])
+
+
 def test_weights_are_stored_as_small_integers() -> None:
     network = drawn_system("rounds").plain()[0].network
     model = coded_graphs.round_graph(network, moduli_of(network))
@@ -187,6 +196,7 @@ def test_every_round_builds_in_tensorrt(system: CodedSystem) -> None:
     rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 only")
     for current in system.plain():
         model = coded_graphs.round_graph(current.network, moduli_of(current.network))
+        assert not {"If", "Loop"} & {node.op_type for node in model.graph.node}
         check_graph(model)
         plan = build_engine(model, BuildOptions(max_batch=8), rtx)
         assert plan.data

@@ -1,9 +1,11 @@
-"""Plans of coded releases on the stand-ins of test_plan: float32 alone, one plan a round, no residue may differ.
+"""Plans of coded releases on the stand-ins of test_plan: float32 or exact INT8, a plan a round, no residue may differ.
 
 They show what the commands do around an engine. That a real engine is exact is shown on the GPU host, by the same
 comparison, before a plan is published.
 """
 
+import base64
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,12 +21,13 @@ from privdfs import BundleError, Client
 from privdfs._coded_format import CodedServerManifest
 from privdfs._files import sha256_file
 from privdfs._manifest import encode_manifest
+from privdfs_export import exact
 from privdfs_export import gpu as gpu_module
 from privdfs_export.cli import main
 from privdfs_export.engine import BuildOptions, build_engine
 from privdfs_export.engine_runtime import run_plan
 from privdfs_export.errors import EngineError, EngineMismatchError, ExportError, ParityError, PrecisionError
-from privdfs_export.plan import PlanOptions, plan_release
+from privdfs_export.plan import EXACT_PRECISIONS, PlanOptions, plan_release
 from privdfs_export.precision import PRECISIONS
 from privdfs_export.repository import read_repository
 from privdfs_export.serve.tritonserver import command_line
@@ -84,6 +87,44 @@ def test_every_round_of_every_server_gets_a_plan(
     assert said.count("8 golden examples on Stub H, no residue differs") == 9
 
 
+def test_int8_where_it_is_exact(release: Path, trt: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The baseline, of which no exact answer is asked and no range was measured, is planned in FP32 beside it."""
+    out = tmp_path / "planned"
+    assert main(["plan", str(release), "--precision", "int8", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert [said.count(f"int8 plan of {name}, ") for name in ROUNDS] == [3, 3, 3]
+    assert said.count("no residue differs on golden examples") == 9
+    assert said.count("fp32 plan of baseline, ") == 1
+    for model in read_repository(out / "server-1").models:
+        assert model.plan is not None
+        assert (model.plan.precision, model.plan.plans[0].difference) == ("int8", 0)
+        kinds = [
+            node.op_type for node in onnx.load_from_string(planned_graph(model.version_file("model.plan"))).graph.node
+        ]
+        assert kinds.count("QuantizeLinear") == kinds.count("Conv") > 0
+        assert "QuantizeLinear" not in {node.op_type for node in onnx.load_from_string(model.graph).graph.node}
+    (baseline,) = read_repository(out / "baseline").plans
+    assert baseline.precision == "fp32"
+    assert main(["verify", str(out)]) == 0
+    assert capsys.readouterr().out.count("8 golden examples on Stub H, no residue differs") == 9
+
+
+def planned_graph(plan: bytes) -> bytes:
+    """The graph that a stand-in's plan was built from."""
+    return base64.b64decode(json.loads(plan)["graph"])
+
+
+def test_one_residue_that_differs_in_int8_and_nothing_is_published(release: Path, trt: Any) -> None:
+    trt.spoiled["off"] = 1.0
+    told = r"int8 plan of .*server-0, branch-1, on Stub H: 1 residue differs .*allowed: none.* not published"
+    refused(release, ParityError, told, PlanOptions("int8"))
+
+
+def test_a_round_that_int8_cannot_compute_exactly(release: Path, trt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "EXACT", 1000)  # no trained round has sums near 2^24
+    refused(release, PrecisionError, "proven exact in INT8: .*--precision fp32", PlanOptions("int8"))
+
+
 def test_no_kernel_may_round_to_tf32(release: Path, trt: Any) -> None:
     """TensorRT allows it unless it is told otherwise, and a sum would then have 11 bits of its 24."""
     plan_release(release / "server-0", None, PlanOptions())
@@ -132,12 +173,13 @@ def refused(release: Path, error: type[Exception], reason: str, options: PlanOpt
     assert contents(release) == before
 
 
-@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
+@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each not in EXACT_PRECISIONS])
 def test_what_would_round_is_refused_before_anything_is_built(
     release: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # nothing of TensorRT is asked for
-    refused(release, PrecisionError, f"come out exactly: {precision} would round them", PlanOptions(precision))
+    told = f"come out exactly: {precision} would round them. .*--precision fp32 or int8"
+    refused(release, PrecisionError, told, PlanOptions(precision))
     refused(release / "server-1", PrecisionError, f"{precision} would round them", PlanOptions(precision))
 
 

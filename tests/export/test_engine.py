@@ -25,6 +25,7 @@ from privdfs_export.errors import (
     RepositoryError,
     TensorRTMissingError,
 )
+from privdfs_export.exact import with_exact_int8
 from privdfs_export.precision import PRECISIONS, Precision, measure_ranges, with_precision
 from privdfs_export.repository import Repository, read_repository
 from privdfs_export.sessions import session
@@ -52,22 +53,24 @@ def test_every_round_of_a_coded_release_builds_as_it_is(tmp_path: Path, kind: st
 
 
 def builds(repository: Repository) -> None:
-    """A server's branch in every precision that `plan` offers for it: of a coded release, its rounds in float32."""
+    """A server's branch in every precision that `plan` offers for it: of a coded release, its rounds in two."""
     if not isinstance(repository.manifest, CodedServerManifest):
         builds_in_every_precision(repository)
         return
     assert len(repository.models) == len(repository.manifest.rounds)
     for model in repository.models:
-        messages = built_round(model.graph, model.config.max_batch_size)
-        assert not [text for severity, text in messages if severity.endswith("ERROR")]
+        build_round(model.graph, model.config.max_batch_size)
 
 
 @functools.cache
-def built_round(graph: bytes, batch: int) -> tuple[tuple[str, str], ...]:
-    """What TensorRT says of a round; all servers of a release have the same, so it is built once."""
-    plan = build_engine(onnx.load_from_string(graph), BuildOptions(batch), rtx)
-    assert plan.data
-    return plan.messages
+def build_round(graph: bytes, batch: int) -> None:
+    """Build a round in float32 and in exact INT8; all servers of a release have the same, so it is done once."""
+    given = onnx.load_from_string(graph)
+    for model in (given, with_exact_int8(given)):
+        check_graph(model)
+        plan = build_engine(model, BuildOptions(batch), rtx)
+        assert plan.data
+        assert not [text for severity, text in plan.messages if severity.endswith("ERROR")]
 
 
 def builds_in_every_precision(repository: Repository) -> None:

@@ -14,7 +14,7 @@ import pytest
 from privdfs import Client
 from privdfs_export.errors import TensorRTMissingError
 from privdfs_export.gpu import find_gpu
-from privdfs_export.plan import PlanOptions, plan_release
+from privdfs_export.plan import EXACT_PRECISIONS, PlanOptions, plan_release
 from privdfs_export.precision import PRECISIONS, Precision
 from privdfs_export.repository import read_repository
 from privdfs_export.serve import serve_release
@@ -48,10 +48,11 @@ def test_plans_answer_what_their_graphs_answer(trained_release: Path, tmp_path: 
         assert any("golden examples on" in text for text in found)
 
 
+@pytest.mark.parametrize("precision", EXACT_PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_plans_of_coded_rounds_are_exact(tmp_path: Path, kind: str) -> None:
+def test_plans_of_coded_rounds_are_exact(tmp_path: Path, kind: str, precision: Precision) -> None:
     release = build_coded_release(tmp_path / "release", kind)
-    checks = plan_release(release, tmp_path / "planned", PlanOptions())  # a plan with one other residue is refused
+    checks = plan_release(release, tmp_path / "planned", PlanOptions(precision))  # with one other residue: refused
     rounds = len(read_repository(release / "server-0").models)
     assert sum("no residue differs" in check.found for check in checks) == 3 * rounds
     found = [check.found for check in check_repository(read_repository(tmp_path / "planned" / "server-1"))]

@@ -12,6 +12,7 @@ import pytest
 from privdfs_bench.speed.random_release import random_coded_system
 from privdfs_export import coded_graphs, graphs
 from privdfs_export.engine import BuildOptions, build_engine, check_graph
+from privdfs_export.exact import with_exact_int8
 from privdfs_export.precision import Precision, measure_ranges, with_precision
 from privdfs_training.coded.config import coded_config
 from privdfs_training.reading import read_toml
@@ -39,11 +40,13 @@ def test_large_rounds_build(name: str) -> None:
     trained = random_coded_system(coded_config(read_toml(path), path), (3, 224, 224), 1000)
     for number, (current, about) in enumerate(zip(trained.system.plain(), trained.rounds, strict=True), 1):
         model = coded_graphs.round_graph(current.network, about.moduli)
-        check_graph(model)
-        plan = build_engine(model, BuildOptions(32), rtx)
-        print(f"\n{name} round {number}: {plan.seconds:.1f} s, {len(plan.data)} bytes, weights {plan.weights}")  # noqa: T201  figures are what it is run for
-        assert plan.data
-        assert not [text for severity, text in plan.messages if severity.endswith("ERROR")]
+        for precision, graph in (("fp32", model), ("int8", with_exact_int8(model))):
+            check_graph(graph)
+            plan = build_engine(graph, BuildOptions(32), rtx)
+            told = f"{plan.seconds:.1f} s, {len(plan.data)} bytes, weights {plan.weights}"
+            print(f"\n{name} round {number} {precision}: {told}")  # noqa: T201  figures are what it is run for
+            assert plan.data
+            assert not [text for severity, text in plan.messages if severity.endswith("ERROR")]
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -23,8 +23,9 @@ from privdfs_training.rivals.config import (
     ShredderConfig,
     rival_config,
 )
-from privdfs_training.rivals.defences import Cem, Disco, ResSfl, Shredder, distance_correlation, information_bound
+from privdfs_training.rivals.defences import Cem, Disco, ResSfl, Shredder
 from privdfs_training.rivals.system import Rival, RivalSystem, load_rival
+from privdfs_training.rivals.terms import distance_correlation, information_bound
 from privdfs_training.rivals.train import rival_stages, train_rival
 from privdfs_training.stage import accuracy
 from tests.trained import QUIET, tiny_values
