@@ -152,18 +152,20 @@ class Guide:
             assert time.monotonic() < until, log[-3000:]
             time.sleep(0.3)
 
-    def _end(self, role: str) -> None:
-        process = self.running.pop(role)
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
+    def _end(self, *names: str) -> None:
+        """All at once: a server waits for the connections that its gateway keeps."""
+        processes = [self.running.pop(name) for name in names]
+        for process in processes:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
 
     def stop(self) -> None:
-        for role in list(self.running):
-            self._end(role)
+        self._end(*self.running)
 
 
 def free_ports(count: int) -> list[int]:
