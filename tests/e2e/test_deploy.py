@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from privdfs_export.serve import find_nginx, find_tritonserver
+from tests.ports import free_ports
 from tests.trained import IMAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -166,14 +166,6 @@ class Guide:
 
     def stop(self) -> None:
         self._end(*self.running)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture
