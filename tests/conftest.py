@@ -1,7 +1,10 @@
 """Fixtures of the whole suite: a tiny data set in the true format, and releases really trained on it."""
 
+import fcntl
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +16,16 @@ from tests.trained import train_and_export, write_data
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run the suite, one of them takes a whole module, so that its fixtures are made once.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the suite, they begin with the modules that take longest: none is left for the end.
 
-    All that starts tritonservers goes to one process: two that ask the system for free ports could get the same ones.
+    A process takes a whole module (`--dist loadfile`), so that its fixtures are made once.
     """
-    for item in items:
-        group = "servers" if item.get_closest_marker("e2e") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    if not hasattr(config, "workerinput"):
+        return
+    long = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +52,32 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_release(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
     """A release of three servers; its run lies in the folder beside it."""
-    return train_and_export(tmp_path_factory.mktemp("three"), data_folder, 3)
+    return _made_once(tmp_path_factory, "three", lambda folder: train_and_export(folder, data_folder, 3))
 
 
 @pytest.fixture(scope="session")
 def trained_release_of_five(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
     """A release of five servers."""
-    return train_and_export(tmp_path_factory.mktemp("five"), data_folder, 5)
+    return _made_once(tmp_path_factory, "five", lambda folder: train_and_export(folder, data_folder, 5))
 
 
 @pytest.fixture(scope="session")
 def keyed_trained_release(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path:
     """A release of three servers with 64 partitions; its run lies in the folder beside it."""
-    return train_and_export(tmp_path_factory.mktemp("keyed"), data_folder, 3, partitions=64)
+    return _made_once(tmp_path_factory, "keyed", lambda folder: train_and_export(folder, data_folder, 3, partitions=64))
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What `make` puts into a folder; of the processes that share the suite one makes it, and each has a copy."""
+    folder = factory.mktemp(name, numbered=False)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make(folder)
+    kept = factory.getbasetemp().parent / name  # in the folder that the processes have in common
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            whole = factory.mktemp(f"{name}-made")
+            make(whole)
+            whole.rename(kept)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return folder / "release"

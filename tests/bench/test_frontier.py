@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench import frontier
 from privdfs_bench.audit.frontier import config_of, recorded_config
 from privdfs_bench.audit.frontier_picture import draw, is_current, points
 from privdfs_bench.audit.sweeps import SWEEPS, read_sweep
@@ -129,10 +130,9 @@ def test_a_wrong_sweep_is_refused_before_time_is_spent(sweep: Path, change: str,
         read_sweep(sweep)
 
 
-def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path) -> None:
-    done = run(sweep, "--only", "thre", "--out", tmp_path / "frontier.json")
-    assert done.returncode == 2
-    assert "sweep-three, sweep-five" in done.stderr
+def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert frontier.main([str(sweep), "--only", "thre", "--out", str(tmp_path / "frontier.json")]) == 2
+    assert "sweep-three, sweep-five" in capsys.readouterr().err
 
 
 def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> None:
@@ -143,10 +143,9 @@ def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> 
     assert [run["name"] for run in made if recorded_config(run) != known[run["name"]]] == []
 
 
-def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path) -> None:
-    done = run(sweep, "--device", "gpu", "--out", tmp_path / "frontier.json")
-    assert done.returncode == 2
-    assert "none of: cpu, cuda, cuda:N" in done.stderr
+def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert frontier.main([str(sweep), "--device", "gpu", "--out", str(tmp_path / "frontier.json")]) == 2
+    assert "none of: cpu, cuda, cuda:N" in capsys.readouterr().err
     assert not (tmp_path / "frontier.json").exists()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import accuracy, privacy
 from privdfs import Bundle
 from privdfs_bench.results import merge_release, write_results
 from tests.e2e.processes import descendants, proxies, wait_until_gone
@@ -27,6 +29,14 @@ def run(script: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str
     line = [sys.executable, str(BENCH / script), *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(line, capture_output=True, text=True, timeout=200, check=False, env=environment)
+
+
+def run_here(main: Callable[[list[str]], int], *arguments: str | Path) -> int:
+    """As `run`, in this process, which has PyTorch already; what it prints is for `capsys`."""
+    try:
+        return main([*map(str, arguments)])
+    except SystemExit as ended:  # argparse's
+        return ended.code if isinstance(ended.code, int) else 1
 
 
 def test_accuracy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
@@ -93,15 +103,18 @@ def test_accuracy(trained_release: Path, data_folder: Path, tmp_path: Path) -> N
     ],
 )
 def test_accuracy_says_what_is_wrong(
-    trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str
+    trained_release: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
 ) -> None:
     (tmp_path / "damaged.json").write_text("{")
     places = {"release": trained_release, "data": data_folder, "damaged": tmp_path / "damaged.json"}
     out = [] if "--out" in arguments else ["--out", tmp_path / "accuracy.json"]
-    done = run("accuracy.py", *(word.format(**places) for word in arguments), *out)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+    assert run_here(accuracy.main, *(word.format(**places) for word in arguments), *out) == 2
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "accuracy.json").exists()
 
 
@@ -112,6 +125,7 @@ def test_accuracy_refuses_the_checkpoint_of_another_release(
     arguments = ("--data", data_folder, "--checkpoint", checkpoint, "--out", tmp_path / "accuracy.json")
     done = run("accuracy.py", trained_release, *arguments)
     assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert "was not trained with the config" in done.stderr
 
 
@@ -240,7 +254,7 @@ def test_latency(trained_release: Path, tmp_path: Path, monkeypatch: pytest.Monk
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
 
 
-def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, kept = tmp_path / "privacy.json", tmp_path / "runs"
     small = ("--effort", "quick", "--epochs", "12", "--images", "200", "--threads", "1")
     options = ("--data", data_folder, *small, "--out", out, "--runs", kept)
@@ -281,14 +295,14 @@ def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> No
 
     # What was found is kept: the second run attacks nothing, and says the same.
     files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
-    assert run("privacy.py", trained_release, *options).returncode == 0
+    assert run_here(privacy.main, trained_release, *options) == 0
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == files
     again = json.loads(out.read_text())["releases"][trained_release.name]
     assert again["coalitions"] == found["coalitions"]
     next(iter(files)).write_bytes(b"damaged")
-    damaged = run("privacy.py", trained_release, *options)
-    assert damaged.returncode == 2
-    assert "run again" in damaged.stderr
+    capsys.readouterr()
+    assert run_here(privacy.main, trained_release, *options) == 2
+    assert "run again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -296,16 +310,20 @@ def test_privacy(trained_release: Path, data_folder: Path, tmp_path: Path) -> No
     [(["--images", "5"], "too few"), (["--pairs", "0"], "whole number from 1"), (["--seconds", "1e-9"], "too short")],
 )
 def test_privacy_refuses_what_measures_nothing(
-    trained_release: Path, data_folder: Path, tmp_path: Path, arguments: list[str], told: str
+    trained_release: Path,
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
 ) -> None:
     places = ("--data", data_folder, "--out", tmp_path / "privacy.json", "--runs", tmp_path / "runs")
-    done = run("privacy.py", trained_release, "--effort", "quick", "--images", "100", *places, *arguments)
-    assert done.returncode == 2
-    assert told in done.stderr
+    small = ("--effort", "quick", "--images", "100", "--threads", "1")
+    assert run_here(privacy.main, trained_release, *small, *places, *arguments) == 2
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "privacy.json").exists()
 
 
-def test_privacy_says_what_is_wrong(trained_release: Path, tmp_path: Path) -> None:
-    done = run("privacy.py", trained_release, "--data", tmp_path)
-    assert done.returncode == 2
-    assert "apt-get install dataset-fashion-mnist" in done.stderr
+def test_privacy_says_what_is_wrong(trained_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(privacy.main, trained_release, "--data", tmp_path) == 2
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err

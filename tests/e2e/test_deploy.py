@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from privdfs_export.serve import find_nginx, find_tritonserver
+from tests.ports import free_ports
 from tests.trained import IMAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -152,26 +152,20 @@ class Guide:
             assert time.monotonic() < until, log[-3000:]
             time.sleep(0.3)
 
-    def _end(self, role: str) -> None:
-        process = self.running.pop(role)
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
+    def _end(self, *names: str) -> None:
+        """All at once: a server waits for the connections that its gateway keeps."""
+        processes = [self.running.pop(name) for name in names]
+        for process in processes:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
 
     def stop(self) -> None:
-        for role in list(self.running):
-            self._end(role)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+        self._end(*self.running)
 
 
 @pytest.fixture

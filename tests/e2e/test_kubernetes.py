@@ -9,7 +9,6 @@ import http.client
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from privdfs import TLS, Client, Server, Token
 from privdfs_export.cli import main as export
 from privdfs_export.serve import find_nginx, find_tritonserver
 from tests.deploy.rendering import FOLDER, VARIANTS, Object, overlay, pick, pod, rendered, server
+from tests.ports import free_ports
 from tests.trained import IMAGES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -103,14 +103,6 @@ def running(one: Pod, container: Object, program: Path, log: Path) -> Iterator["
             process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def place(objects: list[Object], folder: Path, release: Path, index: int, authority: trustme.CA) -> Pod:
     """Folders for the volumes of one party, as its cluster would fill them."""
     volumes = {volume["name"]: folder / volume["name"] for volume in pod(objects)["spec"]["volumes"]}
@@ -151,6 +143,8 @@ def parties(objects: list[Object], folder: Path, release: Path, authority: trust
                 assert time.monotonic() < until, told[-3000:]
                 time.sleep(0.3)
         yield pods
+        for process in processes:  # at once, and not one after another
+            process.terminate()
 
 
 def ask(port: int, path: str) -> tuple[int, str]:

@@ -12,14 +12,14 @@ from privdfs_export.repository import read_repository
 from privdfs_export.serve import kill, start_at
 from tests.e2e.processes import command, descendants, wait_until_gone
 from tests.e2e.tiny_release import write_release
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def answers(endpoint: str, seconds: float = 60) -> bool:
@@ -37,8 +37,7 @@ def answers(endpoint: str, seconds: float = 60) -> bool:
 
 def test_a_server_that_was_checked_before_is_started_with_http_on_a_chosen_port(tmp_path: Path, port: int) -> None:
     repository = read_repository(write_release(tmp_path / "tiny", 1) / "server-0")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        http_port = probe.getsockname()[1]
+    (http_port,) = free_ports(1)
     server = start_at(repository, port, tmp_path / "log", http_port=http_port)
     try:
         http = server.http or ""

@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ from privdfs_export.serve import (
 from privdfs_export.serve.cli import main
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.e2e
 
@@ -407,21 +406,8 @@ def test_the_command_serves_http_where_that_is_asked_for(release: Path, tmp_path
         assert started.wait(ENDED_S) == 0
 
 
-def _first_of_free_ports(count: int) -> int:
-    """The first of some ports in a row that are free, where the system gives none to those who do not choose."""
-    while True:
-        first = 10_000 + secrets.randbelow(20_000)
-        with ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            return first
-
-
 def test_when_one_server_ends_the_others_go_on_where_that_is_asked_for(release: Path, tmp_path: Path) -> None:
-    port = _first_of_free_ports(6)
+    port, *_ = free_ports(6)
     more = ["--keep-going", "--http", "--port", str(port)]
     with _start_command(release, tmp_path, log_dir=tmp_path / "logs", more=more) as started:
         found = _first_line(started)
@@ -593,7 +579,7 @@ def test_servers_outlive_the_thread_that_started_them(release: Path) -> None:
 def test_a_server_folder_works_with_plain_tritonserver_and_stays_as_it_is(release: Path) -> None:
     folder = release / "server-0"
     before = sorted(folder.rglob("*"))
-    port = processes.free_port()
+    (port,) = free_ports(1)
     line = [str(find_tritonserver()), f"--model-repository={folder}", f"--grpc-port={port}"]
     line += ["--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false"]  # as others may use the ports
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:

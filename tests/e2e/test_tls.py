@@ -1,6 +1,5 @@
 """The checked-in release on real tritonservers that want TLS with client certificates and a token."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import trustme
 
 from privdfs import TLS, Client, Error, NotEnoughAnswersError, Server, Token
 from privdfs_export.serve import find_tritonserver
+from tests.ports import free_ports
 from tests.trained import IMAGES
 
 pytestmark = pytest.mark.e2e
@@ -51,8 +51,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             issued.private_key_pem.write_to_path(folder / f"{i}.key")
             issued.cert_chain_pems[0].write_to_path(folder / f"{i}.pem")
             certificates.append(issued.cert_chain_pems[0].bytes())
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                port = probe.getsockname()[1]
+            (port,) = free_ports(1)
             endpoints.append(f"127.0.0.1:{port}")
             logs.append(folder / f"{i}.log")
             line = [

@@ -26,9 +26,9 @@ from privdfs._format import ImageSpec
 from privdfs._images import load_image
 from privdfs_export.serve import Gateway
 from privdfs_export.serve.gateway import gateways
-from privdfs_export.serve.processes import free_port
 from tests.js.parity import IMAGES, RELEASES
 from tests.js.programs import SDK, node
+from tests.ports import free_ports
 from tests.thorough import THOROUGH
 
 RELEASE = "fashion-resnet20"
@@ -98,7 +98,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         web = stack.enter_context(module.Web(0, [RELEASES / name for name in (RELEASE, *OTHERS)], stack))
         served = web.releases[RELEASE]
         served.servers()
-        examples = f"http://127.0.0.1:{free_port()}"
+        examples = f"http://127.0.0.1:{free_ports(1)[0]}"
         gateway = Gateway(origins=(web.origin, examples), rate=10_000)
         doors = stack.enter_context(gateways(gateway, served.repositories, served.running))
         thread = threading.Thread(target=web.serve_forever)
