@@ -1,8 +1,8 @@
 """`python bench/photos.py FOLDER --out OUT`: cut photographs in three, to train a system and to measure its agreement.
 
-FOLDER has one folder for each class, as ImageNet's train/ has. OUT gets WebDataset shards for `privdfs-train` (photos-train.tar,
-and photos-val.tar to choose a design by), and held-out/ for `bench/agreement.py`. A photograph that looks like a held-out
-one, by a perceptual hash, goes to no part.
+FOLDER has one folder for each class, as ImageNet's train/ has. OUT gets WebDataset shards for `privdfs-train`
+(photos-train.tar, and photos-val.tar to choose a design by), and held-out/ for `bench/agreement.py`. A photograph that
+looks like a held-out one, by a perceptual hash, goes to no part.
 """
 
 import argparse

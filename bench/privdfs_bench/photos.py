@@ -1,7 +1,8 @@
 """A folder of photographs cut in three: to train on, to choose a design by, and held out for one measurement.
 
-The first two become WebDataset shards, which the trainer reads; unlike ImageNet's folders they need not have every class in
-both halves. The held-out photographs stay files in a folder of their own, which neither training nor export is given.
+The first two become WebDataset shards, which the trainer reads; unlike ImageNet's folders they need not have every
+class in both halves. The held-out photographs stay files in a folder of their own, which neither training nor export is
+given.
 """
 
 import io
@@ -86,8 +87,8 @@ def cut(photos: Sequence[Photo], validation: int, held_out: int, seed: int) -> P
     """
     if validation < 1 or held_out < 1 or validation + held_out >= len(photos):
         raise BenchError(
-            f"{len(photos)} photographs cannot be cut into {validation} to choose by, {held_out} held out and others to "
-            "train on: hold out fewer"
+            f"{len(photos)} photographs cannot be cut into {validation} to choose by, {held_out} held out and others "
+            "to train on: hold out fewer"
         )
     order = [photos[index] for index in np.random.default_rng(seed).permutation(len(photos))]
     kept, others = order[:held_out], order[held_out:]
