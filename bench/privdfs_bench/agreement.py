@@ -1,7 +1,7 @@
 """How often a coded release answers as its unprotected model does, on photographs that need no labels.
 
-All are measured on the same pixels. Beside the release stand floors, from the training photographs alone: the model's
-most frequent class there, its mean answer, and its answer to the training photograph that is nearest in pixels.
+All are measured on the same pixels. Beside the release stand floors: the model's most frequent class on the training
+photographs, its mean answer there, its answer to the one that is nearest in pixels, and that every class is as likely.
 """
 
 import argparse
@@ -99,6 +99,8 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "mean_answer": np.broadcast_to(of_training.mean(axis=0), wanted.shape),
     }
     systems = {system: compared(found, wanted, held_out.labels) for system, found in answers.items()}
+    systems["most_frequent"] = _most_frequent(of_training, wanted, held_out.labels)
+    systems["all_alike"] = {"divergence": _divergence(np.full_like(wanted, 1 / wanted.shape[1]), wanted)}
     up, down = (sum(way) for way in zip(*map(round_bytes, manifest.rounds), strict=True))
     return {
         "release": manifest.release,
@@ -109,7 +111,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         "rounds": len(manifest.rounds),
         "answers_as_exported": int((served.argmax(axis=1) == plain.probabilities.argmax(axis=1)).sum()),
         "model_right": _counted(wanted.argmax(axis=1) == held_out.labels),
-        "systems": systems | {"most_frequent": _most_frequent(of_training, wanted, held_out.labels)},
+        "systems": systems,
         "client_macs": manifest.macs.head + manifest.macs.fusion,
         "baseline_macs": manifest.macs.baseline,
         "bytes_up": up,

@@ -12,6 +12,7 @@ SYSTEMS = {
     "nearest_in_pixels": "floor: the model's answer to the nearest training photograph",
     "mean_answer": "floor: the model's mean answer",
     "most_frequent": "floor: the model's most frequent class",
+    "all_alike": "floor: every class alike",
 }
 
 
@@ -31,7 +32,7 @@ def _of_release(name: str, entry: Mapping[str, Any]) -> str:
     for system, told in SYSTEMS.items():
         row = entry["systems"][system]
         keys = ["same", "in_models_top5", "models_in_top5", *["animal_or_not"] * animal]
-        cells = [told, *(_share(row[key]) for key in keys), _divergence(row.get("divergence"))]
+        cells = [told, *(_share(row[key]) if key in row else "" for key in keys), _divergence(row.get("divergence"))]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + (
         f"\n\n{named(name, entry['graphs'])}: {photographs['held_out']:,} held-out photographs, after training on "
@@ -50,4 +51,4 @@ def _share(counted: Mapping[str, Any]) -> str:
 
 
 def _divergence(found: Mapping[str, float] | None) -> str:
-    return "infinite" if found is None else f"{found['nats']:.2f} ± {found['standard_error']:.2f} nats"
+    return "" if found is None else f"{found['nats']:.2f} ± {found['standard_error']:.2f} nats"
