@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from safetensors.torch import save_file
 
 from privdfs_training.checkpoint import load_system
 from privdfs_training.coded.config import coded_config
@@ -15,6 +16,7 @@ from privdfs_training.loop import train
 from privdfs_training.reading import config_from_dict, load_config, read_toml
 from tests.official import write_official
 from tests.trained import QUIET
+from tests.training.own_models import small as small_model
 
 COMMITTED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 CODED = [path for path in COMMITTED if "[sharing]" in path.read_text()]
@@ -69,10 +71,15 @@ def test_a_committed_coded_config_runs(path: Path, tmp_path: Path) -> None:
         raw["backbone"]["depth"] = 3
     for stage in raw["train"].values():
         stage |= {"epochs": min(1, stage["epochs"]), "batch": 8}
+    wanted, factory = coded_config(raw, path).data, None
+    data = load_data(wanted, write_official(wanted.name, wanted.layout, tmp_path / "data"))
+    if raw["backbone"]["name"] == "custom":  # a model and weights that the user has
+        factory = raw["backbone"]["factory"] = "tests.training.own_models:small"
+        raw["backbone"]["checkpoint"] = str(tmp_path / "weights.safetensors")
+        save_file(small_model(data.image_shape, len(data.classes)).state_dict(), raw["backbone"]["checkpoint"])
     config = coded_config(raw, path)
     check_coded(config)
-    data = load_data(config.data, write_official(config.data.name, config.data.layout, tmp_path / "data"))
-    trained = load_coded(train_coded(config, data, tmp_path / "run", QUIET))
+    trained = load_coded(train_coded(config, data, tmp_path / "run", QUIET), factory=factory)
     assert trained.classes == data.classes
     assert len(trained.rounds) == len(raw["rounds"])
 

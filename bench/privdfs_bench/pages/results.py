@@ -10,6 +10,7 @@ from privdfs._files import read_manifest_bytes
 from privdfs._format import CLIENT_FOLDER
 from privdfs._manifest import read_client_manifest
 from privdfs_bench.audit.effort import UNDEFENDED_IMAGES
+from privdfs_bench.pages.agreement import agreement_table
 from privdfs_bench.pages.bars import lied_to
 from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.coded_results import coded_accuracy_table, coded_latency_table
@@ -166,6 +167,7 @@ def figures(folder: Path) -> str:
     tables = {
         "Accuracy": accuracy_table(accuracy),
         "Accuracy of coded releases": coded_accuracy_table(accuracy),
+        "Agreement with a model from outside": agreement_table(read_results(folder / "agreement.json")),
         "Calibration": calibration_table(),
         "Privacy": privacy_table(privacy),
         "Latency": latency_table(latency),
