@@ -57,3 +57,5 @@ export const SUSPECT_PRIOR = 10;
 /** Rounding at ties differs between processors: this share of the golden int8 values may differ. */
 export const SELFTEST_SHARE_TOLERANCE = 0.01;
 export const SELFTEST_PROBABILITY_TOLERANCE = 1e-3;
+/** Of a canary's probability from the recorded one: float32 rounding, far below what a lie does. */
+export const CANARY_TOLERANCE = 1e-5;
