@@ -26,10 +26,13 @@ JS_BUILD := sdk-js/dist/index.js
 # The browser that its tests run in.
 CHROMIUM := .chromium
 CHROMIUM_ENV := $(CHROMIUM)/.ready
+# What its example for React Native is type-checked against.
+REACT_NATIVE := sdk-js/examples/react-native/node_modules
+REACT_NATIVE_ENV := $(REACT_NATIVE)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium web clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium react-native web clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,7 +44,7 @@ web: env triton nginx js  ## the same in a page: choose a picture, see the answe
 	$(BIN)/python examples/web.py
 
 # Three processes, each with one thread: they take turns at two cores with the servers that they start and wait for.
-test: env triton tensorrt pillow nginx js chromium lint docs  ## environments, lint, types, import contract, documentation, every test
+test: env triton tensorrt pillow nginx js chromium react-native lint docs  ## environments, lint, types, import contract, documentation, every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -77,6 +80,8 @@ nginx: $(NGINX_ENV)  ## the gateway in front of local servers: that on PATH, els
 js: $(JS_BUILD)  ## the SDK in TypeScript, built (sdk-js/dist); its tests are tests/js
 
 chromium: $(CHROMIUM_ENV)  ## the browser of the tests, unpacked from a package of npm (.chromium, 230 MB)
+
+react-native: $(REACT_NATIVE_ENV)  ## what the example for React Native is type-checked against (60 MB)
 
 triton: $(TRITON_ENV)  ## the environment of the local tritonserver (.venv-triton)
 
@@ -117,6 +122,10 @@ $(CHROMIUM_ENV): $(JS_ENV) scripts/get-chromium.mjs
 	scripts/npm.sh exec --offline -- node ../scripts/get-chromium.mjs ../$(CHROMIUM)
 	@touch $@
 
+$(REACT_NATIVE_ENV): $(JS_ENV) scripts/get-react-native.mjs
+	scripts/npm.sh exec -- node ../scripts/get-react-native.mjs ../$(REACT_NATIVE)
+	@touch $@
+
 $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-triton-env.sh
 	@scripts/check-python.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(TRITON_VENV)
@@ -130,5 +139,5 @@ $(NGINX_ENV): scripts/get-nginx.sh
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) $(CHROMIUM) build dist sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) $(CHROMIUM) build dist $(REACT_NATIVE) sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,15 +1,13 @@
 /** The bundle: what an app embeds of a release. */
 
-import { CodedGraphs } from "./coded.js";
 import { MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES } from "./constants.js";
 import { BundleFormatError, BundleIntegrityError, BundleSignatureError, ConfigError } from "./errors.js";
-import { GOLDEN_NAME, type ImageSpec, isCoded, MANIFEST_NAME, type Manifest, SIGNATURE_NAME } from "./format.js";
+import { GOLDEN_NAME, type ImageSpec, MANIFEST_NAME, type Manifest, SIGNATURE_NAME } from "./format.js";
 import { checkFlag, checkNames } from "./given.js";
 import type { Graphs, SelfTest } from "./kinds.js";
-import { readManifest } from "./manifest.js";
-import { MaskedGraphs } from "./masked.js";
-import type { Runtime } from "./runtime.js";
-import { Problem } from "./schema.js";
+import { loaded } from "./loaded.js";
+import { readRelease } from "./manifest.js";
+import { checkRuntime, type Runtime } from "./runtime.js";
 import { checkSignature, type Trust } from "./signature.js";
 import { checkSource, readVerified, type Source } from "./source.js";
 
@@ -24,17 +22,14 @@ export interface BundleOptions {
 
 /** The client's part of a release, verified and ready to run. Make one with `Bundle.open`; clients may share it. */
 export class Bundle {
-  readonly #golden: Uint8Array;
-
   private constructor(
     /** Everything that the release states about itself; `format_version` tells masked (1) from coded (2). */
     readonly manifest: Manifest,
     /** @internal */
     readonly graphs: Graphs,
-    golden: Uint8Array,
-  ) {
-    this.#golden = golden;
-  }
+    /** @internal the golden file */
+    readonly golden: Uint8Array,
+  ) {}
 
   /**
    * Open the `client` folder of a release.
@@ -46,7 +41,7 @@ export class Bundle {
    * @throws BundleVersionError the manifest's format is not one that this version reads.
    * @throws BundleFormatError the manifest or a graph is not what the format promises.
    * @throws BundleIntegrityError a file is missing or changed.
-   * @throws BundleStoreError a file cannot be fetched.
+   * @throws BundleStoreError a file cannot be fetched, or the part of this package that the release needs.
    * @throws ConfigError an option makes no sense.
    */
   static async open(source: Source, options: BundleOptions): Promise<Bundle> {
@@ -61,11 +56,9 @@ export class Bundle {
       throw new BundleFormatError(`${MANIFEST_NAME} is too large to be a manifest: get the release again`);
     if (trust !== undefined)
       await checkSignature(manifestBytes, await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
-    const manifest = readManifest(manifestBytes);
+    const { manifest, kind } = await readRelease(manifestBytes);
     const files = await readVerified(source, manifest.files);
-    const graphs = isCoded(manifest)
-      ? await CodedGraphs.open(runtime, manifest, files)
-      : await MaskedGraphs.open(runtime, manifest, files);
+    const graphs = await kind.openGraphs(runtime, manifest, files);
     return new Bundle(manifest, graphs, files.get(GOLDEN_NAME) as Uint8Array);
   }
 
@@ -91,25 +84,14 @@ export class Bundle {
    * @throws BundleFormatError the golden file does not hold the tensors of this release.
    */
   async selftest(): Promise<SelfTest> {
-    const { readSafetensors } = await import("./safetensors.js");
-    let golden: ReturnType<typeof readSafetensors>;
-    try {
-      golden = readSafetensors(this.#golden);
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      throw new BundleFormatError(`${GOLDEN_NAME} is not a safetensors file (${error.message}): get the release again`);
-    }
-    return this.graphs.selftest(golden);
+    return (await loaded(import("./selftest.js"))).replay(this.graphs, this.golden);
   }
 }
 
 function checkOptions(options: BundleOptions): BundleOptions {
   checkNames(options, ["runtime", "trust", "allowUnsigned"], "Bundle.open");
   const { runtime, trust } = options;
-  if (typeof runtime?.InferenceSession?.create !== "function" || typeof runtime.Tensor !== "function")
-    throw new ConfigError(
-      "the runtime is not an ONNX runtime: pass the module, as in import * as ort from 'onnxruntime-web/wasm'",
-    );
+  checkRuntime(runtime);
   const unsigned = checkFlag(options.allowUnsigned, "allowUnsigned");
   if (trust !== undefined && unsigned)
     throw new ConfigError("`trust` and `allowUnsigned` contradict each other: drop one of them");

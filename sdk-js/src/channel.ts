@@ -17,16 +17,7 @@ import {
   ServerTimeoutError,
   ServerUnavailableError,
 } from "./errors.js";
-import {
-  branchSignature,
-  isCoded,
-  type Manifest,
-  RELEASE_PARAMETER,
-  roundSignature,
-  SERVER_PARAMETER,
-  type Signature,
-  type TensorSpec,
-} from "./format.js";
+import { type Manifest, type Model, RELEASE_PARAMETER, SERVER_PARAMETER, type TensorSpec } from "./format.js";
 import type { Answer } from "./kinds.js";
 import { type Link, Replicas } from "./routing.js";
 import {
@@ -52,15 +43,6 @@ export interface Share {
   readonly round: number;
 }
 
-/** One model that a server must serve: a masked release's branch, or the network of one round. */
-interface Model {
-  readonly name: string;
-  readonly inputs: readonly TensorSpec[];
-  readonly output: TensorSpec;
-  /** Of residues. */
-  readonly moduli: readonly number[];
-}
-
 /** Why an attempt failed, and whether trying the same replica again may help. */
 export class Failure {
   constructor(
@@ -75,17 +57,16 @@ const ADVICE = "the server is faulty or dishonest; tell its operator";
 
 export class ServerChannel {
   readonly replicas: Replicas;
-  readonly #models: readonly Model[];
   /** Of endpoints that serve something else. */
   readonly #mismatches = new Map<string, ServerMismatchError>();
 
   constructor(
     readonly server: number,
     private readonly manifest: Manifest,
+    private readonly models: readonly Model[],
     private readonly config: CheckedServer,
     connect: Connect,
   ) {
-    this.#models = modelsOf(manifest, server);
     this.replicas = new Replicas(server, config.endpoints, (endpoint) => connect(endpoint, config.tls));
   }
 
@@ -132,7 +113,7 @@ export class ServerChannel {
       failure = error && new Failure(error, false);
     }
     link.passed = failure ? 0 : link.passed + 1;
-    link.checked = link.passed === this.#models.length;
+    link.checked = link.passed === this.models.length;
     if (failure?.error instanceof ServerMismatchError) this.#mismatches.set(link.endpoint, failure.error);
     else if (!failure) this.#mismatches.delete(link.endpoint);
     return failure;
@@ -182,7 +163,7 @@ export class ServerChannel {
   }
 
   #model(index: number): Model {
-    return this.#models[index] as Model;
+    return this.models[index] as Model;
   }
 
   /** A response with the status OK, or why there is none. */
@@ -293,14 +274,6 @@ export class ServerChannel {
       return wrong("answered with NaN, infinite or absurdly large logits");
     return logits;
   }
-}
-
-function modelsOf(manifest: Manifest, server: number): Model[] {
-  const model = (name: string, signature: Signature, moduli: readonly number[] = []): Model => {
-    return { name, inputs: signature.inputs, output: signature.outputs[0] as TensorSpec, moduli };
-  };
-  if (!isCoded(manifest)) return [model("branch", branchSignature(manifest, server))];
-  return manifest.rounds.map((round, i) => model(`branch-${i + 1}`, roundSignature(round), round.moduli));
 }
 
 const sizesOf = (spec: TensorSpec | undefined): number[] => [...(spec?.shape ?? [])].map(Number);

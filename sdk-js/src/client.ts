@@ -7,23 +7,33 @@ import {
   checkRetries,
   checkServers,
   checkWait,
+  noTls,
   type Retries,
   type Server,
+  type TlsOptions,
   type Wait,
 } from "./config.js";
 import { DEFAULT_TIMEOUT_MS, MAX_CALLS_AT_ONCE } from "./constants.js";
 import { ConfigError, DeadlineExceededError, NotEnoughAnswersError, type ServerError } from "./errors.js";
 import { FetchConnection } from "./fetch.js";
 import { isCoded, PARTITION_BYTES } from "./format.js";
-import { checkFlag, checkNames, checkTimeout, typeName } from "./given.js";
-import { checkHealth } from "./health.js";
+import { checkFlag, checkLeakageLimit, checkNames, checkTimeout, typeName } from "./given.js";
 import type { UserKey } from "./keys.js";
-import { type Answered, isSent, type Kind, type Outcome, type Sent } from "./kinds.js";
-import { refuseLeakage } from "./leakage.js";
+import {
+  type Answered,
+  type Begun,
+  isSent,
+  type Kind,
+  type Outcome,
+  type Part,
+  type Ran,
+  type Round,
+  type Sent,
+} from "./kinds.js";
+import { loaded } from "./loaded.js";
 import { loadBatch, loadPixels, type Pixels } from "./pixels.js";
 import type { Queries } from "./queries.js";
-import { type Health, makeResult, type Result, type Timings } from "./result.js";
-import { argmax } from "./suspects.js";
+import { argmax, type Health, makeResult, type Result, type Timings } from "./result.js";
 import { travel } from "./trip.js";
 import type { Connect } from "./wire.js";
 
@@ -68,19 +78,11 @@ const OPTIONS = [
 
 /** How a platform connects: whether an app can set up TLS there, and what makes a connection. */
 export interface Platform {
-  readonly tls: boolean;
+  readonly checkTls: (tls: TlsOptions) => TlsOptions;
   readonly connect: Connect;
 }
 
-const FETCH: Platform = { tls: false, connect: (endpoint) => new FetchConnection(endpoint) };
-
-/** A round that is over. */
-interface Round {
-  readonly encodeMs: number;
-  readonly outcomes: readonly Outcome[];
-  /** Bytes of one share, for one image. */
-  readonly bytesUp: readonly number[];
-}
+const FETCH: Platform = { checkTls: noTls, connect: (endpoint) => new FetchConnection(endpoint) };
 
 /** One call on its way. */
 interface Call {
@@ -89,6 +91,8 @@ interface Call {
   readonly timeout: number;
   readonly signal: AbortSignal | undefined;
   readonly kept: Sent[];
+  /** Servers whose wrong answers to canaries were corrected. */
+  readonly lied: Set<number>;
 }
 
 /** Classifies images with the help of servers none of which sees the image. Close it after the last call. */
@@ -119,10 +123,10 @@ export class Client {
   ) {
     checkNames(options, OPTIONS, "a client");
     const { graphs, manifest } = bundle;
-    refuseLeakage(manifest, options.maxLeakageDb);
+    checkLeakageLimit(options.maxLeakageDb);
     const checked = checkServers(servers, isCoded(manifest) ? null : manifest.servers.length, {
       allowSharedHosts: checkFlag(options.allowSharedHosts, "allowSharedHosts"),
-      tls: platform.tls,
+      checkTls: platform.checkTls,
     });
     this.#kind = graphs.kind(checked.length, options);
     this.#timeout = checkTimeout(options.timeout ?? DEFAULT_TIMEOUT_MS);
@@ -132,7 +136,10 @@ export class Client {
     this.#queries = options.queries;
     if (this.#queries !== undefined && typeof this.#queries?.ask !== "function")
       throw new ConfigError(`queries has the type ${typeName(options.queries)}: pass new Queries({ budget: … })`);
-    this.#channels = checked.map((server, i) => new ServerChannel(i, manifest, server, platform.connect));
+    this.#queries?.checkRelease(manifest);
+    this.#channels = checked.map(
+      (server, i) => new ServerChannel(i, manifest, this.#kind.models(i), server, platform.connect),
+    );
   }
 
   /**
@@ -141,6 +148,7 @@ export class Client {
    * @throws ImageError the image cannot be used; nothing was sent.
    * @throws ConfigError an option makes no sense, or the client is closed.
    * @throws QueryBudgetError `queries` refuses to send the image.
+   * @throws CanaryError an image with a known answer, which `queries` sent, came back with another one.
    * @throws DeadlineExceededError the time ran out before anything was sent.
    * @throws NotEnoughAnswersError fewer than `minAnswers` servers gave a usable answer in time.
    * @throws ContradictingAnswersError of a coded release, a server lies, and it cannot be told which.
@@ -150,8 +158,8 @@ export class Client {
     return this.#call(options, async (call) => {
       const pixels = loadPixels(image, this.bundle.image);
       const decodeMs = performance.now() - call.started;
-      const [result] = await this.#part(call, pixels, 1, decodeMs, 0);
-      return result as Result;
+      const results = await this.#part(call, pixels, 1, decodeMs, 0);
+      return withSuspects(results, call.lied)[0] as Result;
     });
   }
 
@@ -169,7 +177,7 @@ export class Client {
         const following = Math.ceil((batch - start - count) / step);
         results.push(...(await this.#part(call, part, count, decodeMs, following)));
       }
-      return results;
+      return withSuspects(results, call.lied);
     });
   }
 
@@ -186,7 +194,7 @@ export class Client {
 
   /** Ask every replica of every server whether it serves this release; no image is involved. */
   health(options: CallOptions = {}): Promise<Health[]> {
-    return this.#call(options, (call) => checkHealth(this.#channels, call.end, call.signal));
+    return this.#call(options, (call) => this.#health(call));
   }
 
   /** Run the graphs once and connect to every replica, so that the first image is as fast as the next. */
@@ -194,7 +202,8 @@ export class Client {
     return this.#call(options, async (call) => {
       const { height, width, channels } = this.bundle.image;
       await this.#kind.rehearse(new Uint8Array(height * width * channels));
-      return checkHealth(this.#channels, call.end, call.signal);
+      await this.#queries?.prepare(this.bundle);
+      return this.#health(call);
     });
   }
 
@@ -204,6 +213,10 @@ export class Client {
     for (const channel of this.#channels) channel.replicas.close();
   }
 
+  async #health({ end, signal }: Call): Promise<Health[]> {
+    return (await loaded(import("./health.js"))).checkHealth(this.#channels, end, signal);
+  }
+
   /** Run a call within its deadline, at most `MAX_CALLS_AT_ONCE` at a time; what was kept is wiped at its end. */
   async #call<T>(options: CallOptions, body: (call: Call) => Promise<T>): Promise<T> {
     if (this.#closed) throw new ConfigError("the client is closed: make a new one, and close it after the last call");
@@ -211,7 +224,7 @@ export class Client {
     const { signal } = options;
     const timeout = options.timeout === undefined ? this.#timeout : checkTimeout(options.timeout);
     const started = performance.now();
-    const call: Call = { started, end: started + timeout, timeout, signal, kept: [] };
+    const call: Call = { started, end: started + timeout, timeout, signal, kept: [], lied: new Set() };
     signal?.throwIfAborted();
     await this.#turn(call);
     try {
@@ -266,43 +279,53 @@ export class Client {
 
   /** Images that travel together, uint8 [batch, …]; `following` parts come after them. */
   async #part(call: Call, pixels: Uint8Array, batch: number, decodeMs: number, following: number): Promise<Result[]> {
-    if (!this.#queries) return this.#ask(call, pixels, batch, decodeMs, following);
-    const partition = await this.#kind.partition();
-    const asked = await this.#queries.ask(this.bundle.release, partition, pixels, batch, this.#minAnswers);
-    const results = asked.fresh.length
-      ? await this.#ask(call, pick(pixels, batch, asked.fresh), asked.fresh.length, decodeMs, following)
-      : [];
-    const found = this.#queries.answer(asked, partition, results);
-    return asked.digests.map((digest, position) => {
-      const result = found.get(digest) as Result;
-      return asked.fresh.includes(position) ? result : this.#repeated(call, decodeMs, result);
-    });
+    const part: Part = {
+      bundle: this.bundle,
+      kind: this.#kind,
+      minAnswers: this.#minAnswers,
+      decodeMs,
+      started: call.started,
+      lied: call.lied,
+      begin: (images, count) => this.#begin(call, images, count),
+      run: (begun, more) => this.#run(call, begun, following + more),
+      results: (ran) => this.#results(call, ran, decodeMs),
+    };
+    if (this.#queries) return this.#queries.results(part, pixels, batch);
+    return part.results(await part.run(await part.begin(pixels, batch), 0));
   }
 
-  async #ask(call: Call, pixels: Uint8Array, batch: number, decodeMs: number, following: number): Promise<Result[]> {
-    let since = performance.now();
-    let step: Sent | Answered = await this.#keep(call, this.#kind.begin(pixels, batch));
-    const rounds: Round[] = [];
+  /** The first shares of some images; nothing is sent. */
+  async #begin(call: Call, pixels: Uint8Array, batch: number): Promise<Begun> {
+    const since = performance.now();
+    const sent = await this.#keep(call, this.#kind.begin(pixels, batch));
     call.signal?.throwIfAborted();
     if (performance.now() >= call.end)
       throw new DeadlineExceededError(
         `this call used up its ${call.timeout} ms before its images were ready to send: raise \`timeout\`, or pass ` +
           "smaller images or fewer at a time",
       );
-    let tookMs = performance.now() - since;
+    return { sent, tookMs: performance.now() - since };
+  }
+
+  /** Send them, and what follows from the answers, round after round. */
+  async #run(call: Call, { sent, tookMs }: Begun, following: number): Promise<Ran> {
+    let step: Sent | Answered = sent;
+    let encodeMs = tookMs;
+    const { batch } = sent;
+    const rounds: Round[] = [];
     while (isSent(step)) {
       const outcomes = await this.#send(call, step, following);
       const keyed = step.partition === null ? 0 : PARTITION_BYTES;
       for (const share of step.shares) share.fill(0); // they are sent, and needed no more
-      rounds.push({ encodeMs: tookMs, outcomes, bytesUp: step.shares.map((share) => share.length / batch + keyed) });
+      rounds.push({ encodeMs, outcomes, bytesUp: step.shares.map((share) => share.length / batch + keyed) });
       if (outcomes.filter((outcome) => outcome.answer).length < this.#minAnswers) throw this.#tooFew(rounds);
-      since = performance.now();
+      const since = performance.now();
       step = await this.#kind.take(step, outcomes);
       if (isSent(step)) call.kept.push(step);
       call.signal?.throwIfAborted();
-      tookMs = performance.now() - since;
+      encodeMs = performance.now() - since;
     }
-    return this.#results(call, step, rounds, batch, decodeMs, tookMs);
+    return { found: step, rounds, batch, fusionMs: encodeMs };
   }
 
   #send(call: Call, sent: Sent, following: number): Promise<Outcome[]> {
@@ -317,14 +340,7 @@ export class Client {
     });
   }
 
-  #results(
-    call: Call,
-    found: Answered,
-    rounds: readonly Round[],
-    batch: number,
-    decodeMs: number,
-    fusionMs: number,
-  ): Result[] {
+  #results(call: Call, { found, rounds, batch, fusionMs }: Ran, decodeMs: number): Result[] {
     const { classes } = this.bundle;
     const answerMs = ({ answer, ms }: Outcome): number | null => (answer ? ms : null);
     const servers = this.#channels.map((_, server) => rounds.map((round) => round.outcomes[server] as Outcome));
@@ -363,14 +379,6 @@ export class Client {
     });
   }
 
-  #repeated(call: Call, decodeMs: number, result: Result): Result {
-    const nothing = this.#channels.map(() => 0);
-    const serversMs = this.#channels.map(() => null);
-    const totalMs = performance.now() - call.started;
-    const timings = { decodeMs, encodeMs: 0, serversMs, fusionMs: 0, totalMs, rounds: [] };
-    return makeResult({ ...result, timings, bytesUp: nothing, bytesDown: nothing, repeated: true });
-  }
-
   #tooFew(rounds: readonly Round[]): NotEnoughAnswersError {
     const outcomes = rounds[rounds.length - 1]?.outcomes ?? [];
     const causes = new Map<number, ServerError>();
@@ -390,14 +398,10 @@ export class Client {
   }
 }
 
-const sum = (values: readonly number[]): number => values.reduce((all, each) => all + each, 0);
+/** Results that also name the servers whose wrong answers to canaries of this call were corrected. */
+const withSuspects = (results: Result[], lied: ReadonlySet<number>): Result[] =>
+  lied.size
+    ? results.map((each) => ({ ...each, suspects: [...new Set([...each.suspects, ...lied])].sort((a, b) => a - b) }))
+    : results;
 
-/** Some images of a batch, uint8 [batch, …]. */
-function pick(pixels: Uint8Array, batch: number, positions: readonly number[]): Uint8Array {
-  const size = pixels.length / batch;
-  const picked = new Uint8Array(positions.length * size);
-  positions.forEach((position, i) => {
-    picked.set(pixels.subarray(position * size, (position + 1) * size), i * size);
-  });
-  return picked;
-}
+const sum = (values: readonly number[]): number => values.reduce((all, each) => all + each, 0);

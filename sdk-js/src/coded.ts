@@ -9,40 +9,43 @@
  */
 
 import { randomBytes } from "./bytes.js";
-import { draw, findLiars, MAX_SERVERS, neededAnswers, powers, type Source, weights } from "./coding.js";
-import { ConfigError, ContradictingAnswersError } from "./errors.js";
 import {
-  type CodedManifest,
   codedEncoderSignature,
   codedFusionSignature,
-  ENCODER_NAME,
-  FUSION_NAME,
-  largestCoalition,
   largestDegree,
-  type RoundSpec,
+  modelsOf,
   relayName,
   relaySignature,
   roundOf,
+} from "./coded-format.js";
+import { decode, draw, findLiars, MAX_SERVERS, neededAnswers, powers, type Source, weights } from "./coding.js";
+import { ConfigError, ContradictingAnswersError } from "./errors.js";
+import {
+  type CodedManifest,
+  ENCODER_NAME,
+  FUSION_NAME,
+  largestCoalition,
+  type Model,
+  type RoundSpec,
 } from "./format.js";
 import { checkWhole, shown } from "./given.js";
-import {
-  type Answered,
-  type Graphs,
-  isSent,
-  type Kind,
-  type KindOptions,
-  type Outcome,
-  type SelfTest,
-  type Sent,
-} from "./kinds.js";
+import { type Answered, type Graphs, isSent, type Kind, type KindOptions, type Outcome, type Sent } from "./kinds.js";
 import { checkProbabilities, Graph, type Runtime, type Tensor, tensor } from "./runtime.js";
-import type { Stored } from "./safetensors.js";
+
+export { checkManifest, fields } from "./coded-format.js";
 
 /** Shares int8 [batch, N, primes, values], and what they share, int8 [batch, elements]. */
 interface Sharing {
   readonly shares: Int8Array;
   readonly values: Int8Array;
 }
+
+/** Open the graphs of a release whose files have been verified. */
+export const openGraphs = (
+  runtime: Runtime,
+  manifest: CodedManifest,
+  files: ReadonlyMap<string, Uint8Array>,
+): Promise<CodedGraphs> => CodedGraphs.open(runtime, manifest, files);
 
 /** The device's graphs of a coded release: the encoder, a relay between every two rounds, the fusion. */
 export class CodedGraphs implements Graphs {
@@ -70,15 +73,10 @@ export class CodedGraphs implements Graphs {
     return new CodedGraphs(manifest, encoder, relays, await open(FUSION_NAME, codedFusionSignature(manifest)));
   }
 
-  /** How calls of a client with these options are made. */
   kind(servers: number, { key, colluding }: KindOptions): Kind {
     if (key !== undefined)
       throw new ConfigError("a key was given for a coded release, which has none: leave `key` out");
     return new Coded(this, servers, colluding);
-  }
-
-  async selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest> {
-    return (await import("./selftest.js")).replayCoded(this, golden);
   }
 
   /** Images to the shares of the first round, for so many servers of which so many may collude. */
@@ -115,6 +113,12 @@ export class CodedGraphs implements Graphs {
     const { feeds, batch } = this.#decoding(round, answers, places);
     const [output] = await this.fusion.run(feeds, { batch, answered: places.length });
     return checkProbabilities(output?.data as Float32Array);
+  }
+
+  /** What shares or answers of one image stand for, by the arithmetic of a round. */
+  decode(index: number, shares: readonly Int8Array[], places: readonly number[]): number[] {
+    const { moduli } = roundOf(this.manifest, index);
+    return decode(shares, places, moduli, (shares[0]?.length ?? 0) / moduli.length).map(Number);
   }
 
   #decoding(
@@ -199,6 +203,10 @@ export class Coded implements Kind {
 
   get #needed(): number {
     return neededAnswers(largestDegree(this.#manifest), this.#colluding);
+  }
+
+  models(): Model[] {
+    return modelsOf(this.#manifest);
   }
 
   checkMinAnswers(minAnswers: number | undefined): number {

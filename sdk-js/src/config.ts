@@ -59,11 +59,6 @@ export interface CheckedRetries {
 
 const HOST = "\\[[0-9A-Fa-f:.]+\\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?";
 const ENDPOINT = new RegExp(`^(https?)://(${HOST})(?::([0-9]{1,5}))?/?$`);
-const PEM: Readonly<Record<keyof TlsOptions, RegExp>> = {
-  ca: /-----BEGIN CERTIFICATE-----/,
-  cert: /-----BEGIN CERTIFICATE-----/,
-  key: /-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----/,
-};
 const TOKEN = /^[\x21-\x7e](?:[\x20-\x7e]{0,8190}[\x21-\x7e])?$/;
 const HEADER = /^[a-z0-9_.-]{1,128}$/;
 /** Headers that HTTP itself needs. */
@@ -96,13 +91,13 @@ export const isLoopback = (host: string): boolean =>
 export function checkServers(
   servers: unknown,
   count: number | null,
-  options: { readonly allowSharedHosts: boolean; readonly tls: boolean },
+  options: { readonly allowSharedHosts: boolean; readonly checkTls: (tls: TlsOptions) => TlsOptions },
 ): CheckedServer[] {
   if (!Array.isArray(servers))
     throw new ConfigError("the servers are not a list: pass [{ url: … }, …] in the release's order");
   if (servers.length === 0)
     throw new ConfigError("no servers were given: pass [{ url: … }, …], one for each of the release, in its order");
-  const checked = servers.map((server: unknown) => checkServer(server, options.tls));
+  const checked = servers.map((server: unknown) => checkServer(server, options.checkTls));
   if (count !== null && checked.length !== count)
     throw new ConfigError(
       `the release has ${count} servers, ${checked.length} were given: pass one for each, in the release's order`,
@@ -133,7 +128,7 @@ export function checkServers(
   return checked;
 }
 
-function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
+function checkServer(given: unknown, checkTls: (tls: TlsOptions) => TlsOptions): CheckedServer {
   const server = (typeof given === "string" ? { url: given } : given) as Server;
   if (typeof server !== "object" || server === null)
     throw new ConfigError(`a server has the type ${typeName(given)}: pass { url: … }`);
@@ -154,8 +149,6 @@ function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
     if (!secure && server.tls) throw new ConfigError(`${endpoint} has no TLS to be set up: write https://`);
     if (secure && insecure) throw new ConfigError(`${endpoint} has TLS, and \`insecure\` is given: drop it`);
   }
-  if (server.tls !== undefined && !mayHaveTls)
-    throw new ConfigError("browsers and React Native do not let an app set up TLS: drop `tls`, or use privdfs/node");
   const tls = server.tls === undefined ? undefined : checkTls(server.tls);
   const token = server.token === undefined ? null : checkTokenOf(server.token);
   return {
@@ -166,19 +159,9 @@ function checkServer(given: unknown, mayHaveTls: boolean): CheckedServer {
   };
 }
 
-/** Instead of an empty `ca`, Node would trust the system's authorities. */
-function checkTls(tls: TlsOptions): TlsOptions {
-  if (typeof tls !== "object" || tls === null)
-    throw new ConfigError(`\`tls\` has the type ${typeName(tls)}: pass { ca: … }`);
-  checkNames(tls, Object.keys(PEM), "`tls`");
-  for (const [name, text] of Object.entries(tls))
-    if (typeof text !== "string" || !PEM[name as keyof TlsOptions].test(text))
-      throw new ConfigError(
-        `\`tls.${name}\` is not the text of a PEM file: pass what is in the file, not its name, or leave it out`,
-      );
-  if ((tls.cert === undefined) !== (tls.key === undefined))
-    throw new ConfigError("`tls` has `cert` or `key` alone: a device that shows a certificate needs both");
-  return { ...tls };
+/** Of a platform that has its own. */
+export function noTls(): never {
+  throw new ConfigError("browsers and React Native do not let an app set up TLS: drop `tls`, or use privdfs/node");
 }
 
 function checkTokenOf(token: TokenValue | Token): Token {

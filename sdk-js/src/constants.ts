@@ -32,6 +32,10 @@ export const MAX_MANIFEST_BYTES = 4 * 1024 * 1024;
 export const MAX_SIGNATURE_BYTES = 4096;
 export const MAX_BUNDLE_FILE_BYTES = 1024 * 1024 * 1024;
 
+/** An installation waits for so long for another one to end, and a place without a queue is looked at this often. */
+export const STORE_LOCK_LIMIT_MS = 120_000;
+export const STORE_LOOK_MS = 50;
+
 /** Images that `Queries` remembers, by default and at most. */
 export const DEFAULT_REPEATS = 256;
 export const MAX_REPEATS = 100_000;
@@ -46,7 +50,7 @@ export const MAX_HEADERS = 100;
 /** No trained branch gives such a logit; below it the fusion's float32 arithmetic stays finite. */
 export const MAX_ABS_LOGIT = 1e6;
 
-/** Among more servers, finding who lies by trying would take too long. */
+/** Python's sums over as many answers stay exact in float32, and every prime is larger. */
 export const MAX_SERVERS = 16;
 
 export const SUSPECT_WINDOW = 200;
@@ -57,3 +61,5 @@ export const SUSPECT_PRIOR = 10;
 /** Rounding at ties differs between processors: this share of the golden int8 values may differ. */
 export const SELFTEST_SHARE_TOLERANCE = 0.01;
 export const SELFTEST_PROBABILITY_TOLERANCE = 1e-3;
+/** Of a canary's probability from the recorded one: float32 rounding, far below what a lie does. */
+export const CANARY_TOLERANCE = 1e-5;

@@ -3,8 +3,10 @@
  * have them, so they download no library for it; React Native and plain http have not.
  */
 
+import { loaded } from "./loaded.js";
+
 const platform = (): SubtleCrypto | undefined => globalThis.crypto?.subtle;
-const library = (): Promise<typeof import("./crypto-noble.js")> => import("./crypto-noble.js");
+const library = (): Promise<typeof import("./crypto-noble.js")> => loaded(import("./crypto-noble.js"));
 
 export async function sha256(bytes: Uint8Array): Promise<Uint8Array> {
   const subtle = platform();

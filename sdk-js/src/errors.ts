@@ -20,6 +20,7 @@
  *     │   │   └── ServerBusyError      its queue is full: it said so at once
  *     │   ├── ServerMismatchError      it serves another release, or it is another server of this one
  *     │   └── AnswerError              its answer is not a valid one
+ *     ├── CanaryError                  an image whose answer is known came back with another one: a server lies
  *     ├── NotEnoughAnswersError        fewer servers than asked for answered (`.causes` says why, by server)
  *     ├── ContradictingAnswersError    coded shares: a server lies, and it cannot be told which
  *     └── RandomnessError              coded shares: the system's random generator failed
@@ -161,6 +162,20 @@ export class ServerMismatchError extends ServerError {
 /** The server answered with a wrong tensor: its name, type, shape or values cannot be an answer. */
 export class AnswerError extends ServerError {
   override name = "AnswerError";
+}
+
+/**
+ * An image whose answer is known came back with another one: one or more of the servers in `answered` lie or are
+ * faulty, and it is unknown which.
+ */
+export class CanaryError extends PrivdfsError {
+  override name = "CanaryError";
+  constructor(
+    message: string,
+    readonly answered: readonly number[],
+  ) {
+    super(message);
+  }
 }
 
 /** Fewer servers answered than the call asked for. `causes` says what went wrong, by server. */

@@ -1,4 +1,7 @@
-/** The release format: what a client's manifest holds, and the inputs and outputs of the graphs. */
+/**
+ * The release format: what a client's manifest holds, and how inputs and outputs of graphs are described. What only one
+ * kind of release has is in `masked-format.ts` and `coded-format.ts`.
+ */
 
 export const FORMAT_VERSION = 1;
 export const CODED_FORMAT_VERSION = 2;
@@ -119,7 +122,12 @@ export interface Signature {
   readonly outputs: readonly TensorSpec[];
 }
 
-const spec = (name: string, type: DataType, shape: readonly (number | string)[], batched = true): TensorSpec => ({
+export const spec = (
+  name: string,
+  type: DataType,
+  shape: readonly (number | string)[],
+  batched = true,
+): TensorSpec => ({
   name,
   type,
   shape,
@@ -127,112 +135,20 @@ const spec = (name: string, type: DataType, shape: readonly (number | string)[],
 });
 
 export const shareName = (server: number): string => `share_${server}`;
-export const relayName = (round: number): string => `relay-${round}.onnx`;
 
-const imageTensor = (image: ImageSpec): TensorSpec =>
+export const imageTensor = (image: ImageSpec): TensorSpec =>
   spec("image", "uint8", [image.height, image.width, image.channels]);
 
-const partitionTensors = (manifest: MaskedManifest): TensorSpec[] =>
-  manifest.keys ? [spec("partition", "int32", [1])] : [];
-
-export function encoderSignature(manifest: MaskedManifest): Signature {
-  return {
-    inputs: [imageTensor(manifest.image), ...partitionTensors(manifest)],
-    outputs: manifest.servers.map((server, i) => spec(shareName(i), "int8", [server.share_length])),
-  };
+/** A network that every server serves: of a masked release one, of a coded one for each round. */
+export interface Model {
+  readonly name: string;
+  readonly inputs: readonly TensorSpec[];
+  readonly output: TensorSpec;
+  /** Of residues. */
+  readonly moduli: readonly number[];
 }
-
-export function branchSignature(manifest: MaskedManifest, server: number): Signature {
-  const length = manifest.servers[server]?.share_length ?? 0;
-  return {
-    inputs: [spec("share", "int8", [length]), ...partitionTensors(manifest)],
-    outputs: [spec("logits", "float32", [manifest.classes.length])],
-  };
-}
-
-export function fusionSignature(manifest: MaskedManifest): Signature {
-  const servers = manifest.servers.length;
-  const classes = manifest.classes.length;
-  return {
-    inputs: [spec("logits", "float32", [servers, classes]), spec("answered", "bool", [servers])],
-    outputs: [spec("probabilities", "float32", [classes])],
-  };
-}
-
-export function codedEncoderSignature(manifest: CodedManifest): Signature {
-  const first = roundOf(manifest, 0);
-  return { inputs: [imageTensor(manifest.image), ...sharingInputs(first)], outputs: sharingOutputs(first) };
-}
-
-/** Of every server's network in one round. */
-export function roundSignature(round: RoundSpec): Signature {
-  const primes = round.moduli.length;
-  return {
-    inputs: [spec("share", "int8", [primes, round.values])],
-    outputs: [spec("residues", "int8", [primes, round.outputs])],
-  };
-}
-
-/** Of what the device does after a round, counted from 1. */
-export function relaySignature(manifest: CodedManifest, number: number): Signature {
-  const current = roundOf(manifest, number - 1);
-  const following = roundOf(manifest, number);
-  const added = current.added ? [spec("added", "int8", [current.outputs])] : [];
-  return {
-    inputs: [...answerInputs(current), ...sharingInputs(following), ...added],
-    outputs: sharingOutputs(following),
-  };
-}
-
-export function codedFusionSignature(manifest: CodedManifest): Signature {
-  const last = roundOf(manifest, manifest.rounds.length - 1);
-  return {
-    inputs: answerInputs(last),
-    outputs: [spec("probabilities", "float32", [manifest.classes.length])],
-  };
-}
-
-export function roundOf(manifest: CodedManifest, index: number): RoundSpec {
-  const round = manifest.rounds[index];
-  if (!round) throw new Error(`the release has no round ${index + 1}`);
-  return round;
-}
-
-/** D of all rounds: what decides how many servers a call needs. */
-export const largestDegree = (manifest: CodedManifest): number =>
-  Math.max(...manifest.rounds.map((round) => round.degree));
 
 export const largestMinority = (servers: number): number => Math.floor((servers - 1) / 2);
 
 /** The largest minority; where no minority has a member, one server alone. */
 export const largestCoalition = (servers: number): number => Math.max(1, largestMinority(servers));
-
-/** Accuracy that the manifest states for the fused answer of exactly these servers; null where it states none. */
-export function accuracyOf(manifest: MaskedManifest, answered: readonly number[]): number | null {
-  if (answered.length === manifest.servers.length) return manifest.accuracy.fused;
-  const wanted = [...answered].sort().join();
-  return manifest.accuracy.subsets.find((row) => [...row.answered].sort().join() === wanted)?.accuracy ?? null;
-}
-
-function sharingInputs(round: RoundSpec): TensorSpec[] {
-  const primes = round.moduli.length;
-  return [
-    spec("randomness", "int8", ["colluding", primes, round.values]),
-    spec("powers", "int8", [primes, "servers", "colluding"], false),
-  ];
-}
-
-function sharingOutputs(round: RoundSpec): TensorSpec[] {
-  return [
-    spec("shares", "int8", ["servers", round.moduli.length, round.values]),
-    spec("values", "int8", [round.elements]),
-  ];
-}
-
-function answerInputs(round: RoundSpec): TensorSpec[] {
-  const primes = round.moduli.length;
-  return [
-    spec("answers", "int8", ["answered", primes, round.outputs]),
-    spec("weights", "int8", [primes, "answered"], false),
-  ];
-}

@@ -56,3 +56,12 @@ export function checkFlag(value: unknown, name: string): boolean {
     throw new ConfigError(`${name} has the type ${typeName(value)}: pass true or false`);
   return value === true;
 }
+
+/** The most that a release may leak, in dB above the class mean. */
+export function checkLeakageLimit(limit: unknown): void {
+  if (limit !== undefined && !(typeof limit === "number" && limit >= 0 && limit < Number.POSITIVE_INFINITY))
+    throw new ConfigError(
+      `maxLeakageDb is ${shown(limit)}: give the dB above the class mean that a minority of the servers may reach, a ` +
+        "finite number of at least 0",
+    );
+}

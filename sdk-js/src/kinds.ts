@@ -1,9 +1,12 @@
 /** What the two kinds of release have in common in a call: shares go out, outcomes come back, round after round. */
 
+import type { Bundle } from "./bundle.js";
 import type { ServerError } from "./errors.js";
-import type { Manifest } from "./format.js";
+import type { Manifest, Model } from "./format.js";
 import type { UserKey } from "./keys.js";
-import type { Stored } from "./safetensors.js";
+import type { Result } from "./result.js";
+import type { Runtime } from "./runtime.js";
+import type { Check } from "./schema.js";
 
 /** An answer: logits float32 [batch, classes], or of a coded release residues int8 [batch, primes, outputs]. */
 export type Answer = Float32Array | Int8Array;
@@ -47,6 +50,8 @@ export const isSent = (step: Sent | Answered): step is Sent => "shares" in step;
 export interface Kind {
   readonly servers: number;
   readonly rounds: number;
+  /** What a server serves, in the order of the rounds. */
+  models(server: number): readonly Model[];
   /** Of a keyed release. */
   partition(): Promise<number | null>;
   checkMinAnswers(minAnswers: number | undefined): number;
@@ -64,10 +69,49 @@ export interface Kind {
   rehearse(pixels: Uint8Array): Promise<void>;
 }
 
+/** A round that is over. */
+export interface Round {
+  readonly encodeMs: number;
+  readonly outcomes: readonly Outcome[];
+  /** Bytes of one share, for one image. */
+  readonly bytesUp: readonly number[];
+}
+
+/** Shares that are ready to be sent, and how long it took to make them. */
+export interface Begun {
+  readonly sent: Sent;
+  readonly tookMs: number;
+}
+
+/** All rounds, which are over. */
+export interface Ran {
+  readonly found: Answered;
+  readonly rounds: readonly Round[];
+  readonly batch: number;
+  readonly fusionMs: number;
+}
+
+/** Images of a call that travel together, and the steps from them to their results. */
+export interface Part {
+  readonly bundle: Bundle;
+  readonly kind: Kind;
+  readonly minAnswers: number;
+  readonly decodeMs: number;
+  /** When the call began. */
+  readonly started: number;
+  /** Servers whose wrong answers to canaries of the call were corrected. */
+  readonly lied: Set<number>;
+  begin(pixels: Uint8Array, batch: number): Promise<Begun>;
+  /** `more`: how many exchanges come after it in this part. */
+  run(begun: Begun, more: number): Promise<Ran>;
+  results(ran: Ran): Result[];
+}
+
 /** The options of a client that only its kind of release understands. */
 export interface KindOptions {
   readonly key?: UserKey | Uint8Array | string;
   readonly colluding?: number;
+  readonly maxLeakageDb?: number;
 }
 
 /** How close this device comes to the golden examples. */
@@ -83,6 +127,15 @@ export interface SelfTest {
 /** The device's graphs of a release, open. */
 export interface Graphs {
   readonly manifest: Manifest;
+  /** How calls of a client with these options are made. */
   kind(servers: number, options: KindOptions): Kind;
-  selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest>;
+}
+
+/** What a kind of release is read and run with: the modules `masked.ts` and `coded.ts`. */
+export interface ReleaseKind {
+  /** Of its manifest. */
+  readonly fields: Check;
+  /** Refuse a manifest that contradicts itself. */
+  checkManifest(manifest: Manifest): void;
+  openGraphs(runtime: Runtime, manifest: Manifest, files: ReadonlyMap<string, Uint8Array>): Promise<Graphs>;
 }

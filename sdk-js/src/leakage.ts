@@ -1,21 +1,14 @@
-/** The check of what a release leaks, by its manifest, against what the application allows. */
+/** The check of what a masked release leaks, by its manifest, against what the application allows. */
 
-import { ConfigError, LeakageError } from "./errors.js";
-import { isCoded, type Leakage, largestCoalition, type Manifest } from "./format.js";
-import { shown } from "./given.js";
+import { LeakageError } from "./errors.js";
+import { type Leakage, largestCoalition, type MaskedManifest } from "./format.js";
 
 /**
- * Refuse a masked release whose manifest says that a minority of the servers can reconstruct images more than `limit` dB
- * better than the class mean, or does not say how well. A coded one fits every limit: it is proven.
+ * Refuse a release whose manifest says that a minority of the servers can reconstruct images more than `limit` dB better
+ * than the class mean, or does not say how well.
  */
-export function refuseLeakage(manifest: Manifest, limit: number | undefined): void {
+export function refuseLeakage(manifest: MaskedManifest, limit: number | undefined): void {
   if (limit === undefined) return;
-  if (typeof limit !== "number" || !(limit >= 0 && limit < Number.POSITIVE_INFINITY))
-    throw new ConfigError(
-      `maxLeakageDb is ${shown(limit)}: give the dB above the class mean that a minority of the servers may reach, a ` +
-        "finite number of at least 0",
-    );
-  if (isCoded(manifest)) return;
   const above = (row: Leakage): number => row.psnr - row.floor;
   for (let size = 1; size <= largestCoalition(manifest.servers.length); size++) {
     const who = size === 1 ? "one server" : `${size} servers together`;

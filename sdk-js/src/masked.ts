@@ -1,20 +1,23 @@
 /** Masked shares in a call: one round, whose answers are fused, whoever gave them. */
 
 import { AnswerError, ConfigError } from "./errors.js";
-import {
-  accuracyOf,
-  ENCODER_NAME,
-  encoderSignature,
-  FUSION_NAME,
-  fusionSignature,
-  type MaskedManifest,
-} from "./format.js";
+import { ENCODER_NAME, FUSION_NAME, type MaskedManifest, type Model } from "./format.js";
 import { checkWhole } from "./given.js";
 import { checkKey, type UserKey } from "./keys.js";
-import type { Answered, Graphs, Kind, KindOptions, Outcome, SelfTest, Sent } from "./kinds.js";
+import type { Answered, Graphs, Kind, KindOptions, Outcome, Sent } from "./kinds.js";
+import { refuseLeakage } from "./leakage.js";
+import { accuracyOf, encoderSignature, fusionSignature, modelsOf } from "./masked-format.js";
 import { checkProbabilities, Graph, type Runtime, tensor } from "./runtime.js";
-import type { Stored } from "./safetensors.js";
 import { Suspects } from "./suspects.js";
+
+export { checkManifest, fields } from "./masked-format.js";
+
+/** Open the graphs of a release whose files have been verified. */
+export const openGraphs = (
+  runtime: Runtime,
+  manifest: MaskedManifest,
+  files: ReadonlyMap<string, Uint8Array>,
+): Promise<MaskedGraphs> => MaskedGraphs.open(runtime, manifest, files);
 
 /** The device's graphs of a masked release. */
 export class MaskedGraphs implements Graphs {
@@ -38,13 +41,9 @@ export class MaskedGraphs implements Graphs {
     );
   }
 
-  /** How calls of a client with these options are made. */
-  kind(_servers: number, { key, colluding }: KindOptions): Kind {
+  kind(_servers: number, { key, colluding, maxLeakageDb }: KindOptions): Kind {
+    refuseLeakage(this.manifest, maxLeakageDb);
     return new Masked(this, checkKey(key, this.manifest.keys), colluding);
-  }
-
-  async selftest(golden: ReadonlyMap<string, Stored>): Promise<SelfTest> {
-    return (await import("./selftest.js")).replayMasked(this, golden);
   }
 
   /** One share for each server, int8 [batch, K_i]. */
@@ -89,6 +88,10 @@ export class Masked implements Kind {
 
   get servers(): number {
     return this.#manifest.servers.length;
+  }
+
+  models(server: number): Model[] {
+    return modelsOf(this.#manifest, server);
   }
 
   checkMinAnswers(minAnswers: number | undefined): number {

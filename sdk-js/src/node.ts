@@ -16,6 +16,7 @@ import { typeName } from "./given.js";
 import { SocketConnection } from "./socket.js";
 import type { Source } from "./source.js";
 import type { Shelf } from "./store.js";
+import { checkTls } from "./tls.js";
 
 export * from "./index.js";
 
@@ -23,7 +24,7 @@ export * from "./index.js";
 export class Client extends EverywhereClient {
   constructor(bundle: Bundle, servers: readonly (Server | string)[], options: ClientOptions = {}) {
     super(bundle, servers, options, {
-      tls: true,
+      checkTls,
       connect: (endpoint, tls) => new SocketConnection(endpoint, tls),
     });
   }

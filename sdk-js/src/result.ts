@@ -76,3 +76,10 @@ export function makeResult(fields: ResultFields): Result {
     },
   };
 }
+
+/** Index of the largest value, the first of several. */
+export function argmax(values: ArrayLike<number>): number {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if ((values[i] as number) > (values[best] as number)) best = i;
+  return best;
+}

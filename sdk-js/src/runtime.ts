@@ -3,7 +3,7 @@
  * `onnxruntime-node` or `onnxruntime-react-native`.
  */
 
-import { BundleFormatError } from "./errors.js";
+import { BundleFormatError, ConfigError } from "./errors.js";
 import { type DataType, FUSION_NAME, type Signature, type TensorSpec } from "./format.js";
 
 // biome-ignore lint/suspicious/noExplicitAny: the runtimes' own types are overloaded beyond what can be compared
@@ -40,6 +40,14 @@ const OPTIONS = {
   logSeverityLevel: 4, // only fatal: whatever goes wrong is thrown, and log lines can show values
   extra: { session: { intra_op: { allow_spinning: "0" } } },
 };
+
+export function checkRuntime(runtime: unknown): void {
+  const { InferenceSession, Tensor } = (runtime ?? {}) as Partial<Runtime>;
+  if (typeof InferenceSession?.create !== "function" || typeof Tensor !== "function")
+    throw new ConfigError(
+      "the runtime is not an ONNX runtime: pass the module, as in import * as ort from 'onnxruntime-web/wasm'",
+    );
+}
 
 /** What the fusion gave, float32 [batch, classes], which must be numbers. */
 export function checkProbabilities(probabilities: Float32Array): Float32Array {

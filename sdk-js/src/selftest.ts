@@ -2,33 +2,31 @@
 
 import { same } from "./bytes.js";
 import type { CodedGraphs } from "./coded.js";
-import { decode, neededAnswers } from "./coding.js";
 import { SELFTEST_PROBABILITY_TOLERANCE, SELFTEST_SHARE_TOLERANCE } from "./constants.js";
-import { BundleFormatError, SelfTestError } from "./errors.js";
-import { GOLDEN_NAME, type RoundSpec, shareName } from "./format.js";
-import type { SelfTest } from "./kinds.js";
+import { SelfTestError } from "./errors.js";
+import { isCoded, type RoundSpec, shareName } from "./format.js";
+import { type Golden, goldenAnswers, readGolden } from "./golden.js";
+import type { Graphs, SelfTest } from "./kinds.js";
 import type { MaskedGraphs } from "./masked.js";
-import type { Stored } from "./safetensors.js";
-import { argmax } from "./suspects.js";
+import { argmax } from "./result.js";
 
-type Golden = ReadonlyMap<string, Stored>;
+/** Replay the examples of a release. */
+export function replay(graphs: Graphs, file: Uint8Array): Promise<SelfTest> {
+  const golden = readGolden(graphs.manifest, file);
+  return isCoded(graphs.manifest)
+    ? replayCoded(graphs as CodedGraphs, golden)
+    : replayMasked(graphs as MaskedGraphs, golden);
+}
 
 /** Images to shares, recorded answers to probabilities, one image at a time: whatever the batch, it must be the same. */
-export async function replayMasked(graphs: MaskedGraphs, golden: Golden): Promise<SelfTest> {
+async function replayMasked(graphs: MaskedGraphs, golden: Golden): Promise<SelfTest> {
   const { manifest } = graphs;
   const { height, width, channels } = manifest.image;
   const servers = manifest.servers.length;
-  const classes = manifest.classes.length;
   const names = manifest.servers.map((_, server) => shareName(server));
-  const images = checkGolden(golden, {
-    images: ["U8", height, width, channels],
-    ...(manifest.keys ? { partition: ["I32", 1] } : {}),
-    ...Object.fromEntries(manifest.servers.map((spec, server) => [names[server], ["I8", spec.share_length]])),
-    logits: ["F32", servers, classes],
-    probabilities: ["F32", classes],
-  });
-  const partitions = manifest.keys ? new Int32Array(bufferOf(golden, "partition")) : null;
-  const pixels = new Uint8Array(bufferOf(golden, "images"));
+  const images = golden.count;
+  const partitions = manifest.keys ? new Int32Array(golden.bytes("partition")) : null;
+  const pixels = new Uint8Array(golden.bytes("images"));
   const size = height * width * channels;
   let differing = 0;
   let all = 0;
@@ -36,39 +34,29 @@ export async function replayMasked(graphs: MaskedGraphs, golden: Golden): Promis
     const one = pixels.subarray(image * size, (image + 1) * size);
     const shares = await graphs.encode(one, 1, partitions ? (partitions[image] as number) : null);
     shares.forEach((share, server) => {
-      const recorded = new Int8Array(bufferOf(golden, names[server] as string));
+      const recorded = new Int8Array(golden.bytes(names[server] as string));
       differing += count(share, (value, i) => value !== recorded[image * share.length + i]);
       all += share.length;
     });
   }
   const answered = new Uint8Array(images * servers).fill(1);
-  const found = await graphs.fuse(new Float32Array(bufferOf(golden, "logits")), answered, images);
-  return judge(images, differing / all, found, new Float32Array(bufferOf(golden, "probabilities")), true);
+  const found = await graphs.fuse(new Float32Array(golden.bytes("logits")), answered, images);
+  return judge(images, differing / all, found, new Float32Array(golden.bytes("probabilities")), true);
 }
 
 /** The head within rounding, everything after it exactly. */
-export async function replayCoded(graphs: CodedGraphs, golden: Golden): Promise<SelfTest> {
+async function replayCoded(graphs: CodedGraphs, golden: Golden): Promise<SelfTest> {
   const { manifest } = graphs;
-  const { height, width, channels } = manifest.image;
-  const needed = (round: RoundSpec): number => neededAnswers(round.degree, 1);
-  const places = (round: RoundSpec): number[] => Array.from({ length: needed(round) }, (_, i) => i + 1);
-  const wanted: Record<string, readonly (string | number)[]> = {
-    images: ["U8", height, width, channels],
-    probabilities: ["F32", manifest.classes.length],
-  };
-  manifest.rounds.forEach((round, i) => {
-    wanted[`values_${i + 1}`] = ["I8", round.elements];
-    wanted[`answers_${i + 1}`] = ["I8", needed(round), round.moduli.length, round.outputs];
-  });
-  const images = checkGolden(golden, wanted);
-  const recorded = (name: string, index: number): Int8Array => new Int8Array(bufferOf(golden, `${name}_${index + 1}`));
+  const places = (round: RoundSpec): number[] => Array.from({ length: goldenAnswers(round) }, (_, i) => i + 1);
+  const images = golden.count;
+  const recorded = (name: string, index: number): Int8Array => new Int8Array(golden.bytes(`${name}_${index + 1}`));
   let exact = true;
   let moved = 0;
   for (const [index, round] of manifest.rounds.entries()) {
-    const servers = needed(round);
+    const servers = goldenAnswers(round);
     const kept = recorded("values", index);
     const before = manifest.rounds[index - 1];
-    const pixels = new Uint8Array(bufferOf(golden, "images"));
+    const pixels = new Uint8Array(golden.bytes("images"));
     const { shares, values } = before
       ? await graphs.relay(
           index - 1,
@@ -86,13 +74,13 @@ export async function replayCoded(graphs: CodedGraphs, golden: Golden): Promise<
     for (let image = 0; image < images; image++) {
       const start = image * servers * size;
       const own = places(round).map((_, k) => shares.subarray(start + k * size, start + (k + 1) * size));
-      const decoded = decode(own, places(round), round.moduli, round.values).map(Number);
+      const decoded = graphs.decode(index, own, places(round));
       exact &&= travelled(decoded, values.subarray(image * round.elements, (image + 1) * round.elements));
     }
   }
   const last = manifest.rounds.length - 1;
   const found = await graphs.fuse(recorded("answers", last), places(manifest.rounds[last] as RoundSpec));
-  return judge(images, moved, found, new Float32Array(bufferOf(golden, "probabilities")), exact);
+  return judge(images, moved, found, new Float32Array(golden.bytes("probabilities")), exact);
 }
 
 /** Whether what shares stand for is what they share; of values that a mask chose, the others are zero. */
@@ -127,23 +115,6 @@ function judge(
         "another version of the ONNX runtime; do not use the bundle on this device until this passes",
     );
   return { images, differingValues, probabilityError };
-}
-
-/** How many examples there are; the file must hold exactly the tensors of the release: a type, then sizes. */
-function checkGolden(golden: Golden, wanted: Readonly<Record<string, readonly (string | number)[]>>): number {
-  const images = golden.get("images")?.shape[0] ?? 0;
-  const fits = Object.entries(wanted).every(([name, [type, ...sizes]]) => {
-    const stored = golden.get(name);
-    return stored?.dtype === type && same(stored?.shape as number[], [images, ...(sizes as number[])]);
-  });
-  if (!images || !fits || golden.size !== Object.keys(wanted).length)
-    throw new BundleFormatError(`${GOLDEN_NAME} does not hold the tensors of this release: get the release again`);
-  return images;
-}
-
-/** The bytes of a tensor, in a buffer of their own. */
-function bufferOf(golden: Golden, name: string): ArrayBuffer {
-  return (golden.get(name) as Stored).bytes.slice().buffer as ArrayBuffer;
 }
 
 function count(values: Int8Array, differs: (value: number, index: number) => boolean): number {

@@ -111,7 +111,7 @@ export class BundleStore {
     const signature = await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES);
     if (this.#options.trust !== undefined) await checkSignature(manifest, signature, this.#options.trust);
     if (signature) await this.#shelf.write(`${folder}/${SIGNATURE_NAME}`, signature);
-    for (const [name, expected] of Object.entries(readManifest(manifest).files)) {
+    for (const [name, expected] of Object.entries((await readManifest(manifest)).files)) {
       const data = await source(name, MAX_BUNDLE_FILE_BYTES);
       if (!data) throw new BundleIntegrityError(`${name} is missing: get the release again, whole`, name, expected);
       await checkDigest(name, expected, data);

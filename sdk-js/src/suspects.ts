@@ -10,6 +10,7 @@
 
 import { SUSPECT_AFTER, SUSPECT_PRIOR, SUSPECT_SIGMAS, SUSPECT_WINDOW } from "./constants.js";
 import type { MaskedManifest } from "./format.js";
+import { argmax } from "./result.js";
 
 const MISSING = -1;
 
@@ -85,13 +86,6 @@ export class Suspects {
       })
       .map((each) => each.server);
   }
-}
-
-/** Index of the largest value, the first of several. */
-export function argmax(values: ArrayLike<number>): number {
-  let best = 0;
-  for (let i = 1; i < values.length; i++) if ((values[i] as number) > (values[best] as number)) best = i;
-  return best;
 }
 
 function median(values: readonly number[]): number {

@@ -6,19 +6,11 @@ import * as native from "onnxruntime-node";
 import * as wasm from "onnxruntime-web/wasm";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import type { CodedGraphs } from "../src/coded.js";
+import { codedEncoderSignature, codedFusionSignature, relaySignature } from "../src/coded-format.js";
 import { decode, draw, findLiars, neededAnswers, powers, weights } from "../src/coding.js";
-import {
-  codedEncoderSignature,
-  codedFusionSignature,
-  encoderSignature,
-  fusionSignature,
-  isCoded,
-  type Manifest,
-  type MaskedManifest,
-  relaySignature,
-  type Signature,
-} from "../src/format.js";
+import { isCoded, type Manifest, type MaskedManifest, type Signature } from "../src/format.js";
 import { Client as FetchClient } from "../src/index.js";
+import { encoderSignature, fusionSignature } from "../src/masked-format.js";
 import {
   Bundle,
   Client,

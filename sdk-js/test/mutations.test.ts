@@ -4,10 +4,12 @@ import { readdirSync, readFileSync } from "node:fs";
 import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { Failure, ServerChannel } from "../src/channel.js";
-import { checkServers } from "../src/config.js";
+import * as coded from "../src/coded-format.js";
+import { checkServers, noTls } from "../src/config.js";
 import { isCoded, type Manifest } from "../src/format.js";
 import { AnswerReader } from "../src/http1.js";
 import { readManifest } from "../src/manifest.js";
+import * as masked from "../src/masked-format.js";
 import { Bundle, BundleError, type BundleOptions, fromFiles, ServerError } from "../src/node.js";
 import type { Link } from "../src/routing.js";
 import { type Response, Trouble } from "../src/wire.js";
@@ -59,7 +61,7 @@ describe.each(RELEASES)("the bundle %s", (release) => {
       }
   });
 
-  test("every changed byte of a manifest gives a manifest or a typed error", () => {
+  test("every changed byte of a manifest gives a manifest or a typed error", async () => {
     const data = filesOf(release).get("manifest.json") as Uint8Array;
     let read = 0;
     for (let at = 0; at < data.length; at++)
@@ -67,7 +69,7 @@ describe.each(RELEASES)("the bundle %s", (release) => {
         const changed = data.slice();
         changed[at] = value;
         try {
-          readManifest(changed);
+          await readManifest(changed);
           read++;
         } catch (error) {
           if (!(error instanceof BundleError)) throw error;
@@ -77,10 +79,11 @@ describe.each(RELEASES)("the bundle %s", (release) => {
   });
 });
 
-describe.each(RELEASES)("answers of %s", (release) => {
-  const manifest = readManifest(filesOf(release).get("manifest.json") as Uint8Array);
-  const [server] = checkServers(["http://127.0.0.1:1"], null, { allowSharedHosts: false, tls: false });
-  const channel = new ServerChannel(0, manifest, server as never, () => expect.fail("nothing is to be sent"));
+describe.each(RELEASES)("answers of %s", async (release) => {
+  const manifest = await readManifest(filesOf(release).get("manifest.json") as Uint8Array);
+  const [server] = checkServers(["http://127.0.0.1:1"], null, { allowSharedHosts: false, checkTls: noTls });
+  const models = isCoded(manifest) ? coded.modelsOf(manifest) : masked.modelsOf(manifest, 0);
+  const channel = new ServerChannel(0, manifest, models, server as never, () => expect.fail("nothing is to be sent"));
   const random = generator(release.length);
 
   test(`${ANSWERS} of them, changed at random, are taken or refused with a typed error`, () => {

@@ -378,13 +378,15 @@ test("queries: the oldest image is forgotten first", async () => {
 
 test("leakage: what the manifest states is compared with what is allowed", async () => {
   const bundle = await Bundle.open(fromFolder(folderOf("fashion-resnet20")), { runtime: ort, allowUnsigned: true });
-  refuseLeakage(bundle.manifest, undefined);
-  refuseLeakage(bundle.manifest, 3);
-  refuseLeakage(coded.manifest, 0);
-  expect(() => refuseLeakage(bundle.manifest, 0.01)).toThrow(LeakageError);
-  const silent = { ...(bundle.manifest as MaskedManifest), leakage: [] };
-  expect(() => refuseLeakage(silent, 3)).toThrow("was not measured");
-  expect(() => refuseLeakage(bundle.manifest, Number.NaN)).toThrow(ConfigError);
+  const manifest = bundle.manifest as MaskedManifest;
+  refuseLeakage(manifest, undefined);
+  refuseLeakage(manifest, 3);
+  expect(() => refuseLeakage(manifest, 0.01)).toThrow(LeakageError);
+  expect(() => refuseLeakage({ ...manifest, leakage: [] }, 3)).toThrow("was not measured");
+  expect(() => new Client(bundle, THREE, { maxLeakageDb: 0.01 })).toThrow(LeakageError);
+  new Client(coded, THREE, { maxLeakageDb: 0 }).close(); // it is proven
+  for (const own of [bundle, coded])
+    expect(() => new Client(own, THREE, { maxLeakageDb: Number.NaN })).toThrow(ConfigError);
 });
 
 test("what may be a secret is not quoted", () => {

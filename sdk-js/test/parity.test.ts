@@ -66,7 +66,7 @@ for (const [runtimeName, runtime] of runtimes) {
   for (const own of vectors.coded)
     test(`${own.release}, ${own.servers} servers: every round (${runtimeName})`, async () => {
       const source = fromFolder(folderOf(own.release));
-      const manifest = readManifest((await source("manifest.json", 1e9)) as Uint8Array) as CodedManifest;
+      const manifest = (await readManifest((await source("manifest.json", 1e9)) as Uint8Array)) as CodedManifest;
       const files = new Map<string, Uint8Array>();
       for (const name of Object.keys(manifest.files)) files.set(name, (await source(name, 1e9)) as Uint8Array);
       const graphs = await CodedGraphs.open(runtime, manifest, files);

@@ -93,7 +93,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
                 chunk = call.encode(call.decode_one(image))
             else:
                 chunk = await self._transport.workers.run(call, lambda: call.encode(call.decode_one(image)))
-            return (await self._run(call, chunk))[0]
+            return call.with_suspects(await self._run(call, chunk))[0]
 
     async def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
         """Classify several images; see `Client.predict_batch`."""
@@ -102,7 +102,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         with self._call(timeout) as call:
             for part in call.split(await workers.run(call, lambda: call.decode_many(images))):
                 results += await self._run(call, await workers.run(call, partial(call.encode, part)))
-        return results
+            return call.with_suspects(results)
 
     async def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
         """Make the shares of one image without sending them; see `Client.encode`."""
@@ -141,7 +141,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
             while isinstance(step, Chunk):
                 step = call.proceed(step, await self._transport.exchange(call, step) if step.size else [])
             results += step
-        return call.with_suspects(results)
+        return call.finish(chunk, results)
 
 
 class _LocalInThread:

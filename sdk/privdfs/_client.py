@@ -98,7 +98,7 @@ class Client(BaseClient[Transport]):
             RandomnessError: of a coded release, the system's random generator failed.
         """
         with self._call(timeout) as call:
-            return self._run(call, call.encode(call.decode_one(image)))[0]
+            return call.with_suspects(self._run(call, call.encode(call.decode_one(image))))[0]
 
     def predict_batch(self, images: Iterable[ImageLike], *, timeout: float | None = None) -> list[Result]:
         """Classify several images (a list, or a uint8 array NHWC or NHW), in order.
@@ -112,7 +112,7 @@ class Client(BaseClient[Transport]):
         with self._call(timeout) as call:
             for part in call.split(call.decode_many(images)):
                 results += self._run(call, call.encode(part))
-        return results
+            return call.with_suspects(results)
 
     def encode(self, image: ImageLike) -> list[npt.NDArray[np.int8]]:
         """Make the shares of one image without sending them.
@@ -170,7 +170,7 @@ class Client(BaseClient[Transport]):
             while isinstance(step, Chunk):
                 step = call.proceed(step, self._transport.exchange(call, step) if step.size else [])
             results += step
-        return call.with_suspects(results)
+        return call.finish(chunk, results)
 
 
 class _Servers:

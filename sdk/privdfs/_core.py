@@ -256,6 +256,9 @@ class Call:
             chunk: what was sent.
             outcomes: one for each server; none where nothing was sent.
 
+        Returns:
+            The next round, or results for `finish`; none for a canary.
+
         Raises:
             NotEnoughAnswersError: fewer than `min_answers` servers answered.
             ContradictingAnswersError: of a coded release, a server lies, and it cannot be told which.
@@ -263,7 +266,7 @@ class Call:
             RandomnessError: the system's random generator failed.
         """
         if not chunk.size:
-            return self._with_repeats(chunk, [])
+            return []
         past = Round(chunk.encode_ms, tuple(outcomes), tuple(share.bytes_up for share in chunk.shares))
         rounds = (*chunk.past, past)
         started = time.perf_counter()
@@ -281,7 +284,7 @@ class Call:
         if chunk.known is not None:
             self._lied_to_canaries.update(found.corrected)
             return []
-        return self._with_repeats(chunk, self._results(chunk, rounds, found, took))
+        return self._results(chunk, rounds, found, took)
 
     def with_suspects(self, results: list[Result]) -> list[Result]:
         """Results that also name the servers whose wrong answers to canaries of this call were corrected."""
@@ -314,8 +317,11 @@ class Call:
         left = self._kind.exchanges_left(sent.round, about.following)
         return structs.replace(about, shares=shares, sent=sent, exchanges_left=left)
 
-    def _with_repeats(self, chunk: Chunk, results: list[Result]) -> list[Result]:
-        """What `Queries` knows, beside what was asked."""
+    def finish(self, chunk: Chunk, results: list[Result]) -> list[Result]:
+        """All results of a chunk, once what travels beside it has ended well too.
+
+        `Queries` keeps those that servers gave now. One that came with a canary's alarm is not to be trusted, or kept.
+        """
         if self._queries is None or chunk.asked is None:
             return results
         found = self._queries.answer(chunk.asked, self._kind.partition, results)

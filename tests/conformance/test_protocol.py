@@ -77,6 +77,27 @@ def test_statuses_are_those_of_the_table() -> None:
 # ---------------------------------------------------------------------------------------------------- its code
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_liars_as_written_are_those_of_the_sdk_and_of_trying_all_sets(written: dict[str, Any], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    answered, needed = int(generator.integers(2, 9)), int(generator.integers(1, 4))
+    places, moduli = sorted(generator.permutation(np.arange(1, 17))[:answered].tolist()), [241, 239]
+    coefficients = generator.integers(-99, 100, (needed, 2, 3))
+    values = np.array([sum(row * place**k for k, row in enumerate(coefficients)) for place in places])
+    lies = (generator.random((answered, 2, 3)) < 0.4) & (np.arange(answered) < generator.integers(4))[:, None, None]
+    values = np.where(lies, values + generator.integers(1, 200, values.shape), values)
+    residues = np.stack([coding.centred(values[:, i], prime) for i, prime in enumerate(moduli)], axis=1)
+    most = max(0, answered - needed) // 2
+    sets = itertools.chain.from_iterable(itertools.combinations(range(answered), count) for count in range(most + 1))
+    agree = functools.partial(written["contradiction"], residues.tolist(), places, moduli, needed)
+    tried = next((list(out) for out in sets if agree([i for i in range(answered) if i not in out]) is None), None)
+    expected = tried if answered >= needed else None
+    assert written["find_liars"]([residues.tolist()], places, moduli, needed) == expected
+    if answered >= needed:
+        found = coding.find_liars(residues[None].astype(np.int8), places, moduli, needed)
+        assert (None if found is None else list(found)) == expected
+
+
 def test_resizing_as_written(written: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(written, "weights_of", functools.cache(written["weights_of"]))  # the same for every line
     for vector in load("resize"):

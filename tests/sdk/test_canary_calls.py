@@ -86,6 +86,10 @@ def test_a_liar_in_any_round_is_caught_where_no_answer_is_to_spare(
     with pytest.raises(CanaryError) as caught:
         client.predict(photos[0])
     assert caught.value.answered == (0, 1, 2)
+    sent = len(servers[0].received)
+    with pytest.raises(CanaryError):
+        client.predict(photos[0])
+    assert len(servers[0].received) > sent, "what came with an alarm is not in the record"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -105,6 +109,28 @@ def test_a_liar_to_a_canary_alone_is_named_where_its_lie_is_corrected(
         result = connect(release / "client", endpoints, colluding=1, queries=Queries(canary_rate=1)).predict(photos[0])
         assert (result.suspects, result.corrected) == ((1,), ())
         assert next(answers) == 2 * ROUNDS
+
+
+def test_who_lies_to_a_canary_is_a_suspect_of_the_whole_call(
+    connect: Callable[..., Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered(monkeypatch, first=False)
+    release, answers = build_coded_release(tmp_path / "release", servers=5), itertools.count()
+    images = np.random.default_rng(6).integers(
+        0, 256, (Bundle.open(release / "client", allow_unsigned=True).manifest.max_batch + 1, 28, 28, 1), dtype=np.uint8
+    )
+
+    def to_last_canary(residues: np.ndarray) -> np.ndarray:
+        return other(residues) if next(answers) >= 3 * ROUNDS else residues
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(FakeServer.for_release(release, index)) for index in range(5)]
+        servers[1].fault = Fault(logits=to_last_canary)
+        endpoints = [server.endpoint for server in servers]
+        client = connect(release / "client", endpoints, colluding=1, queries=Queries(canary_rate=1))
+        results = client.predict_batch(images)
+    assert {result.suspects for result in results} == {(1,)}
+    assert next(answers) == 4 * ROUNDS
 
 
 @pytest.mark.parametrize("first", [True, False])

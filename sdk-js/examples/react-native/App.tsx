@@ -2,7 +2,7 @@ import "react-native-get-random-values"; // before privdfs: coded releases draw 
 import { Skia } from "@shopify/react-native-skia";
 import { fromUrl, type Pixels, PrivdfsError } from "privdfs";
 import { useState } from "react";
-import { Button, Image, SafeAreaView, Text } from "react-native";
+import { Button, Image, Text, View } from "react-native";
 import { launchImageLibrary } from "react-native-image-picker";
 import { classify, openClient } from "./classify";
 
@@ -36,7 +36,7 @@ export default function App() {
   }
 
   return (
-    <SafeAreaView style={{ flex: 1, alignItems: "center", justifyContent: "center", gap: 16, padding: 16 }}>
+    <View style={{ flex: 1, alignItems: "center", justifyContent: "center", gap: 16, padding: 16 }}>
       {uri ? (
         <Image
           source={{ uri }}
@@ -47,7 +47,7 @@ export default function App() {
       ) : null}
       <Button title="Choose a picture" onPress={choose} />
       <Text accessibilityLiveRegion="polite">{answer}</Text>
-    </SafeAreaView>
+    </View>
   );
 }
 
