@@ -1,7 +1,7 @@
 """INT8 for rounds of coded releases, where it is proven exact: every scale is 1, and nothing is ever rounded.
 
 A round computes with whole numbers in float32. A convolution may run in INT8 instead and give the very same numbers
-if, whatever the shares are,
+if, whatever residues the shares are,
 
 - its inputs are whole numbers of at most 127, so that QuantizeLinear with scale 1 neither rounds nor cuts any;
 - its weights are stored as int8 with scale 1;

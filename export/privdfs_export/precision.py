@@ -155,7 +155,8 @@ def _quantise(graph: onnx.GraphProto, ranges: Mapping[str, float]) -> None:
     if missing:
         message = (
             f"INT8 needs the measured range of {len(missing)} tensors of this graph, such as {missing[0]}. "
-            "Export the release again with this version, which measures them, or take another precision."
+            "Export the release again with this version, which measures them in masked releases, or take another "
+            "precision."
         )
         raise PrecisionError(message)
     _quantise_weights(graph)

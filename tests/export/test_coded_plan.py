@@ -125,6 +125,10 @@ def test_a_round_that_int8_cannot_compute_exactly(release: Path, trt: Any, monke
     refused(release, PrecisionError, "proven exact in INT8: .*--precision fp32", PlanOptions("int8"))
 
 
+def test_a_baseline_alone_has_no_ranges_for_int8(release: Path, trt: Any) -> None:
+    refused(release / "baseline", PrecisionError, "measures them in masked releases, or take", PlanOptions("int8"))
+
+
 def test_no_kernel_may_round_to_tf32(release: Path, trt: Any) -> None:
     """TensorRT allows it unless it is told otherwise, and a sum would then have 11 bits of its 24."""
     plan_release(release / "server-0", None, PlanOptions())
