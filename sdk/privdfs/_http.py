@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from privdfs import _http_messages as messages
 from privdfs._constants import MAX_ANSWER_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
 from privdfs._dial import Steps, Trouble
+from privdfs._security import Security
 from privdfs._wire import QUEUE_FULL, Connection, Headers, ModelConfig, Query, Reply, Tensor
 
 #: The names that gRPC has for what HTTP's statuses say. Others of 4xx are INVALID_ARGUMENT, others of 5xx INTERNAL.
@@ -71,9 +72,12 @@ class _Usual:
         outputs: what the JSON says.
     """
 
-    beginning: bytes = b""
-    length: int = -1
-    outputs: messages.Outputs = ()
+    beginning: bytes
+    length: int
+    outputs: messages.Outputs
+
+
+_NOTHING_YET = _Usual(b"", -1, ())
 
 
 class HttpConnection(Connection):
@@ -82,7 +86,11 @@ class HttpConnection(Connection):
     protocol = "http/1.1"
     service = "HTTP"
 
-    _usual = _Usual()
+    def __init__(self, server: int, endpoint: str, security: Security | None = None) -> None:
+        super().__init__(server, endpoint, security)
+        # By model: all of the last request but its tensors, beside what that depends on; and how its answer began.
+        self._asked: dict[str, tuple[object, bytes]] = {}
+        self._usual: dict[str, _Usual] = {}
 
     def ask_config(self, model: str, timeout: float, headers: Headers = ()) -> Steps[Reply[ModelConfig]]:  # noqa: ARG002 - HTTP's servers know no deadline
         """Ask for the configuration of a model."""
@@ -98,12 +106,9 @@ class HttpConnection(Connection):
         return head.status, messages.read_config(body) if head.status == "OK" else None
 
     def _ask_model(self, query: Query, headers: Headers) -> Steps[tuple[str, tuple[Tensor, ...] | None]]:
-        json, raw = messages.infer_request(query)
-        lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n" % (len(json), len(json) + len(raw))
-        request = self._request(b"POST", f"{query.model}/infer", headers, lengths, json + raw)
-        yield from self._stream.send(request)
+        yield from self._stream.send(self._question(query, headers))
         data = yield from self._stream.receive()
-        usual = self._usual
+        usual = self._usual.get(query.model, _NOTHING_YET)
         if len(data) == usual.length and data.startswith(usual.beginning):
             return "OK", messages.cut(usual.outputs, data, len(usual.beginning))
         head, body = yield from self._read(data)
@@ -115,13 +120,29 @@ class HttpConnection(Connection):
         tensors = None if outputs is None else messages.cut(outputs, body, head.json_length)
         whole = len(data) == head.size + head.length  # it came in one piece
         if outputs and tensors and whole and not head.last and all(each.raw is not None for each in tensors):
-            self._usual = _Usual(data[: head.size + head.json_length], len(data), outputs)
+            self._usual[query.model] = _Usual(data[: head.size + head.json_length], len(data), outputs)
         return "OK", tensors
 
-    def _request(self, method: bytes, path: str, headers: Headers, lengths: bytes = b"", body: bytes = b"") -> bytes:
+    def _question(self, query: Query, headers: Headers) -> bytes:
+        """A request to a model. The next one like it has other tensors, and all before them is the same."""
+        raws = [each.raw or b"" for each in query.inputs]
+        tensors = [
+            (each.name, each.datatype, each.shape, len(raw)) for each, raw in zip(query.inputs, raws, strict=True)
+        ]
+        form = query.output, query.timeout_us, tensors, headers
+        asked, beginning = self._asked.get(query.model, (None, b""))
+        if asked != form:
+            json, size = messages.infer_json(query), sum(map(len, raws))
+            lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n" % (len(json), len(json) + size)
+            beginning = self._request(b"POST", f"{query.model}/infer", headers, lengths) + json
+            self._asked[query.model] = form, beginning
+        return b"".join((beginning, *raws))
+
+    def _request(self, method: bytes, path: str, headers: Headers, lengths: bytes = b"") -> bytes:
+        """The head of a request."""
         more = "".join(f"{name}: {value}\r\n" for name, value in headers)  # checked when the token was given
         start = f"/v2/models/{path} HTTP/1.1\r\nHost: {self._authority}\r\n{_SAME}{more}".encode("ascii")
-        return b"%b %b%b\r\n%b" % (method, start, lengths, body)
+        return b"%b %b%b\r\n" % (method, start, lengths)
 
     def _read(self, data: bytes) -> Steps[tuple[_Head, bytes]]:
         """Head and body of an answer, of which these bytes have come."""

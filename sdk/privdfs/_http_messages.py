@@ -3,7 +3,6 @@
 The length of a request depends on the model and the shapes alone: the one number that varies is padded.
 """
 
-import functools
 from typing import TypeAlias
 
 import msgspec
@@ -54,26 +53,16 @@ _read_answer = msgspec.json.Decoder(_Answer).decode
 _read_config = msgspec.json.Decoder(_Config).decode
 
 
-def infer_request(query: Query) -> tuple[bytes, bytes]:
-    """The JSON of a query, and the bytes that follow it."""
-    raws = [tensor.raw or b"" for tensor in query.inputs]
-    described = tuple(
-        (each.name, each.datatype, each.shape, len(raw)) for each, raw in zip(query.inputs, raws, strict=True)
-    )
-    return _infer_json(described, query.output, query.timeout_us), b"".join(raws)
-
-
-@functools.lru_cache(maxsize=32)
-def _infer_json(tensors: tuple[tuple[str, str, tuple[int, ...], int], ...], wanted: str, timeout_us: int) -> bytes:
-    """What a query says of its tensors; the next one for the same model says the same."""
+def infer_json(query: Query) -> bytes:
+    """The JSON of a query, which the bytes of its tensors follow."""
     inputs = [
-        {"name": name, "datatype": datatype, "shape": shape, "parameters": _Size(size)}
-        for name, datatype, shape, size in tensors
+        {"name": each.name, "datatype": each.datatype, "shape": each.shape, "parameters": _Size(len(each.raw or b""))}
+        for each in query.inputs
     ]
-    output = {"name": wanted, "parameters": {"binary_data": True}}  # as JSON its length would tell of the content
+    output = {"name": query.output, "parameters": {"binary_data": True}}  # as JSON its length would tell of the content
     json = msgspec.json.encode({"inputs": inputs, "outputs": [output]})
     # JSON has no leading zeros, so blanks pad the time: ten digits are an hour and more in microseconds.
-    return b'{"parameters":{"timeout":%10d},%b' % (timeout_us, json[1:])
+    return b'{"parameters":{"timeout":%10d},%b' % (query.timeout_us, json[1:])
 
 
 def read_config(data: bytes) -> ModelConfig | None:

@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from privdfs import TLS, AsyncClient, Client, Error, Server
-from privdfs._http_messages import infer_request
+from privdfs._http_messages import infer_json
 from privdfs._wire import Query, Tensor
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import read_repository
@@ -86,8 +86,8 @@ def message(batch: int = 1, share: bytes = MARK) -> tuple[bytes, dict[str, str]]
     """What the SDK sends of so many shares, and its header."""
     assert len(share) == SHARE_LENGTH
     tensor = Tensor("share", "INT8", (batch, SHARE_LENGTH), share * batch)
-    text, raw = infer_request(Query("branch", (tensor,), "logits", 1_000_000))
-    return text + raw, {"Inference-Header-Content-Length": str(len(text))}
+    text = infer_json(Query("branch", (tensor,), "logits", 1_000_000))
+    return text + share * batch, {"Inference-Header-Content-Length": str(len(text))}
 
 
 def curl(gateway: RunningGateway, *more: str) -> str:

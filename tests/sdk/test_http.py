@@ -18,7 +18,7 @@ from privdfs._drive import Ask
 from privdfs._http import STATUSES, HttpConnection
 from privdfs._security import make_security
 from privdfs._tls import TLS
-from privdfs._wire import ModelConfig, Query, Reply, Tensor, TensorType
+from privdfs._wire import Headers, ModelConfig, Query, Reply, Tensor, TensorType
 from tests.sdk.exchanges import ask, finish
 from tests.thorough import count
 
@@ -120,9 +120,45 @@ def test_the_length_of_a_request_tells_of_shapes_alone() -> None:
     for timeout in (1, 50_000, 5_000_000, round(MAX_TIMEOUT_S * 1e6)):
         for _ in range(20):
             raw = draw.integers(-128, 128, 12, dtype=np.int8).tobytes()
-            json, rest = messages.infer_request(Query("b", (Tensor("share", "INT8", (2, 6), raw),), "logits", timeout))
-            lengths.add((len(json), len(rest)))
+            request = sent(HttpConnection(0, ENDPOINT), Query("b", (share(raw, (2, 6)),), "logits", timeout))
+            assert request.endswith(raw)
+            lengths.add(len(request))
     assert len(lengths) == 1
+
+
+def test_a_request_is_the_same_whatever_was_asked_on_its_connection_before() -> None:
+    used = HttpConnection(0, ENDPOINT)
+    token = (("authorization", "Bearer x"),)
+    further = Tensor("partition", "INT32", (1, 1), bytes(4))
+    for query, headers in [
+        (QUERY, ()),
+        (QUERY, ()),
+        (Query("branch", (share(b"abc"),), "logits", 5_000_000), ()),
+        (Query("branch", (share(b"abc"),), "logits", 5_000_000), token),
+        (Query("branch", (share(b"abc"),), "logits", 1), token),
+        (Query("branch", (share(b"abcd"),), "logits", 1), token),
+        (Query("branch", (share(b"abcd", (2, 3)),), "logits", 1), token),
+        (Query("branch", (share(b"abcdef", (2, 3)),), "logits", 1), token),
+        (Query("branch", (share(b"abcdef", (2, 3)), further), "logits", 1), token),
+        (Query("branch", (share(b"abc"),), "others", 5_000_000), ()),
+        (Query("branch-2", (share(b"abc"),), "logits", 5_000_000), ()),
+        (QUERY, ()),
+    ]:
+        request = sent(used, query, headers)
+        assert request == sent(HttpConnection(0, ENDPOINT), query, headers)
+        assert request.endswith(b"".join(each.raw or b"" for each in query.inputs))
+
+
+ENDPOINT = "http://127.0.0.1:1"
+
+
+def share(raw: bytes, shape: tuple[int, ...] = (1, 3)) -> Tensor:
+    return Tensor("share", "INT8", shape, raw)
+
+
+def sent(connection: HttpConnection, query: Query, headers: Headers = ()) -> bytes:
+    """What a connection sends for a query."""
+    return connection._question(query, headers)
 
 
 def chunked(body: bytes) -> bytes:
@@ -422,7 +458,7 @@ def test_a_connection_remembers_no_numbers_of_an_answer() -> None:
             next(steps)
             theirs.sendall(answer)
             assert finish(steps).status == "OK"
-        assert connection._usual.beginning == framed()[: -len(RAW)]
+        assert connection._usual["branch"].beginning == framed()[: -len(RAW)]
         connection.close()
 
 
