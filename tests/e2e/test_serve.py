@@ -328,7 +328,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> 
         pass
     assert failed.value.log == str(tmp_path / "logs" / "1-server-1.log")
     assert "this script does not start" in str(failed.value)
-    assert wait_until_gone(descendants(os.getpid()) - before, 1) == set()
+    assert wait_until_gone(descendants(os.getpid()) - before, ENDED_S) == set()
 
 
 def test_a_graph_that_cannot_be_loaded_is_found_before_anything_starts(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_signal_ends_all_servers(process: "subprocess.Popen[str]", number: sig
     assert len([pid for pid in below if "triton_python_backend_stub" in command(pid)]) == 3
     process.send_signal(number)
     assert process.wait(ENDED_S) == 0
-    assert wait_until_gone(below, 1) == set()
+    assert wait_until_gone(below, ENDED_S) == set()
 
 
 @pytest.mark.usefixtures("_hangup_counts")

@@ -271,7 +271,7 @@ class Wire(RuleBasedStateMachine):
 
     @rule()
     def keep_the_default_executor_busy(self) -> None:
-        self.drivers[1].occupy(0.5)
+        self.drivers[1].occupy(partial(time.sleep, 0.5))
 
     @precondition(lambda self: not self.killed)
     @rule(server=st.integers(0, 3))

@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,12 +45,12 @@ class AsyncDriver:
     def warmup(self) -> list[Health]:
         return self._wait(self.client.warmup())
 
-    def occupy(self, seconds: float) -> None:
-        """Keep every thread of the event loop's default executor busy, as an application may."""
+    def occupy(self, work: Callable[[], object]) -> None:
+        """Keep every thread of the event loop's default executor busy with this, as an application may."""
 
         async def begin() -> None:
             for _ in range(64):
-                asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+                asyncio.get_running_loop().run_in_executor(None, work)
 
         self._wait(begin())
 
