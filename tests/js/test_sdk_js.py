@@ -76,8 +76,8 @@ def test_style() -> None:
 def test_types(project: str) -> None:
     """The second one: the core uses nothing of the DOM or of Node. The others: the page of `make web`, and examples.
 
-    The app for React Native is checked against the types of what it imports (`make react-native`), and against the built
-    package, as its users have it.
+    The app for React Native is checked against the types of what it imports (`make react-native`), and against the
+    built package, as its users have it.
     """
     node("node_modules/typescript/bin/tsc", "-p", project)
 
