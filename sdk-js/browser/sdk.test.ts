@@ -203,6 +203,60 @@ test("a store in IndexedDB: installed, opened after a reload, changed by a scrip
   await visit.close();
 });
 
+test("tabs that install into one store take turns, and a tab that is closed lets go", async () => {
+  const names = [given.release, given.others[0] as string, given.release]; // the same bundle, and another
+  const visits = await Promise.all(names.map(() => page.context().newPage()));
+  await Promise.all(
+    visits.map(async (visit) => {
+      await visit.goto(`${given.origin}/`);
+      await visit.evaluate(`(async () => {
+        const modules = ["privdfs", "privdfs/indexeddb", "onnxruntime-web/wasm"].map((name) => import(name));
+        const [{ BundleStore, fromUrl }, { shelfIn }, ort] = await Promise.all(modules);
+        const trust = ${JSON.stringify(given.trust)};
+        globalThis.sourceOf = (name) => fromUrl("releases/" + name + "/");
+        globalThis.storeOf = () => new BundleStore(shelfIn("shared"), { runtime: ort, trust });
+        globalThis.shelf = shelfIn("shared");
+      })()`);
+    }),
+  );
+  const install = (visit: Page, name: string): Promise<unknown> =>
+    visit.evaluate(`storeOf().install(sourceOf("${name}")).then(({ release }) => release, (error) => error.message)`);
+  const [first, second, third] = visits as [Page, Page, Page];
+  const found = await Promise.all(visits.map((visit, i) => install(visit, names[i] as string)));
+  expect(found).toEqual(names.map((name) => expect.stringContaining(name)));
+  const whole = `storeOf().open().then((bundle) => bundle.selftest()).then(({ images }) => images > 0)`;
+  expect(await first.evaluate(whole)).toBe(true);
+  expect(await first.evaluate(`shelf.folders().then((names) => names.length)`)).toBe(3);
+
+  // The first tab never ends its download; the second waits for it.
+  await first.evaluate(`void storeOf().install((name, limit) =>
+    name === "fusion.onnx" ? new Promise(() => {}) : sourceOf("${given.release}")(name, limit))`);
+  const polling = { polling: 50 }; // tabs behind others draw no frames
+  await first.waitForFunction(`shelf.folders().then((names) => names.length > 3)`, null, polling);
+  await second.evaluate(`void (globalThis.waiting = storeOf().install(sourceOf("${given.others[0]}")))`);
+  await second.waitForFunction(`navigator.locks.query().then(({ pending }) => pending.length === 1)`, null, polling);
+  await first.close();
+  expect(await second.evaluate(`waiting.then(({ release }) => release)`)).toContain(given.others[0]);
+  expect(await second.evaluate(whole)).toBe(true);
+  expect(await second.evaluate(`shelf.folders().then((names) => names.length)`)).toBe(3);
+
+  // Plain http has no such locks: a page's own calls take turns all the same.
+  const alone = await third.evaluate(`(async () => {
+    Object.defineProperty(navigator, "locks", { value: undefined });
+    const order = [];
+    const work = (name) => shelf.lock(async () => {
+      order.push(name);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      order.push(name);
+      if (name === 1) throw new Error("one that fails holds up nobody");
+    }).catch(() => {});
+    await Promise.all([1, 2, 3].map(work));
+    return order.join("");
+  })()`);
+  expect(alone).toBe("112233");
+  await Promise.all([second, third].map((visit) => visit.close()));
+});
+
 test("a server that cannot be reached leaves an answer of the others, and is named", async () => {
   const found = await page.evaluate(
     async ({ https, images }) => {

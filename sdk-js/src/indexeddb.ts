@@ -1,7 +1,8 @@
 /** Where a page keeps bundles: IndexedDB, so that it downloads each once, and works with what it has. */
 
+import { STORE_LOCK_LIMIT_MS } from "./constants.js";
 import { BundleStoreError } from "./errors.js";
-import type { Shelf } from "./store.js";
+import { type Shelf, tooLong } from "./store.js";
 
 const FILES = "files";
 
@@ -36,7 +37,24 @@ export function shelfIn(name: string): Shelf {
     }
   };
 
+  /** Where there are no Web Locks (plain http), the tabs of a browser cannot wait for each other, but a page's own calls. */
+  let last: Promise<unknown> = Promise.resolve();
+  const inTurn = <T>(work: () => Promise<T>): Promise<T> => {
+    const turn = last.then(work);
+    last = turn.catch(() => {});
+    return turn;
+  };
+
   return {
+    async lock(work) {
+      if (!navigator.locks) return inTurn(work);
+      const waiting = new AbortController();
+      const timer = setTimeout(() => waiting.abort(tooLong("close the other tabs of this site")), STORE_LOCK_LIMIT_MS);
+      return await navigator.locks.request(`privdfs ${name}`, { signal: waiting.signal }, () => {
+        clearTimeout(timer);
+        return work();
+      });
+    },
     async read(file, limit) {
       const found: unknown = await transact("readonly", (files) => files.get(file));
       return found instanceof Uint8Array ? found.slice(0, limit + 1) : null;

@@ -13,6 +13,7 @@ import type { Server } from "./config.js";
 import { BundleIntegrityError, BundleStoreError, ConfigError } from "./errors.js";
 import { MANIFEST_NAME } from "./format.js";
 import { typeName } from "./given.js";
+import { hold } from "./lock.js";
 import { SocketConnection } from "./socket.js";
 import type { Source } from "./source.js";
 import type { Shelf } from "./store.js";
@@ -88,6 +89,7 @@ export function shelfIn(folder: string): Shelf {
     try {
       return await work;
     } catch (error) {
+      if (error instanceof BundleStoreError) throw error;
       const { code = "an error" } = error as NodeJS.ErrnoException;
       throw new BundleStoreError(
         `the bundle store cannot be used (${code}): free some space, and check its permissions; the bundle in use is ` +
@@ -100,6 +102,10 @@ export function shelfIn(folder: string): Shelf {
     write: (name, data) => told(writeWhole(join(folder, name), data)),
     folders: () => told(readdir(folder).catch(() => [])),
     remove: (name) => told(rm(join(folder, name), { recursive: true, force: true })),
+    async lock(work) {
+      const letGo = await told(hold(folder));
+      return await work().finally(() => told(letGo()));
+    },
   };
 }
 

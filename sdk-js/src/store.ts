@@ -5,13 +5,14 @@
  *     bundle-…/      one bundle each, never changed once it is named in state.json
  *
  * A bundle is in use only after its signature, the digest of every file and its golden examples have been checked, from
- * the copy in the store. Whatever fails before state.json is replaced leaves the bundle in use as it was. Install from
- * one place at a time. Not guaranteed: that a bundle is the latest.
+ * the copy in the store. Whatever fails before state.json is replaced leaves the bundle in use as it was. One installs at
+ * a time (`Shelf.lock`); readers need no lock, and start again when state.json has changed under them. Not guaranteed:
+ * that a bundle is the latest.
  */
 
 import { Bundle, type BundleOptions } from "./bundle.js";
 import { randomBytes, same, textOf, toHex, utf8 } from "./bytes.js";
-import { MAX_BUNDLE_FILE_BYTES, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES } from "./constants.js";
+import { MAX_BUNDLE_FILE_BYTES, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, STORE_LOCK_LIMIT_MS } from "./constants.js";
 import { BundleError, BundleIntegrityError, BundleStoreError } from "./errors.js";
 import { MANIFEST_NAME, SIGNATURE_NAME } from "./format.js";
 import { readManifest } from "./manifest.js";
@@ -27,7 +28,16 @@ export interface Shelf {
   /** Names of the folders. */
   folders(): Promise<string[]>;
   remove(folder: string): Promise<void>;
+  /** Run work while nobody else runs some for this place. Without it, install from one place at a time. */
+  lock?<T>(work: () => Promise<T>): Promise<T>;
 }
+
+/** Of a lock that did not come. */
+export const tooLong = (advice: string): BundleStoreError =>
+  new BundleStoreError(
+    `somebody else has been installing into the store for ${STORE_LOCK_LIMIT_MS / 1000} s: wait for it, or end it; if ` +
+      `there is nobody, ${advice}`,
+  );
 
 interface State {
   readonly current: string;
@@ -52,8 +62,13 @@ export class BundleStore {
    * is left as it is. After an error, the bundle in use is unchanged.
    *
    * @throws BundleError it is not signed by a trusted key, changed, incomplete, or does not work on this device.
+   * @throws BundleStoreError the place cannot be written, or others have been installing there for too long.
    */
-  async install(source: Source): Promise<Bundle> {
+  install(source: Source): Promise<Bundle> {
+    return this.#alone(() => this.#install(source));
+  }
+
+  async #install(source: Source): Promise<Bundle> {
     const state = await this.#readState().catch((error: unknown) => {
       if (error instanceof BundleStoreError) return null; // damaged: this install repairs it
       throw error;
@@ -82,11 +97,22 @@ export class BundleStore {
 
   /** Open the bundle in use, with every check of `Bundle.open`. */
   async open(): Promise<Bundle> {
-    return this.#open((await this.#state()).current);
+    for (;;) {
+      const { current } = await this.#state();
+      try {
+        return await this.#open(current);
+      } catch (error) {
+        if ((await this.#state()).current === current) throw error; // else it was removed while it was being read
+      }
+    }
   }
 
   /** Put the bundle that was in use before back into use, and remove the present one. */
-  async rollback(): Promise<Bundle> {
+  rollback(): Promise<Bundle> {
+    return this.#alone(() => this.#rollback());
+  }
+
+  async #rollback(): Promise<Bundle> {
     const { previous } = await this.#state();
     if (previous === null) throw new BundleStoreError("the store holds no earlier bundle: install one");
     const bundle = await this.#open(previous);
@@ -94,6 +120,10 @@ export class BundleStore {
     await this.#writeState(next);
     await this.#removeAllBut(next);
     return bundle;
+  }
+
+  #alone<T>(work: () => Promise<T>): Promise<T> {
+    return this.#shelf.lock ? this.#shelf.lock(work) : work();
   }
 
   #open(folder: string): Promise<Bundle> {
