@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,21 @@ from tests.sdk.tiny_release import HEIGHT, WIDTH
 
 pytestmark = pytest.mark.e2e
 
-#: Server 1 takes this long for a batch of what waits, while two more requests may wait: the others are refused.
-EXECUTION_S, QUEUE, CALLERS = 1.0, 2, 12
+#: Server 1 is busy with a batch for as long as a file is there, while two more requests may wait: others are refused.
+QUEUE, CALLERS = 2, 12
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("busy") / "busy"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, busy: Path) -> Path:
     script = PYTHON_ENGINE.read_text(encoding="utf-8")
     slow = script.replace("import os\n", "import os\nimport time\n", 1)
-    slow = slow.replace("        feeds = [\n", f"        time.sleep({EXECUTION_S})\n        feeds = [\n", 1)
+    waits = f"        while os.path.exists({str(busy)!r}):\n            time.sleep(0.01)\n"
+    slow = slow.replace("        feeds = [\n", f"{waits}        feeds = [\n", 1)
     assert slow.count("time") > script.count("time") + 1
     return write_wire_release(tmp_path_factory.mktemp("queue") / "release", {1: slow}, queue=QUEUE)
 
@@ -40,7 +47,7 @@ def servers(release: Path) -> Iterator[list[RunningServer]]:
 @pytest.mark.parametrize("wire", ["grpc", "http"])
 @pytest.mark.parametrize("made", [Client, AsyncClient])
 def test_a_full_queue_is_an_error_at_once_and_those_who_wait_are_answered(
-    release: Path, servers: list[RunningServer], wire: WireName, made: type[Client] | type[AsyncClient]
+    release: Path, servers: list[RunningServer], busy: Path, wire: WireName, made: type[Client] | type[AsyncClient]
 ) -> None:
     endpoints = [(one.http or "") if wire == "http" else one.endpoint for one in servers]
     client = made(release / "client", endpoints, allow_unsigned=True, timeout=60)
@@ -57,13 +64,18 @@ def test_a_full_queue_is_an_error_at_once_and_those_who_wait_are_answered(
 
     try:
         driver.warmup()
+        busy.touch()
         with ThreadPoolExecutor(CALLERS) as pool:
-            ends = list(pool.map(call, range(CALLERS)))
+            calls = [pool.submit(call, number) for number in range(CALLERS)]
+            early = [done.result() for done in islice(as_completed(calls, 60), CALLERS - 2 * (QUEUE + 1))]
+            assert not any(isinstance(end, Result) for end in early), "they did not wait for those before them"
+            busy.unlink()
+            ends = [each.result() for each in calls]
         refused = [end for end in ends if isinstance(end, NotEnoughAnswersError)]
-        assert len(refused) >= CALLERS - 3 * (QUEUE + 1), "no batch is longer than the queue"
-        assert len(refused) < CALLERS
+        assert len(early) <= len(refused) < CALLERS
         assert all(type(error.causes[1]) is ServerBusyError for error in refused)
         assert all(end.answered == (True, True, True) for end in ends if isinstance(end, Result))
         assert driver.predict(image).answered == (True, True, True)
     finally:
+        busy.unlink(missing_ok=True)
         driver.stop()
