@@ -28,7 +28,7 @@ ABOUT = {"command", "commit", "config", "date", "machine", "seed", "versions"}
 def run(script: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, str(BENCH / script), *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(line, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    return subprocess.run(line, capture_output=True, text=True, timeout=280, check=False, env=environment)
 
 
 def run_here(main: Callable[[list[str]], int], *arguments: str | Path) -> int:

@@ -73,7 +73,9 @@ def test_a_full_queue_is_an_error_at_once_and_those_who_wait_are_answered(
             ends = [each.result() for each in calls]
         refused = [end for end in ends if isinstance(end, NotEnoughAnswersError)]
         assert len(early) <= len(refused) < CALLERS
-        assert all(type(error.causes[1]) is ServerBusyError for error in refused)
+        # On a busy machine another server's queue may be full first.
+        causes = [cause for error in refused for cause in error.causes.values()]
+        assert {type(cause) for cause in causes} == {ServerBusyError}
         assert all(end.answered == (True, True, True) for end in ends if isinstance(end, Result))
         assert driver.predict(image).answered == (True, True, True)
     finally:
