@@ -35,7 +35,7 @@ REACT_NATIVE_ENV := $(REACT_NATIVE)/.ready
 .PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium react-native web clean
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: env triton  ## classify real test images on three local tritonservers
 	$(BIN)/python examples/demo.py

@@ -29,7 +29,11 @@ from privdfs_export.verify import server_folders
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; None takes the arguments of the process. Exit code: 0 done, 2 an error, 130 interrupted."""
-    parser = release_parser("engines", "Build every branch with TensorRT-RTX.")
+    parser = release_parser(
+        "engines",
+        "Build the branches of masked releases and the rounds of coded ones with TensorRT-RTX. A config in place of a "
+        "release is measured with random weights.",
+    )
     options = parser.parse_args(arguments)
     console = Console()
 

@@ -18,8 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="photos", description="Cut photographs in three parts.")
     parser.add_argument("photos", type=Path, metavar="FOLDER", help="one folder of photographs for each class")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="folder to write; must not exist")
-    parser.add_argument("--validation", type=whole_number(1, 10**6), default=100, help="photographs (default: 100)")
-    parser.add_argument("--held-out", type=whole_number(1, 10**6), default=200, help="photographs (default: 200)")
+    parser.add_argument(
+        "--validation",
+        type=whole_number(1, 10**6),
+        default=100,
+        metavar="N",
+        help="photographs to choose by (default: 100)",
+    )
+    parser.add_argument(
+        "--held-out", type=whole_number(1, 10**6), default=200, metavar="N", help="photographs held out (default: 200)"
+    )
     options = parser.parse_args(arguments)
 
     def work() -> int:

@@ -8,7 +8,7 @@ if, whatever residues the shares are,
 - no sum of its products, nor a part of one, reaches 2^24: 32 bits hold it, and float32 has it, times a scale of 1.
 
 `proven_bounds` shows this from the graph alone, operator by operator, so that whoever builds a plan need not believe
-its exporter. What it does not know counts as unproven, and a convolution of that stays as it is. So do reductions
+its exporter. What it does not know counts as unproven, and such a convolution stays as it is. So do reductions
 modulo each prime, squares and pools: they need more than 8 bits.
 """
 
@@ -46,7 +46,7 @@ def with_exact_int8(model: onnx.ModelProto) -> onnx.ModelProto:
         A checked graph with the same inputs, outputs and results.
 
     Raises:
-        PrecisionError: It is proven of no convolution.
+        PrecisionError: No convolution is proven to be exact.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)

@@ -62,7 +62,7 @@ export class Canaries {
     return this.images.length;
   }
 
-  /** So many images at random, to go before or after a part of as many, at random. */
+  /** As many random images as a part has; they go before or after it, at random. */
   draw(count: number): Canary {
     const chosen = Array.from({ length: count }, () => below(this.count));
     return {

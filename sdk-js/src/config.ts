@@ -159,7 +159,7 @@ function checkServer(given: unknown, checkTls: (tls: TlsOptions) => TlsOptions):
   };
 }
 
-/** Of a platform that has its own. */
+/** Refuse `tls` on platforms that set up TLS themselves. */
 export function noTls(): never {
   throw new ConfigError("browsers and React Native do not let an app set up TLS: drop `tls`, or use privdfs/node");
 }

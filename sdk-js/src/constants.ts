@@ -32,7 +32,7 @@ export const MAX_MANIFEST_BYTES = 4 * 1024 * 1024;
 export const MAX_SIGNATURE_BYTES = 4096;
 export const MAX_BUNDLE_FILE_BYTES = 1024 * 1024 * 1024;
 
-/** An installation waits for so long for another one to end, and a place without a queue is looked at this often. */
+/** How long an installation waits for another one to end, and how often it looks where there is no queue. */
 export const STORE_LOCK_LIMIT_MS = 120_000;
 export const STORE_LOOK_MS = 50;
 

@@ -144,7 +144,7 @@ export interface Model {
   readonly name: string;
   readonly inputs: readonly TensorSpec[];
   readonly output: TensorSpec;
-  /** Of residues. */
+  /** Primes of the residues in its answers; none in masked releases. */
   readonly moduli: readonly number[];
 }
 

@@ -133,7 +133,7 @@ export interface Graphs {
 
 /** What a kind of release is read and run with: the modules `masked.ts` and `coded.ts`. */
 export interface ReleaseKind {
-  /** Of its manifest. */
+  /** Checks the fields of its manifest. */
   readonly fields: Check;
   /** Refuse a manifest that contradicts itself. */
   checkManifest(manifest: Manifest): void;

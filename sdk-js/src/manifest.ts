@@ -34,7 +34,7 @@ export async function readRelease(data: Uint8Array): Promise<{ manifest: Manifes
   return { manifest, kind };
 }
 
-/** By the version of a manifest's format. A page downloads that of its own release alone. */
+/** By the version of a manifest's format. A page downloads only the one of its own release. */
 async function releaseKind(version: number): Promise<ReleaseKind> {
   return (version === CODED_FORMAT_VERSION
     ? await loaded(import("./coded.js"))

@@ -31,7 +31,7 @@ export interface QueriesOptions {
   /** What was asked before, as the property `spent` gave it; JSON may lie between. */
   readonly spent?: Readonly<Record<string, number>>;
   /**
-   * With how many of the exchanges with servers, from 0 to 1, images with known answers travel, for coded releases: 0.05
+   * The fraction of exchanges with servers, 0 to 1, that carry images with known answers, for coded releases: 0.05
    * costs 5 % more traffic, and exposes a server that always lies within 20 calls or so, even where no answer is to
    * spare. They count towards no budget. Default 0.
    */
@@ -52,7 +52,7 @@ interface Seen {
 
 /** What a device has asked, for one client or several; pass it as `queries`. Counts end with the object: see `spent`. */
 export class Queries {
-  /** With how many of the exchanges with servers images with known answers travel. */
+  /** The fraction of exchanges with servers that carry images with known answers. */
   readonly canaryRate: number;
   readonly #canaries = new WeakMap<Bundle, Promise<Canaries>>();
   readonly #budget: number | null;

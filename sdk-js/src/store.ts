@@ -28,15 +28,15 @@ export interface Shelf {
   /** Names of the folders. */
   folders(): Promise<string[]>;
   remove(folder: string): Promise<void>;
-  /** Run work while nobody else runs some for this place. Without it, install from one place at a time. */
+  /** Run work while no other installation runs in this place. Without it, install from one process at a time. */
   lock?<T>(work: () => Promise<T>): Promise<T>;
 }
 
-/** Of a lock that did not come. */
+/** The error of an installation that waited too long for the lock. */
 export const tooLong = (advice: string): BundleStoreError =>
   new BundleStoreError(
-    `somebody else has been installing into the store for ${STORE_LOCK_LIMIT_MS / 1000} s: wait for it, or end it; if ` +
-      `there is nobody, ${advice}`,
+    `another process has been installing into the store for ${STORE_LOCK_LIMIT_MS / 1000} s: wait for it, or end it; if ` +
+      `there is none, ${advice}`,
   );
 
 interface State {

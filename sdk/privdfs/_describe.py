@@ -169,12 +169,13 @@ def _device(macs: Macs) -> str:
 
 def _leakage(rows: Iterable[Leakage], *, by_server: bool = True) -> list[str]:
     """A line for each attack; more than T servers of a coded release have the same feature, whoever they are."""
-    return [
+    lines = (
         f"leakage      {'servers ' + ', '.join(map(str, row.coalition)) if by_server else 'more than T together'} by "
         f"{row.attack}: PSNR {row.psnr:.1f} dB (floor {row.floor:.1f} dB), SSIM {row.ssim:.2f}, {row.images} images"
         + (f", effort {row.effort.replace(', changed', ', with other settings')}" if row.effort else "")
         for row in rows
-    ]
+    )
+    return list(dict.fromkeys(lines))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

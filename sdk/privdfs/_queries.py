@@ -79,7 +79,7 @@ class Queries:
         repeats: how many images are remembered, up to 100,000, the oldest forgotten first; 0: none.
         spent: what was asked before, as the attribute `spent` gave it; JSON, which turns its keys into
             text, may lie between.
-        canary_rate: with how many of the exchanges with servers, from 0 to 1, images with known answers travel, for
+        canary_rate: the fraction of exchanges with servers, 0 to 1, that carry images with known answers, for
             coded releases: 0.05 costs 5 % more traffic, and exposes a server that always lies within 20 calls or so,
             even where no answer is to spare. They count towards no budget.
 
@@ -115,7 +115,7 @@ class Queries:
 
     @property
     def canary_rate(self) -> float:
-        """With how many of the exchanges with servers images with known answers travel."""
+        """The fraction of exchanges with servers that carry images with known answers."""
         return self._canary_rate
 
     def canary_due(self) -> bool:

@@ -245,6 +245,8 @@ def test_its_page_and_table_keep_proven_and_measured_apart(entry: dict[str, Any]
     assert "| drawn | T + 1 |" in text
     assert "masked" not in text
     assert coded_tables({}) == NOTHING_YET
+    flags = [{"check": "few images", "message": "", "attack": "linear"}, {"check": "wire", "message": ""}]
+    assert "flags: few images (linear), wire." in coded_tables({"drawn": without | {"flags": flags}})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import figures
-from privdfs_bench.pages import bars, deploy, frontier, marks, privacy, readme
+from privdfs_bench.pages import bars, break_even, deploy, frontier, marks, privacy, readme
 from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
@@ -367,6 +367,17 @@ def test_flags_under_the_headline_are_of_the_headline() -> None:
     own = row | {"check": "cut short", "message": ""}
     everything = {"check": "undefended", "message": "", "attack": None, "members": [], "pairs": None, "relation": None}
     assert privacy.flagged(entry | {"flags": [few, own, everything]}) == ["cut short", "undefended"]
+
+
+def test_a_call_of_a_replaced_coded_release_is_marked(tmp_path: Path) -> None:
+    measured, name = ROOT / "bench" / "results", "fashion-coded"
+    accuracy = json.loads((measured / "accuracy.json").read_text())["releases"]
+    found = json.loads((measured / name / break_even.RESULT).read_text())
+    place = tmp_path / name / break_even.RESULT
+    place.parent.mkdir()
+    for graphs, shown in ((graph_digests(ROOT / "model_repository" / name), name), ({}, f"{name} (earlier release)")):
+        place.write_text(json.dumps(found | {"graphs": graphs}))
+        assert f"| {shown} | 2 | loopback |" in break_even.table(tmp_path, accuracy)
 
 
 def test_calibration_is_what_the_manifests_state() -> None:

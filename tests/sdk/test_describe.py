@@ -69,7 +69,7 @@ def test_numbers_that_cannot_work_say_what_would() -> None:
 
 
 def test_what_is_proven_stands_above_what_was_measured() -> None:
-    text = describe(coded_manifest(leakage=(a_leakage((0, 1)),)))
+    text = describe(coded_manifest(leakage=(a_leakage((0, 1)), a_leakage((0, 1, 2)))))  # alike, so one line
     first, second = (line for line in text.splitlines() if line.startswith("leakage"))
     assert "proven: nothing, up to T servers together" in first
     assert "more than T together by dense: PSNR 20.5 dB (floor 9.0 dB)" in second

@@ -5,7 +5,7 @@ from typing import Any
 
 from privdfs_bench.pages.marks import named, source
 
-NO_AGREEMENT = "Not measured yet: `python bench/agreement.py RELEASE`."
+NO_AGREEMENT = "Not measured yet: [OWN_MODEL.md](OWN_MODEL.md#with-real-weights-efficientnet-lite0) has the commands."
 SYSTEMS = {
     "release": "the release, over tritonservers",
     "linear_readout": "a linear readout on the device",
@@ -26,7 +26,12 @@ def agreement_table(results: Mapping[str, Any]) -> str:
 def _of_release(name: str, entry: Mapping[str, Any]) -> str:
     photographs, right = entry["photographs"], entry["model_right"]
     animal = any("animal_or_not" in row for row in entry["systems"].values())
-    head = ["what answers", "the model's class", "one of the model's five", "the model's class among its five"]
+    head = [
+        "what answers",
+        "same class as the model",
+        "its class in the model's top five",
+        "the model's class in its top five",
+    ]
     head += ["animal or not, as the model"] * animal + ["divergence from the model's answer"]
     rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for system, told in SYSTEMS.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from privdfs_bench.pages.coded_privacy import is_coded
-from privdfs_bench.pages.marks import source
+from privdfs_bench.pages.marks import named, source
 from privdfs_bench.results import read_results
 
 RESULT = "coded-latency.json"
@@ -30,6 +30,7 @@ def table(folder: Path, accuracy: Mapping[str, Any]) -> str:
             continue
         beside = accuracy[found["made_by"]["config"]["beside"].rpartition("-")[0]]  # a release id ends in its digest
         alone = found["systems"]["baseline_device"]["p50_ms"]
+        shown = named(name, found.get("graphs"))
         calls = {"loopback": found["systems"], **{key: one["systems"] for key, one in found["networks"].items()}}
         for network, systems in calls.items():
             cells = []
@@ -37,7 +38,7 @@ def table(folder: Path, accuracy: Mapping[str, Any]) -> str:
                 call, head = systems[kind]["p50_ms"], of["client_macs"] / of["baseline_macs"]
                 worth = (call - head * alone) / (1 - head)
                 cells.append(f"{call:.1f} ms | {worth:.1f} ms, {worth / alone:.0f} times")
-            lines.append(f"| {name} | {found['rounds']} | {network} | {alone:.2f} ms | {' | '.join(cells)} |")
+            lines.append(f"| {shown} | {found['rounds']} | {network} | {alone:.2f} ms | {' | '.join(cells)} |")
         sources.append(f"{name}: {source(found['made_by'])}")
     if not lines:
         return NOT_YET

@@ -48,13 +48,19 @@ def coded_tables(releases: Mapping[str, Any]) -> str:
             f"| {' | '.join(f'{db:+.2f} dB' for db in above)} | {worst['ssim']:.3f} "
             f"| {entry['cliff_class']['accuracy']:.1%} | {max(entry['undefended'].values()):.2f} dB |"
         )
-        flags = ", ".join(dict.fromkeys(flag["check"] for flag in entry["flags"])) or "none"
+        flags = ", ".join(dict.fromkeys(map(_flag, entry["flags"]))) or "none"
         about.append(f"- {entry['release']}: {source(entry['made_by'])}; effort {entry['effort']}; flags: {flags}.")
     told = (
         "The last four columns say how often chance alone looks at least so bad: at most 0.001 would be a fault. What "
         "more than T servers decode is the same for every N and T."
     )
     return "\n\n".join(("\n".join(seen), "\n".join(cliff), told, "\n".join(about)))
+
+
+def _flag(flag: Mapping[str, Any]) -> str:
+    """The check, and the attack that it speaks against: most often not the one of the row."""
+    attack = flag.get("attack")
+    return flag["check"] if attack is None else f"{flag['check']} ({attack})"
 
 
 def _proven(name: str, one: Mapping[str, Any]) -> str:

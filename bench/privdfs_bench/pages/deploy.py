@@ -26,8 +26,8 @@ def figures(folder: Path) -> str:
     masked = {name: entry["branches"] for name, entry in releases.items() if "branches" in entry}
     coded = {name: entry["rounds"] for name, entry in releases.items() if "rounds" in entry}
     about = (
-        "Built by TensorRT-RTX without a GPU, never run; compared with the golden examples by ONNX Runtime, from "
-        "the same graph: logits relative to the largest of FP32, residues one by one. "
+        "Built by TensorRT-RTX without a GPU, never run. ONNX Runtime computed the golden examples from the same "
+        "graphs: logits are compared relative to the largest FP32 logit, residues one by one. "
         f"{commands(results)}"
     )
     return between(*([_branches(masked)] if masked else []), *([_rounds(coded)] if coded else []), about)

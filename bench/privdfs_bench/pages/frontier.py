@@ -11,7 +11,7 @@ from privdfs_bench.pages import break_even
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
 from privdfs_bench.pages.coded_bars import coded_held_table
 from privdfs_bench.pages.coded_privacy import masked_alone
-from privdfs_bench.pages.marks import BEGIN, END, source
+from privdfs_bench.pages.marks import between, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "FRONTIER.md"
@@ -37,7 +37,7 @@ def figures(folder: Path) -> str:
     everything, audited = accuracy.get("releases", {}), privacy.get("releases", {})
     accuracy, privacy = (masked_alone(one) if one else one for one in (accuracy, privacy))
     if not sweeps:
-        return f"{BEGIN}\n\nNot measured yet: `python bench/frontier.py`.\n\n{END}"
+        return between("Not measured yet: `python bench/frontier.py`.")
     floors = {name: floor["class_mean"] for name, floor in sweeps["floors"].items()}
     points = [point_of_run(run, floors[run["data"]]) for run in sweeps["runs"]]
     points += [
@@ -45,25 +45,21 @@ def figures(folder: Path) -> str:
         for name, entry in accuracy.get("releases", {}).items()
         if name in privacy.get("releases", {})
     ]
-    return "\n\n".join(
-        (
-            BEGIN,
-            "## From which model on a call pays",
-            break_even.table(folder, everything),
-            "## Which bars the coded releases meet",
-            coded_held_table(everything, audited),
-            CODED_TOLD,
-            "## Which bars the masked releases meet",
-            held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
-            "## Which bars hold together",
-            bars_table(points),
-            *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
-            "## Seeds",
-            seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
-            if seeds and accuracy_of_seeds
-            else "Not measured yet: configs/seeds/fashion.toml.",
-            END,
-        )
+    return between(
+        "## From which model on a call pays",
+        break_even.table(folder, everything),
+        "## Which bars the coded releases meet",
+        coded_held_table(everything, audited),
+        CODED_TOLD,
+        "## Which bars the masked releases meet",
+        held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
+        "## Which bars hold together",
+        bars_table(points),
+        *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
+        "## Seeds",
+        seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
+        if seeds and accuracy_of_seeds
+        else "Not measured yet: configs/seeds/fashion.toml.",
     )
 
 

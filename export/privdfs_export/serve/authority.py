@@ -8,7 +8,7 @@ _HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class Authority:
-    """Its certificate lies among the logs, its key is nowhere.
+    """Its certificate is kept with the logs; its key is never written.
 
     Raises:
         ServeError: the certificate cannot be written.
