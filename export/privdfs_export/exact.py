@@ -33,7 +33,9 @@ _INT8 = 127
 #: Of a value: what four roundings, by 2^-24 each, move it by at most. Two make a quotient: reciprocal and product.
 _ROUNDING = 2.0**-22
 #: Operators that move values, and compute nothing.
-_MOVING = frozenset({"Cast", "Reshape", "Transpose", "Slice", "Gather", "Pad", "Squeeze", "Unsqueeze", "Flatten"})
+_MOVING = frozenset({"Reshape", "Transpose", "Slice", "Gather", "Pad", "Squeeze", "Unsqueeze", "Flatten"})
+#: Types that a Cast may give, with the largest whole number up to which they have every one, of either sign.
+_CASTS: Mapping[int, int] = {TensorProto.FLOAT: EXACT, TensorProto.INT32: EXACT, TensorProto.INT8: _INT8}
 
 
 def with_exact_int8(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,7 +104,8 @@ def proven_bounds(graph: onnx.GraphProto) -> dict[str, int]:
     Returns:
         Bounds below 2^24, by tensor; those of which nothing is proven are missing.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    given = {value.name for value in graph.input}  # such an initializer is a default, which a request may replace
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name not in given}
     proof = _Proof(constants, {name: node for node in graph.node for name in node.output}, {})
     for name, values in constants.items():
         if values.dtype == np.float32 and (values == np.rint(values)).all():
@@ -138,7 +141,9 @@ class _Proof:
         """What is proven of a node's output; None for nothing."""
         first, second = [*(self.bounds.get(name) for name in node.input), None, None][:2]
         found: float | None = None
-        if node.op_type == "DequantizeLinear":
+        if node.domain not in ("", "ai.onnx"):  # may mean anything
+            pass
+        elif node.op_type == "DequantizeLinear":
             found = self._weights(node)
         elif node.op_type == "Round":
             found = self._window(node)
@@ -146,6 +151,9 @@ class _Proof:
             pass
         elif node.op_type in _MOVING:
             found = max(first, self._padding(node))
+        elif node.op_type == "Cast":
+            (to,) = [each.i for each in node.attribute if each.name == "to"]
+            found = first if first <= _CASTS.get(to, -1) else None
         elif node.op_type == "Sub" and second is None:
             found = self._residue(node, first)
         elif second is None:
@@ -157,11 +165,13 @@ class _Proof:
         return found
 
     def _padding(self, node: onnx.NodeProto) -> float:
-        """What a Pad puts in; infinite where that is computed."""
-        if node.op_type != "Pad" or len(node.input) < 3 or not node.input[2]:
+        """What a Pad puts in; infinite where that is not known to be a whole number."""
+        if node.op_type != "Pad":
             return 0
-        value = self.constants.get(node.input[2])
-        return math.inf if value is None else _largest(value)
+        if any(each.name in ("value", "pads") for each in node.attribute):  # before opset 11
+            return math.inf
+        value = node.input[2] if len(node.input) > 2 else ""
+        return self.bounds.get(value, math.inf) if value else 0
 
     def _weights(self, node: onnx.NodeProto) -> float | None:
         """Constants that are stored as int8 with scale 1."""
@@ -219,8 +229,8 @@ class _Proof:
         return None
 
 
-def _largest(values: NDArray[np.generic]) -> int:
-    return int(np.abs(values.astype(np.int64)).max(initial=0))
+def _largest(values: NDArray[np.generic]) -> float:
+    return float(np.abs(values.astype(np.float64)).max(initial=0))
 
 
 def _there_and_back(name: str) -> list[onnx.NodeProto]:

@@ -248,6 +248,84 @@ def test_what_is_not_proven_is_not_taken() -> None:
         assert len(exact_layers(changed(square, change).graph)) == 1
 
 
+def convolution_of(*nodes: onnx.NodeProto, **constants: Values) -> onnx.GraphProto:
+    """One convolution by 1 of what nodes make of a share of one value; that is the tensor `x`, and they give `y`."""
+    layer = [
+        helper.make_node("Cast", ["share"], ["x"], to=TensorProto.FLOAT),
+        *nodes,
+        helper.make_node("DequantizeLinear", ["weight", "scale"], ["one"]),
+        helper.make_node("Conv", ["y", "one"], ["sums"]),
+    ]
+    constants = {"weight": np.ones((1, 1, 1, 1), np.int8), "scale": np.array(1, np.float32), **constants}
+    return helper.make_graph(
+        layer,
+        "round",
+        [helper.make_tensor_value_info("share", TensorProto.INT8, ["N", 1, 1, 1])],
+        [helper.make_tensor_value_info("sums", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+
+
+PADS = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+PADDED = helper.make_node("Pad", ["x", "pads", "value"], ["y"])
+ADDED = helper.make_node("Add", ["x", "value"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("whole", "other"),
+    [
+        (
+            convolution_of(PADDED, pads=PADS, value=np.array(7, np.float32)),
+            convolution_of(PADDED, pads=PADS, value=np.array(0.5, np.float32)),
+        ),
+        (
+            convolution_of(PADDED, pads=PADS, value=np.array(7, np.float32)),
+            convolution_of(helper.make_node("Pad", ["x"], ["y"], pads=PADS.tolist(), value=1000.0)),
+        ),
+        *(
+            (
+                convolution_of(ADDED, value=np.array(1, np.float32)),
+                convolution_of(ADDED, value=np.array(value, np.float32)),
+            )
+            for value in (2.0**63, 1e30, np.inf, np.nan)
+        ),
+        *(
+            (
+                convolution_of(
+                    helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.INT32),
+                    helper.make_node("Cast", ["cast"], ["y"], to=TensorProto.FLOAT),
+                ),
+                convolution_of(
+                    helper.make_node("Cast", ["x"], ["cast"], to=to),
+                    helper.make_node("Cast", ["cast"], ["y"], to=TensorProto.FLOAT),
+                ),
+            )
+            for to in (TensorProto.UINT8, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        ),
+        (
+            convolution_of(helper.make_node("Reshape", ["x", "shape"], ["y"]), shape=np.array([-1, 1, 1, 1])),
+            convolution_of(
+                helper.make_node("Reshape", ["x", "shape"], ["y"], domain="elsewhere"), shape=np.array([-1, 1, 1, 1])
+            ),
+        ),
+    ],
+    ids=["pad-half", "pad-attribute", "2^63", "1e30", "inf", "nan", "uint8", "bool", "float16", "bfloat16", "domain"],
+)
+def test_numbers_that_are_not_whole_or_not_known_are_not_taken(whole: onnx.GraphProto, other: onnx.GraphProto) -> None:
+    """Each beside the like of it that is proven."""
+    added = [node.op_type for node in whole.node] == ["Cast", "Add", "DequantizeLinear", "Conv"]
+    assert proven_bounds(whole)["sums"] == max(PRIMES) // 2 + added
+    assert "y" not in proven_bounds(other)
+    assert not exact_layers(other)
+
+
+def test_a_constant_that_a_request_may_replace_is_not_taken() -> None:
+    graph = convolution_of(ADDED, value=np.array(1, np.float32))
+    assert "y" in proven_bounds(graph)
+    graph.input.append(helper.make_tensor_value_info("value", TensorProto.FLOAT, []))
+    assert "y" not in proven_bounds(graph)
+
+
 def test_a_round_without_a_proven_layer_is_refused() -> None:
     model = changed(rounds_of("pooled")[0][1], scale_of(0))
     with pytest.raises(PrecisionError, match=r"no convolution .* exact in INT8: .*--precision fp32"):

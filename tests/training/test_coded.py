@@ -295,6 +295,16 @@ def test_eigenvalues_prove_less_than_absolute_weights_on_wide_rounds() -> None:
     assert proven_bound(network) < interval_bound(network) / 4
 
 
+@pytest.mark.parametrize(("large", "small"), [(61628387, 1), (30359323, 2), (83630887, 3), (19871917, 1)])
+def test_a_bound_holds_where_huge_terms_cancel(large: int, small: int) -> None:
+    """The squares of 3, 4 and 5 leave nothing but what float64 would lose beside them."""
+    weights = np.array([[3 * large, small], [4 * large, 0], [5 * large, 0]])
+    maps = IntegerMap("all", weights, (3, 1, 1), 1, 0), IntegerMap("all", np.array([[1, 1, -1]]), (1, 1, 1), 1, 0)
+    network = IntegerNetwork((2, 1, 1), 7, maps, (np.zeros(3, np.int64),), 1)
+    result = (7 * (3 * large + small)) ** 2 + (7 * 4 * large) ** 2 - (7 * 5 * large) ** 2
+    assert proven_bound(network) >= result
+
+
 def test_range_bits_follow_the_interval_and_have_a_gradient() -> None:
     current = drawn_system("pooled").polynomials[0]
     bits = current.range_bits()

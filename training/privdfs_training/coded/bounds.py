@@ -19,6 +19,8 @@ Bounds = NDArray[np.float64]
 ROOM = 1e-9
 #: Of the longest row of a form: what shorter rows count as, so that no division makes rounding matter.
 SHORTEST = 1e-3
+#: Below this float64 has every whole number. Terms of a form may cancel, so its sums are exact or not used at all.
+EXACT = 2**53
 #: Eigenvalues are computed where they take fewer operations than this, some minutes,
 CHEAP = 5 * 10**12
 #: and where a matrix has fewer elements than this.
@@ -88,12 +90,14 @@ def eigenvalue_bounds(network: IntegerNetwork) -> tuple[Bounds, Bounds] | None:
 
     Returns:
         Lower and upper bounds of each channel, float64 [channels, 1, 1]; None where the degree is not 2, a map is over
-        positions, or it would take too long.
+        positions, float64 would round the form, or it would take too long.
     """
     found = _forms(network)
     if found is None:
         return None
     hidden, linear, factors = found
+    if _largest_sums(hidden, linear, factors) >= EXACT:
+        return None
     (count, values), (channels, taps, _) = hidden.shape, factors.shape
     if channels * taps * values**2 * (count + 10 * values) > CHEAP:
         return None
@@ -143,6 +147,12 @@ def _forms(network: IntegerNetwork) -> tuple[Bounds, Bounds, Bounds] | None:
         taps = spread.flatten(1)[:, None]
     linear = np.repeat(network.linear[0], first.outputs[1] * first.outputs[2])
     return responses.T.numpy(), linear.astype(np.float64), taps.numpy()
+
+
+def _largest_sums(hidden: Bounds, linear: Bounds, factors: Bounds) -> float:
+    """What no part of a sum that makes up a form, or its linear term, exceeds."""
+    most, terms = float(np.abs(hidden).max(initial=0)), float(np.abs(factors).sum(axis=2).max(initial=0))
+    return most * max(most, float(np.abs(linear).max(initial=0)), 1.0) * terms
 
 
 def _apply(layer: IntegerMap, values: Tensor, weight: Tensor | None = None) -> Tensor:
