@@ -5,6 +5,7 @@ photographs, its mean answer there, its answer to the one that is nearest in pix
 """
 
 import argparse
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     held_out = read_photographs(options.held_out, manifest)
     system = load_coded(options.checkpoint, factory=options.factory).system
     trained_on = nhwc(manifest_data(manifest, options.data).train_images)
+    check_apart(held_out.pixels, trained_on)
     baseline = evaluate.session(verified_graph(release / "baseline", "baseline"))
 
     def model(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -153,6 +155,22 @@ def read_photographs(folder: Path, manifest: CodedManifest) -> Photographs:
     content = ((read_file(photo.path, "Pass a folder that can be read."), str(photo.path)) for photo in photos)
     pixels = np.stack([decode(read, where, size, centre_crop, random) for read, where in content])
     return Photographs(pixels, np.array([places[names[photo.label]] for photo in photos]))
+
+
+def check_apart(held_out: NDArray[np.uint8], trained_on: NDArray[np.uint8]) -> None:
+    """Refuse photographs, uint8 [photographs, height, width, 3], that the release learned from, mirrored ones too.
+
+    Raises:
+        BenchError: Some are the very same.
+    """
+    learned = {hashlib.sha256(image.tobytes()).digest() for image in trained_on}
+    both = zip(held_out, held_out[:, :, ::-1], strict=True)
+    known = sum(any(hashlib.sha256(one.tobytes()).digest() in learned for one in pair) for pair in both)
+    if known:
+        raise BenchError(
+            f"{known} of the {len(held_out)} photographs are among those that the release learned from: pass the "
+            "folder held-out that bench/photos.py wrote"
+        )
 
 
 def compared(

@@ -5,7 +5,8 @@
  * remove it, so whoever comes next does. Only of processes of this machine it can be seen that they have ended.
  */
 
-import { mkdir, open, readFile, rm, stat } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { link, mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { STORE_LOCK_LIMIT_MS, STORE_LOOK_MS } from "./constants.js";
@@ -13,14 +14,14 @@ import { parse, record } from "./schema.js";
 import { tooLong } from "./store.js";
 
 const LOCK = "installing";
-const EMPTY_MS = 10_000;
 
 /** Wait until nobody else holds a folder, in this process or another, and hold it; gives what ends that. */
 export async function hold(folder: string): Promise<() => Promise<void>> {
   await mkdir(folder, { recursive: true });
   const file = join(folder, LOCK);
   const end = performance.now() + STORE_LOCK_LIMIT_MS;
-  while (!(await make(file))) {
+  const holder = JSON.stringify({ host: hostname(), ...(await thisProcess()) });
+  while (!(await make(file, holder))) {
     if (performance.now() > end) throw tooLong(`remove the files ${LOCK}* of the store`);
     if (!((await isDead(file)) && (await removeDead(file))))
       await new Promise((resolve) => setTimeout(resolve, STORE_LOOK_MS));
@@ -28,26 +29,29 @@ export async function hold(folder: string): Promise<() => Promise<void>> {
   return () => rm(file, { force: true });
 }
 
-/** Make the file, unless it is there. */
-async function make(file: string): Promise<boolean> {
-  const { pid } = process;
-  const holder = JSON.stringify({ host: hostname(), pid, start: await startOf(pid) });
+/** Make the file, unless it is there. It is never seen half written: a maker that is held up has not made it yet. */
+async function make(file: string, holder: string): Promise<boolean> {
+  const whole = `${file}-${randomUUID()}`;
   try {
-    const made = await open(file, "wx");
-    await made.writeFile(holder).finally(() => made.close());
+    await writeFile(whole, holder, { flag: "wx" });
+    await link(whole, file);
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "EEXIST") return false;
     throw error;
+  } finally {
+    await rm(whole, { force: true });
   }
+}
+
+async function thisProcess(): Promise<{ pid: number; start: string | null }> {
+  return { pid: process.pid, start: await startOf(process.pid) };
 }
 
 /** Whether the file was left by a process that has ended. */
 async function isDead(file: string): Promise<boolean> {
   const text = await readFile(file, "utf8").catch(() => null);
   if (text === null) return false; // just removed
-  // It is empty for a moment before its maker has written; for longer, if that ended at this moment.
-  if (!text) return ((await stat(file).catch(() => null))?.mtimeMs ?? Date.now()) < Date.now() - EMPTY_MS;
   let holder: unknown;
   try {
     holder = parse(text);

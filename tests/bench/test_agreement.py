@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from bench import agreement as command
 from bench import photos as photos_command
-from privdfs_bench.agreement import compared, interval, nearest_photographs, softmax
+from privdfs_bench.agreement import check_apart, compared, interval, nearest_photographs, softmax
 from privdfs_bench.errors import BenchError
 from privdfs_bench.pages.agreement import NO_AGREEMENT, agreement_table
 from privdfs_bench.photos import Photo, cut, find_photos, write_parts
@@ -91,6 +91,15 @@ def test_what_cannot_be_cut_is_refused(photographs: Path, tmp_path: Path) -> Non
     (tmp_path / "b").mkdir()
     with pytest.raises(BenchError, match="a holds no"):
         find_photos(tmp_path)
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_photograph_that_was_learned_from_is_not_held_out(step: int) -> None:
+    learned = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    others = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    check_apart(others, learned)
+    with pytest.raises(BenchError, match="1 of the 3 photographs"):
+        check_apart(np.concatenate([others, learned[1:2, :, ::step]]), learned)
 
 
 def test_the_interval_is_wilsons() -> None:
