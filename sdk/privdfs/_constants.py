@@ -68,6 +68,8 @@ MAX_ENCODED_BYTES = 128 * 1024 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: A server may send so many bytes beside an answer (headers, settings, pings) before its connection is closed.
 MAX_OVERHEAD_BYTES = 256 * 1024
+#: So many answers over a gRPC connection may be late, which nobody waits for; with one more it is closed.
+MAX_LATE_ANSWERS = 8
 #: Headers of an HTTP answer beyond this are refused: inference servers and proxies send a dozen.
 MAX_HEAD_BYTES = 16 * 1024
 MAX_HEADERS = 100

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from privdfs import _messages as messages
-from privdfs._constants import MAX_ANSWER_BYTES, MAX_OVERHEAD_BYTES
+from privdfs._constants import MAX_ANSWER_BYTES, MAX_LATE_ANSWERS, MAX_OVERHEAD_BYTES
 from privdfs._dial import Steps, Trouble
 from privdfs._messages import Message
 from privdfs._security import Security
@@ -43,6 +43,7 @@ _RESETS = {0x7: "UNAVAILABLE", 0x8: "CANCELLED", 0xB: "RESOURCE_EXHAUSTED"}
 _CANCEL = 0x8
 _PREFIX = struct.Struct(">BI")  # gRPC's five bytes before a message: compressed or not, and its length
 _MAX_TIMEOUT_MS = 99_999_999  # eight digits, the most that gRPC allows
+_TOO_MUCH = "sends more than an answer can be", "it is faulty or not to be trusted; tell its operator"
 _NOT_GRPC = "check that this is the server's gRPC port, and that both sides use TLS or neither"
 
 
@@ -68,6 +69,8 @@ class GrpcConnection(Connection):
         super().__init__(server, endpoint, security)
         self._http: Any = None  # h2's connection
         self._running = 0  # the id of HTTP/2's stream of the present call
+        self._unsent = 0  # bytes of its request that the server has not taken yet
+        self._late: dict[int, int] = {}  # streams whose answers nobody waits for, and how many bytes of them came
         self._greeting = b""  # the first bytes that came
 
     def ask_config(self, model: str, timeout: float, headers: Headers = ()) -> Steps[Reply[ModelConfig]]:
@@ -114,6 +117,7 @@ class GrpcConnection(Connection):
             body = memoryview(_PREFIX.pack(0, len(message)) + message)
             while not answer.ended:
                 body = self._queue_body(stream, body)
+                self._unsent = len(body)
                 yield from self._stream.send(http.data_to_send())
                 self._handle((yield from self._stream.receive()), stream, answer)
             if body:  # the server answered without waiting for all of it
@@ -143,24 +147,47 @@ class GrpcConnection(Connection):
         answer.overhead += len(data)
         happened: list[Any] = self._http.receive_data(data)
         for event in happened:
+            number = getattr(event, "stream_id", None)
             if isinstance(event, events.ConnectionTerminated):
                 self._leaving = True
-            elif stream is not None and getattr(event, "stream_id", None) == stream:
-                if isinstance(event, events.DataReceived):
-                    answer.body += event.data or b""
-                    answer.overhead -= len(event.data or b"")
-                    self._http.acknowledge_received_data(event.flow_controlled_length, stream)
-                elif isinstance(event, (events.ResponseReceived, events.TrailersReceived)):
-                    _read_headers(event.headers or (), answer)
-                elif isinstance(event, events.StreamReset):
-                    answer.status = answer.status or _RESETS.get(int(event.error_code or 0), "INTERNAL")
-                    answer.ended = True
-                elif isinstance(event, events.StreamEnded):
-                    answer.ended = True
+            elif stream is not None and number == stream:
+                self._take_in(event, stream, answer)
+            elif number in self._late:
+                self._let_pass(event, answer)
         if len(answer.body) > MAX_ANSWER_BYTES + _PREFIX.size or answer.overhead > MAX_OVERHEAD_BYTES:
-            raise Trouble("sends more than an answer can be", "it is faulty or not to be trusted; tell its operator")
+            raise Trouble(*_TOO_MUCH)
         if self._leaving and not answer.ended:
             raise Trouble("closed the connection before it answered", "check that the server runs there")
+
+    def _take_in(self, event: Any, stream: int, answer: _Answer) -> None:  # noqa: ANN401 - h2's events have no common class
+        """An event of the answer that is awaited."""
+        from h2 import events
+
+        if isinstance(event, events.DataReceived):
+            answer.body += event.data or b""
+            answer.overhead -= len(event.data or b"")
+            self._http.acknowledge_received_data(event.flow_controlled_length, stream)
+        elif isinstance(event, (events.ResponseReceived, events.TrailersReceived)):
+            _read_headers(event.headers or (), answer)
+        elif isinstance(event, events.StreamReset):
+            answer.status = answer.status or _RESETS.get(int(event.error_code or 0), "INTERNAL")
+            answer.ended = True
+        elif isinstance(event, events.StreamEnded):
+            answer.ended = True
+
+    def _let_pass(self, event: Any, answer: _Answer) -> None:  # noqa: ANN401 - h2's events have no common class
+        """An event of an answer that nobody waits for."""
+        from h2 import events
+
+        if isinstance(event, events.DataReceived):
+            size = len(event.data or b"")
+            answer.overhead -= size
+            self._late[event.stream_id] += size
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if self._late[event.stream_id] > MAX_ANSWER_BYTES + _PREFIX.size:
+                raise Trouble(*_TOO_MUCH)
+        elif isinstance(event, (events.StreamEnded, events.StreamReset)):
+            del self._late[event.stream_id]
 
     def _check_greeting(self, data: bytes) -> None:
         """An HTTP/2 server begins with a SETTINGS frame; h2 would wait for as much as another one's bytes promise."""
@@ -187,14 +214,11 @@ class GrpcConnection(Connection):
         return [*(HeaderTuple(*pair) for pair in same), *(NeverIndexedHeaderTuple(*pair) for pair in private)]
 
     def _cancel(self) -> bool:
-        from h2.exceptions import H2Error
-
-        if self._http is None:
+        """Let the answer pass when it comes: a reset that meets it half-way ends older Tritons (issues 7368, 8034)."""
+        if self._http is None or self._unsent or len(self._late) >= MAX_LATE_ANSWERS:
             return False
-        with suppress(H2Error):
-            self._http.reset_stream(self._running, _CANCEL)
-            return self._stream.try_to_send(self._http.data_to_send())
-        return False
+        self._late[self._running] = 0
+        return self._stream.try_to_send(self._http.data_to_send())
 
 
 def _new_http() -> Any:  # noqa: ANN401 - as the attribute

@@ -190,4 +190,4 @@ class Connection(ABC):
 
     @abstractmethod
     def _cancel(self) -> bool:
-        """Tell the server that nobody waits for its answer any more; whether the connection can still be used."""
+        """Give up the answer that is awaited; whether the connection can still be used."""

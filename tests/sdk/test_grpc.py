@@ -200,6 +200,67 @@ def test_a_server_that_refuses_a_request_before_all_of_it_came(trailers: bool) -
         connection.close()
 
 
+def give_up(connection: GrpcConnection) -> None:
+    """Begin a call, and end it while its answer is awaited."""
+    steps = connection.call("ModelConfig", b"", HANG_S)
+    next(steps)
+    steps.close()
+
+
+@contextmanager
+def late(body: bytes, given_up: int) -> Iterator[str]:
+    """A server that answers these calls, after its first one, only when the next one has come: before that one."""
+    held = list[int]()
+
+    def answer(http: h2.connection.H2Connection, stream: int, _: socket.socket) -> None:
+        if 1 < stream <= 1 + 2 * given_up:
+            held.append(stream)
+            return
+        while held:
+            right(http, held.pop(), framed(body))
+        right(http, stream, framed(b"now"))
+
+    with server(answer) as endpoint:
+        yield endpoint
+
+
+@pytest.mark.parametrize("given_up", [1, 8])
+def test_an_answer_that_nobody_waits_for_passes(given_up: int) -> None:
+    with late(b"late", given_up) as endpoint:
+        connection = GrpcConnection(0, endpoint)
+        call(connection)
+        for _ in range(given_up):
+            give_up(connection)
+            assert connection.reusable
+        for _ in range(2):
+            reply = call(connection)
+            assert (reply.message, reply.status, reply.trouble) == (b"now", "OK", None)
+            assert connection.fit()
+        connection.close()
+
+
+def test_of_many_that_nobody_waits_for_the_connection_ends() -> None:
+    with late(b"late", 9) as endpoint:
+        connection = GrpcConnection(0, endpoint)
+        call(connection)
+        for _ in range(9):
+            assert connection.reusable
+            give_up(connection)
+        assert not connection.reusable
+
+
+def test_an_answer_that_nobody_waits_for_is_no_longer_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privdfs._grpc.MAX_ANSWER_BYTES", 1000)
+    with late(b"x" * 2000, 1) as endpoint:
+        connection = GrpcConnection(0, endpoint)
+        call(connection)
+        give_up(connection)
+        reply = call(connection)
+        assert reply.trouble is not None
+        assert "sends more than an answer can be" in reply.trouble.what
+        assert not connection.reusable
+
+
 def test_a_connection_that_was_interrupted_before_its_first_call_is_not_made(fakes: list[FakeServer]) -> None:
     connection = GrpcConnection(0, fakes[0].endpoint)
     connection.interrupt()  # as `Client.close` does from another thread
