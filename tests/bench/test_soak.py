@@ -1,6 +1,7 @@
 """The soak: what it takes for right and wrong, whom it kills, and its comparison of clients before one late server."""
 
 import dataclasses
+import json
 import threading
 from collections import Counter
 from contextlib import ExitStack
@@ -170,6 +171,36 @@ def test_the_bars() -> None:
         runs | {"phased": {"phases": {"after": soak_row(per_second=9.0)}, "recovered_s": 1.0}}
     )
     assert (steady.row_count, phased.row_count) == (3, 1)
+
+
+def phased(*, wait: str = "all", recovered_s: float | None = 1.0, **during: Any) -> dict[str, Any]:
+    """A run with phases, in which the trouble is as given."""
+    phases = {"before": soak_row(), "during": soak_row(**during), "after": soak_row()}
+    run = {"calls": 3, "wrong": 0, "late": 0, "wait": wait, "recovered_s": recovered_s, "phases": phases}
+    return json.loads(json.dumps(run))
+
+
+def test_the_bars_of_a_trouble() -> None:
+    busy = {"NotEnoughAnswersError: ServerBusyError": 9}
+    late = phased()
+    late["phases"]["after"]["answered_share"] = 0.99
+    runs = {
+        "waits for all": phased(
+            answered_share=0.0, p99_ms=2000.0, errors={"NotEnoughAnswersError: ServerTimeoutError": 9}
+        ),
+        "no quorum": phased(wait="quorum", answered_share=0.0, p99_ms=2000.0),
+        "slow errors": phased(errors=busy, error_p99_ms=51.0),
+        "quick errors": phased(errors=busy, error_p99_ms=50.0),
+        "never well": phased(recovered_s=None),
+        "well too late": phased(recovered_s=6.0),
+        "not all after": late,
+    }
+    said = dict(line.split(": ", 1) for line in soak_table.bars(runs))
+    assert [name for name, what in said.items() if what == "meets its bars"] == ["waits for all", "quick errors"]
+    assert said["no quorum"].startswith("answered 0.0000% during, the bar is 99.99%; p99 of the quorum was 2000.0 ms")
+    assert said["slow errors"] == "p99 of errors was 51.0 ms, the bar is 50 ms"
+    assert said["never well"] == "normal again after None s, the bar is 5 s"
+    assert said["not all after"] == "answered 99.0000% after, the bar is 99.99%"
 
 
 def test_a_late_server_is_compared(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:

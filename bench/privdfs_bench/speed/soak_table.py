@@ -7,6 +7,9 @@ from rich.table import Table
 
 #: Bars of every run in which processes are killed.
 ANSWERED, NAMED_WITHIN, GROWTH_MB = 0.9999, 100, 5.0
+#: Bars of the others: what p99 of a quorum stays below while a party is silent or takes 200 ms, p99 of the errors of a
+#: server with too much to do, and after how long all is well again.
+QUORUM_MS, ERRORS_MS, RECOVERED_S = 100.0, 50.0, 5.0
 
 
 def tables(runs: Mapping[str, Any]) -> Iterator[Table]:
@@ -59,7 +62,25 @@ def bars(runs: Mapping[str, Any]) -> Iterator[str]:
                 missed.append(f"the liar was named after {run['named_after']} calls, the bar is {NAMED_WITHIN}")
             if run.get("named_wrongly"):
                 missed.append(f"an honest server was named {run['named_wrongly']} times")
+        if "phases" in run:
+            missed += _missed_in_trouble(run)
         yield f"{name}: {'; '.join(missed) or 'meets its bars'}"
+
+
+def _missed_in_trouble(run: Mapping[str, Any]) -> Iterator[str]:
+    """Which bars a run with phases misses. Who waits for all waits for the party in trouble: that is no fault."""
+    phases, quorum = run["phases"], run["wait"] == "quorum"
+    for phase in ("before", "during", "after") if quorum else ("before", "after"):
+        if phases[phase]["answered_share"] < ANSWERED:
+            yield f"answered {phases[phase]['answered_share']:.4%} {phase}, the bar is {ANSWERED:.2%}"
+    during = phases["during"]
+    if quorum and during["p99_ms"] >= QUORUM_MS:
+        yield f"p99 of the quorum was {during['p99_ms']} ms during, the bar is {QUORUM_MS:g} ms"
+    busy = "ServerBusyError" in " ".join(during["errors"])
+    if busy and during["error_p99_ms"] > ERRORS_MS:
+        yield f"p99 of errors was {during['error_p99_ms']} ms, the bar is {ERRORS_MS:g} ms"
+    if run["recovered_s"] is None or run["recovered_s"] > RECOVERED_S:
+        yield f"normal again after {run['recovered_s']} s, the bar is {RECOVERED_S:g} s"
 
 
 def _table(title: str, heads: tuple[str, ...]) -> Table:
