@@ -55,7 +55,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     Decoding and encoding run in threads of the client's own, so that the event loop stays free, except where they take
     less time than the way to the thread: an array of the bundle's image size, and a small head. A client belongs to the
-    event loop of its first call. Cancelling the task of a call cancels its requests.
+    event loop of its first call. Cancelling the task of a call ends it at once; servers may finish what they began.
 
     Args:
         bundle: the client folder of a release, or an opened `Bundle`.

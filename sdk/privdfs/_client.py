@@ -55,7 +55,7 @@ class Client(BaseClient[Transport]):
         min_answers: how many servers must answer, in every round; when None, all of them, or in a coded release as many
             as decode the answers. Two more correct one lie.
         wait: "all" waits, within the timeout, for every server; "quorum" ends a call as soon as `min_answers` have
-            answered, and cancels the rest.
+            answered; the rest may finish what they began.
         retries: how often a share may be sent to its server, and when it is hedged; `Retries()` when None.
         key: the user's, for a keyed release; the same one for all images of a user. The client does not keep it.
         colluding: of a coded release, how many servers together must learn nothing; the largest minority when None. The
