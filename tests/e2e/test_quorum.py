@@ -12,7 +12,7 @@ from tests.sdk.drivers import AsyncDriver, Driver, SyncDriver
 pytestmark = pytest.mark.e2e
 
 IMAGE = next((Path(__file__).parents[2] / "examples" / "images").glob("*.png"))
-#: Triton 24.10 ended after about 250 calls that were reset over gRPC.
+#: tritonserver 2.51 ended within a few hundred calls that were reset over gRPC.
 CALLS = 800
 
 

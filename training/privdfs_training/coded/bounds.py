@@ -80,7 +80,7 @@ def eigenvalue_bounds(network: IntegerNetwork) -> tuple[Bounds, Bounds] | None:
 
     For any positive d the form is at most the largest eigenvalue of D^-1/2 A D^-1/2 times the sum of d_i z_i^2, which
     is largest where every z_i is. With the lengths of the rows of A as d, inputs that count for less, such as those at
-    the border of a window, weigh less; that is tighter than d = 1 by a fifth to a quarter.
+    the border of a window, weigh less; that is tighter than d = 1.
 
     An output of a convolution is a sum over its taps, of one form each, bounded apart. Near a border some taps see
     zeros alone, and their bounds hold there too.
