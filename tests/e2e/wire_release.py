@@ -18,7 +18,12 @@ LENGTHS = (64, 72, 80)
 
 
 def write_wire_release(
-    folder: Path, scripts: Mapping[int, str] | None = None, *, release: str = RELEASE, seed: int = 0, queue: int = 0
+    folder: Path,
+    scripts: Mapping[int, str] | None = None,
+    *,
+    release: str = RELEASE,
+    seed: int = 0,
+    queues: Mapping[int, int] | None = None,
 ) -> Path:
     """The tiny release with branches that tritonserver runs.
 
@@ -27,7 +32,7 @@ def write_wire_release(
         scripts: of servers that run another script than ours.
         release: its id.
         seed: of its weights.
-        queue: how many requests may wait at a server; 0: any number.
+        queues: how many requests may wait at a server, by its number; at others any number.
     """
     build_release(folder, release=release, share_lengths=LENGTHS, seed=seed)
     for i, length in enumerate(LENGTHS):
@@ -45,9 +50,9 @@ def write_wire_release(
         written = write_model(server, spec, graph)
         if scripts and i in scripts:
             (server / "branch" / "1" / "model.py").write_text(scripts[i], encoding="utf-8")
-        if queue:
+        if queues and i in queues:
             config = server / "branch" / "config.pbtxt"
-            policy = f"dynamic_batching {{ default_queue_policy {{ max_queue_size: {queue} }} }}"
+            policy = f"dynamic_batching {{ default_queue_policy {{ max_queue_size: {queues[i]} }} }}"
             config.write_text(config.read_text(encoding="utf-8").replace("dynamic_batching {\n}", policy))
         files = {name: sha256_file(server / name) for name in written}
         manifest = msgspec.structs.replace(server_manifest(server), files=files)

@@ -42,3 +42,4 @@ with parallel.process_group():
     run = Run(config, system, data, Path(sys.argv[3]), QUIET, Compute(precision="float32"))
     for stage in todo:
         loop.run_stage(stage, run, StopRequest())
+    parallel.leave_together()
