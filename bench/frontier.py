@@ -2,8 +2,9 @@
 
 A sweep is a TOML file (configs/frontier): a config to start from, what all runs change in it, and what each run does.
 Every run is trained, its graphs are exported, and an attacker's decoder is trained from scratch on the shares that the
-exported encoder makes, for one coalition of each size: the one whose shares a linear map inverts best. Runs are
-resumed, and those already in the result file are not made again.
+exported encoder makes, for one coalition of each size: the one whose shares a linear map inverts best. Coded runs hold
+out training images, on which they are measured; the decoder attacks what more servers than may collude decode. Runs
+are resumed, and those already in the result file are not made again.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from privdfs_bench.audit.frontier import make, table
+from privdfs_bench.audit.frontier import make, tables
 from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
 from privdfs_bench.results import read_results
 from privdfs_bench.script import add_data, add_out, add_threads, run, start
+from privdfs_training.coded.config import CodedConfig
+from privdfs_training.coded.train import check_coded
 from privdfs_training.interruption import InterruptedTrainingError
 from privdfs_training.loop import check
 from privdfs_training.parallel import choose_device
@@ -44,13 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = choose_device(options.device)
         for sweep in [read_sweep(path) for path in options.sweeps or sorted(SWEEPS.glob("*.toml"))]:
             wanted = chosen(sweep, options.only)
-            for one in wanted:
-                check(one.config)
+            for config in (one.config for one in wanted):
+                if isinstance(config, CodedConfig):
+                    check_coded(config)
+                else:
+                    check(config)
             for one in wanted:
                 make(one, sweep.attack, **places, console=console, device=device)
-        results = read_results(options.out)
-        for data in sorted(results["floors"]):
-            console.print(table(results, data))
+        for table in tables(read_results(options.out)):
+            console.print(table)
         console.print(f"\nin {options.out}", highlight=False, soft_wrap=True)
         return 0
 

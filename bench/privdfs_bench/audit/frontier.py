@@ -18,6 +18,7 @@ from torch import Tensor
 
 from privdfs._format import largest_coalition
 from privdfs_bench.audit.attacks import ATTACKS, reconstruct
+from privdfs_bench.audit.coded_sweep import coded_table, measure_coded
 from privdfs_bench.audit.sweeps import Run
 from privdfs_bench.audit.views import view_of_shares
 from privdfs_bench.releases import nhwc
@@ -30,7 +31,9 @@ from privdfs_training.attacks.linear import by_linear_score
 from privdfs_training.attacks.metrics import score
 from privdfs_training.attacks.view import side_by_side
 from privdfs_training.checkpoint import load_system
-from privdfs_training.config import CustomConfig
+from privdfs_training.coded.config import CodedConfig
+from privdfs_training.coded.train import train_coded
+from privdfs_training.config import Config, CustomConfig
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.loop import train
 from privdfs_training.migration import migrated
@@ -55,6 +58,8 @@ def train_run(run: Run, data: DataSet, folder: Path, console: Console, device: t
         TrainingError: as `train`.
     """
     config = run.config
+    if isinstance(config, CodedConfig):
+        return train_coded(config, data, folder / run.name, console, device=device)
     same = msgspec.json.encode(
         [config.seed, config.data, config.backbone, config.train.baseline, config.train.precision]
     )
@@ -70,12 +75,12 @@ def train_run(run: Run, data: DataSet, folder: Path, console: Console, device: t
 
 
 def measure(
-    run: Run, path: Path, data: DataSet, budget: DecoderBudget, console: Console, device: torch.device = CPU
+    config: Config, path: Path, data: DataSet, budget: DecoderBudget, console: Console, device: torch.device = CPU
 ) -> dict[str, Any]:
-    """Export a trained run's graphs, and measure them.
+    """Export a trained masked run's graphs, and measure them.
 
     Args:
-        run: what was trained.
+        config: what was trained.
         path: of the finished system.
         data: its images.
         budget: of every attacker.
@@ -83,14 +88,14 @@ def measure(
         device: where the decoders are trained.
 
     Returns:
-        The run's entry in the result file.
+        What the run's entry says, but for its name and provenance.
 
     Raises:
         Error: the system cannot be opened or exported.
     """
-    own = run.config.backbone
+    own = config.backbone
     system = load_system(path, factory=own.factory if isinstance(own, CustomConfig) else None).system
-    servers = run.config.masks.servers
+    servers = config.masks.servers
     encoder, fusion, baseline = encoder_graph(system), fusion_graph(system), baseline_graph(system)
     branches = [branch_graph(system, server) for server in range(servers)]
     cut = evaluate.session(encoder.SerializeToString())
@@ -99,23 +104,17 @@ def measure(
     for size in range(1, servers + 1):
         members = by_linear_score(shares, data.train_images, shares_test, data.test_images, size)
         worst[str(size)] = _attack(members, shares, shares_test, data, budget, device)
-        console.print(f"{run.name}: servers {members}: {worst[str(size)]['psnr']:.2f} dB")
+        console.print(f"{config.name}: servers {members}: {worst[str(size)]['psnr']:.2f} dB")
     levels = [2 * system.quantiser.limit(server) + 1 for server in range(servers)]
     return {
-        "name": run.name,
-        "change": run.change,
-        "data": data.name,
-        "backbone": run.config.backbone.name,
         "servers": servers,
-        "bits_per_share": run.config.masks.values * statistics.mean(map(math.log2, levels)),
+        "bits_per_share": config.masks.values * statistics.mean(map(math.log2, levels)),
         "client_macs": count_macs(encoder) + count_macs(fusion),
         "server_macs": count_macs(branches[0]),
         "baseline_macs": count_macs(baseline),
         **_accuracies(cut, branches, fusion, baseline, data),
         "linear_readouts": linear_readouts(shares, data.train_labels, shares_test, data.test_labels, len(data.classes)),
         "worst": worst,
-        **({} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}),
-        "made_by": made_by(config_of(run, budget), seed=run.config.seed),
     }
 
 
@@ -188,8 +187,17 @@ def floors(data: DataSet) -> dict[str, float]:
     }
 
 
-def table(results: Mapping[str, Any], data: str) -> Table:
-    """A row for each run on a data set; narrow, for a terminal of 80 columns."""
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """One of the masked runs on each data set, and one of the coded ones."""
+    coded = results["coded"]
+    return [
+        *(_table(results, data) for data in sorted(results["floors"])),
+        *(coded_table(coded, data) for data in sorted({one["data"] for one in coded})),
+    ]
+
+
+def _table(results: Mapping[str, Any], data: str) -> Table:
+    """A row for each masked run on a data set; narrow, for a terminal of 80 columns."""
     floor = results["floors"][data]["class_mean"]
     shown = Table(
         title=f"{data}: dB above the class mean", title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
@@ -240,15 +248,25 @@ def make(
     Raises:
         Error: It cannot be trained, or measured.
     """
-    config = config_of(run, budget)
-    if any(recorded_config(one) == config for one in read_results(out).get("runs", [])):
+    coded, config = isinstance(run.config, CodedConfig), config_of(run, budget)
+    kind = "coded" if coded else "runs"
+    if any(recorded_config(one) == config for one in read_results(out).get(kind, [])):
         console.print(f"{run.name}: in {out} already", highlight=False, soft_wrap=True)
         return
     data = in_memory(load_data(run.config.data, data_folder))
-    path = train_run(run, data, runs, console, device)
-    entry = measure(run, path, data, budget, console, device)
+    path, about = train_run(run, data, runs, console, device), made_by(config, seed=run.config.seed)
+    entry = {"name": run.name, "change": run.change, "data": data.name, "backbone": run.config.backbone.name}
+    if isinstance(run.config, CodedConfig):
+        # The floors of a data set are those of its test images, and nothing here looks at them.
+        entry |= {"held_out": run.config.data.held_out, "floor": floors(data)}
+        entry |= measure_coded(run.config, path, data, budget, device)
+    else:
+        entry |= measure(run.config, path, data, budget, console, device)
+    if device.type != "cpu":
+        entry["device"] = torch.cuda.get_device_name(device)
+    entry["made_by"] = about
     results = read_results(out)  # again: another process may have added to it
-    others = [one for one in results.get("runs", []) if one["name"] != run.name]
-    together = {"runs": sorted([*others, entry], key=lambda one: one["name"])}
-    known = {"floors": results.get("floors", {}) | {data.name: floors(data)}}
-    write_results(out, {"made_by": entry["made_by"]} | known | together)
+    others = [one for one in results.get(kind, []) if one["name"] != run.name]
+    found = {kind: sorted([*others, entry], key=lambda one: one["name"])}
+    known = results.get("floors", {}) | ({} if coded else {data.name: floors(data)})
+    write_results(out, {"runs": [], "coded": []} | results | {"made_by": about, "floors": known} | found)

@@ -11,6 +11,7 @@ import msgspec
 from privdfs_bench.errors import BenchError
 from privdfs_bench.results import ROOT
 from privdfs_training.attacks.decoder import DecoderBudget
+from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.config import Config
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.reading import config_from_dict, read_toml
@@ -30,7 +31,7 @@ class Run:
 
     name: str
     change: dict[str, Any]
-    config: Config
+    config: Config | CodedConfig
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,26 @@ def read_sweep(path: Path) -> Sweep:
     runs = []
     for name, change in raw["runs"].items():
         full = f"{path.stem}-{name}"
-        runs.append(
-            Run(full, change, config_from_dict(_changed(common, {"name": full} | change), f"{path}, run {name}"))
-        )
-        if runs[-1].config.keys is not None or runs[-1].config.data.task == "attributes":
-            message = f"{path}, run {name}: what is measured here is for images with one class, cut without keys"
-            raise TrainingConfigError(message)
+        runs.append(Run(full, change, _config(_changed(common, {"name": full} | change), f"{path}, run {name}")))
     return Sweep(runs, _attack_budget(raw["attack"], path))
+
+
+def _config(values: dict[str, Any], where: str) -> Config | CodedConfig:
+    """The config of a run of either kind, if its measurement is one of ours."""
+    if "sharing" in values:
+        coded = coded_config(values, where)
+        if not coded.data.held_out:
+            message = (
+                f"{where}: data.held_out is missing. Runs are compared to choose one, which the test images must not "
+                "decide: hold out training images"
+            )
+            raise TrainingConfigError(message)
+        return coded
+    config = config_from_dict(values, where)
+    if config.keys is not None or config.data.task == "attributes":
+        message = f"{where}: what is measured here is for images with one class, cut without keys"
+        raise TrainingConfigError(message)
+    return config
 
 
 def chosen(sweep: Sweep, only: str | None) -> list[Run]:
