@@ -9,6 +9,7 @@ from bench import figures
 from privdfs_bench.pages import bars, break_even, deploy, frontier, marks, privacy, readme
 from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
+from privdfs_bench.pages.coded_privacy import coded_beside_rivals
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
 from privdfs_bench.releases import graph_digests
 
@@ -136,7 +137,7 @@ def test_keyed_releases_say_what_keys_change(results: Path) -> None:
 
 
 def test_rivals_are_ranked_by_what_they_leak() -> None:
-    assert "not measured yet" in privacy.rivals_table({})
+    assert "not measured yet" in privacy.rivals_table({}, {})
     about = {"data": "fashion-mnist", "bits": 64, "client_macs": 10, "baseline_macs": 205, "accuracy": 0.925}
     mine = about | {"defence": "shares, learned masks", "lost_points": 0.5, "matched": True}
     mine |= {"worst": {"attack": "dense", "psnr": 14.5, "above": 1.0}}
@@ -144,12 +145,22 @@ def test_rivals_are_ranked_by_what_they_leak() -> None:
     other |= {"worst": {"attack": "decoder", "psnr": 14.0, "above": 0.5}}
     made_by = {"command": "rivals.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
     found = {"made_by": made_by, "systems": {"mine": mine, "other": other}, "verdicts": ["nothing is compared"]}
-    lines = privacy.rivals_table(found).splitlines()
+    lines = privacy.rivals_table(found, {}).splitlines()
     assert lines[2].startswith(
         "| other | cem | 64 bits | 1/20.5 | 92.50%, not matched | 2.00 | decoder | 14.00 dB | +0.50 dB |"
     )
     assert lines[3].startswith("| mine | shares, learned masks | 64 bits | 1/20.5 | 92.50% | 0.50 | dense | 14.50 dB |")
     assert lines[-1] == "nothing is compared. `rivals.py`, commit 0123456789, 2026-01-01."
+
+    measured = {"sharing": "coded", "graphs": {}, "bytes_up": 100, "client_macs": 10, "baseline_macs": 210}
+    measured |= {"data": "fashion-mnist, test half", "fused": 0.93, "baseline": 0.935}
+    strongest = {"attack": "linear", "psnr": 11.0, "floor": 13.5}
+    audited = {"coded": {"proven": [{"strongest": strongest}]}}
+    coded = coded_beside_rivals({"coded": measured, "not audited": measured, "mine": mine}, audited)
+    *_, told = lines = privacy.rivals_table(found, coded).splitlines()
+    assert lines[2] == "| coded | coded shares | 800 bits | 1/21.0 | 93.00% | 0.50 | linear | 11.00 dB | -2.50 dB |"
+    assert [line.split(" ")[1] for line in lines[2:5]] == ["coded", "other", "mine"]
+    assert told.endswith("one server of three, which is proven to learn nothing.")
 
 
 def test_the_documents_show_what_the_committed_results_say() -> None:

@@ -14,10 +14,14 @@ from bench import frontier
 from privdfs_bench.audit.frontier import config_of, recorded_config
 from privdfs_bench.audit.frontier_picture import draw, is_current, points
 from privdfs_bench.audit.sweeps import SWEEPS, read_sweep
+from privdfs_bench.pages.frontier import search_table
 from privdfs_bench.results import RESULTS
-from privdfs_training.config import VitTinyConfig
+from privdfs_training.coded.system import load_coded
+from privdfs_training.config import Config, VitTinyConfig
+from privdfs_training.data import load_data
 from privdfs_training.errors import TrainingConfigError
-from tests.trained import tiny_values, write_toml
+from tests.trained import shifted_images, tiny_values, write_data, write_idx, write_toml
+from tests.training.coded_systems import coded_values
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "frontier.py"
 SWEEP = """
@@ -89,6 +93,66 @@ def test_a_sweep_is_trained_measured_drawn_and_not_made_twice(sweep: Path, data_
         assert f"{entry['accuracy']:.2%}" in both.stdout
 
 
+CODED_SWEEP = """
+base = "base.toml"
+
+[common.data]
+held_out = 120
+
+[attack]
+epochs = 1
+width = 8
+blocks = 1
+
+[runs.reference]
+
+[runs.fewer.sharing]
+values = 6
+"""
+
+
+def test_coded_runs_are_measured_on_images_that_they_did_not_learn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_folder = write_data(tmp_path / "fashion")
+    _, labels = shifted_images(50, 2)
+    write_idx(data_folder / "t10k-labels-idx1-ubyte.gz", (labels + 1) % 10)  # whoever looks at them is never right
+    write_toml(tmp_path / "base.toml", coded_values("pooled"))
+    sweep, out, runs = tmp_path / "coded.toml", tmp_path / "frontier.json", tmp_path / "runs"
+    sweep.write_text(CODED_SWEEP)
+    arguments = [str(sweep), "--data", str(data_folder), "--runs", str(runs), "--out", str(out), "--threads", "1"]
+
+    assert frontier.main([*arguments, "--only", "fewer"]) == 0
+    assert frontier.main([*arguments, "--only", "fewer"]) == 0
+
+    assert "coded-fewer: in " in capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert (results["runs"], results["floors"]) == ([], {})  # floors are those of test images
+    (entry,) = results["coded"]
+    config = read_sweep(sweep).runs[1].config
+    held_out = load_data(config.data, data_folder)
+    images, truth = held_out.sample("test")
+    trained = load_coded(runs / "coded-fewer" / "system.safetensors")
+    right = (trained.system(images).argmax(1) == truth).float().mean().item()
+    assert len(truth) == entry["held_out"] == 120
+    assert entry["accuracy"] == pytest.approx(right)
+    assert entry["accuracy"] > 0.3
+    assert 0.1 < entry["linear_readouts"] <= 1
+    (primes,) = entry["moduli"]
+    assert (entry["servers"], entry["bytes_up"], entry["bytes_down"]) == (3, 3 * primes * 6, 3 * primes * 10)
+    assert entry["floor"]["mean_image"] < entry["floor"]["class_mean"]
+    assert 5 < entry["decoded"]["psnr"] < 25
+    assert f"{entry['accuracy']:.2%}" in search_table(results["coded"], "fashion-mnist")
+
+
+def test_coded_runs_that_test_images_would_choose_are_refused(tmp_path: Path) -> None:
+    write_toml(tmp_path / "base.toml", coded_values())
+    sweep = tmp_path / "coded.toml"
+    sweep.write_text(CODED_SWEEP.replace("held_out = 120", "held_out = 0"))
+    with pytest.raises(TrainingConfigError, match=r"run reference: data\.held_out is missing"):
+        read_sweep(sweep)
+
+
 def test_a_picture_of_other_figures_is_not_current(tmp_path: Path) -> None:
     entry = {"data": "fashion-mnist", "backbone": "resnet20", "client_macs": 1, "baseline_macs": 20, "fused": 0.925}
     entry |= {"linear_readouts": 0.9, "baseline": 0.93, "branches": [0.92] * 3}
@@ -105,6 +169,7 @@ def test_a_picture_of_other_figures_is_not_current(tmp_path: Path) -> None:
 def test_another_kind_of_section_starts_afresh(sweep: Path) -> None:
     sweep.write_text(SWEEP + '\n[runs.vit.backbone]\nname = "vit-tiny"\npatch = 7\ndepth = 2\n')
     (config,) = [one.config for one in read_sweep(sweep).runs if one.name == "sweep-vit"]
+    assert isinstance(config, Config)
     assert config.backbone == VitTinyConfig(patch=7, depth=2)
     assert config.loss.auxiliary == 0.4
     assert config.loss.distillation == 0.5
@@ -138,7 +203,8 @@ def test_an_unknown_run_is_named(sweep: Path, tmp_path: Path, capsys: pytest.Cap
 def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> None:
     sweeps = [read_sweep(path) for path in SWEEPS.glob("*.toml")]
     known = {run.name: config_of(run, sweep.attack) for sweep in sweeps for run in sweep.runs}
-    made = json.loads((RESULTS / "frontier.json").read_text())["runs"]
+    results = json.loads((RESULTS / "frontier.json").read_text())
+    made = [*results["runs"], *results["coded"]]
     assert {run["name"] for run in made} == known.keys()
     assert [run["name"] for run in made if recorded_config(run) != known[run["name"]]] == []
 

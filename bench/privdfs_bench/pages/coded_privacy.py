@@ -5,6 +5,7 @@ from typing import Any
 
 from privdfs_bench.pages.marks import named, source
 
+CODED_ROWS = "Rows of coded shares come from the audit above: one server of three, which is proven to learn nothing."
 NOTHING_YET = "No coded release has been audited yet: `python bench/privacy.py RELEASE`."
 
 
@@ -55,6 +56,36 @@ def coded_tables(releases: Mapping[str, Any]) -> str:
         "more than T servers decode is the same for every N and T."
     )
     return "\n\n".join(("\n".join(seen), "\n".join(cliff), told, "\n".join(about)))
+
+
+def coded_beside_rivals(accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What coded releases have for the table of other defences: the same attacks by one server of three.
+
+    Args:
+        accuracy: Releases of accuracy.json.
+        privacy: Releases of privacy.json.
+
+    Returns:
+        Name -> an entry like those of rivals.json.
+    """
+    found = {}
+    for name, entry in accuracy.items():
+        if not is_coded(entry) or name not in privacy:
+            continue
+        strongest = privacy[name]["proven"][0]["strongest"]
+        found[name] = {
+            "data": entry["data"].partition(",")[0],
+            "graphs": entry["graphs"],
+            "defence": "coded shares",
+            "bits": 8 * entry["bytes_up"],
+            "client_macs": entry["client_macs"],
+            "baseline_macs": entry["baseline_macs"],
+            "accuracy": entry["fused"],
+            "matched": True,
+            "lost_points": 100 * (entry["baseline"] - entry["fused"]),
+            "worst": {**strongest, "above": strongest["psnr"] - strongest["floor"]},
+        }
+    return found
 
 
 def _flag(flag: Mapping[str, Any]) -> str:

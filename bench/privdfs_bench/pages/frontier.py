@@ -38,6 +38,7 @@ def figures(folder: Path) -> str:
     accuracy, privacy = (masked_alone(one) if one else one for one in (accuracy, privacy))
     if not sweeps:
         return between("Not measured yet: `python bench/frontier.py`.")
+    coded = sweeps.get("coded", [])
     floors = {name: floor["class_mean"] for name, floor in sweeps["floors"].items()}
     points = [point_of_run(run, floors[run["data"]]) for run in sweeps["runs"]]
     points += [
@@ -55,6 +56,10 @@ def figures(folder: Path) -> str:
         held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
         "## Which bars hold together",
         bars_table(points),
+        *(
+            f"## Search for coded shares on {name}\n\n{search_table(coded, name)}"
+            for name in sorted({run["data"] for run in coded})
+        ),
         *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
         "## Seeds",
         seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
@@ -105,6 +110,41 @@ def sweep_table(runs: Sequence[Mapping[str, Any]], data: str, floor: float) -> s
         f"\n\nLeakage above the class mean, {floor:.2f} dB. Commits {', '.join(commits)}; frontier.json has the "
         "command, date and versions of each run."
     )
+
+
+def search_table(runs: Sequence[Mapping[str, Any]], data: str) -> str:
+    """Markdown table of the coded runs on one data set, the best first, with what each changes."""
+    found = sorted((run for run in runs if run["data"] == data), key=lambda run: -run["accuracy"])
+    rows = [
+        (
+            "| run | changes | rounds | servers | bytes up and down | client compute | a server's MMAC | coded "
+            "| linear readout | T + 1 servers |"
+        ),
+        "| --- " * 10 + "|",
+    ]
+    for run in found:
+        change = {key: value for key, value in run["change"].items() if key != "rounds"}
+        rows.append(
+            f"| {run['name'].removeprefix('coded-').partition('-')[2]} | {_change(change)} "
+            f"| {'; '.join(map(_round, run['made_by']['config']['run']['rounds']))} | {run['servers']} "
+            f"| {(run['bytes_up'] + run['bytes_down']) / 1000:.1f} kB "
+            f"| 1/{run['baseline_macs'] / run['client_macs']:.1f} | {run['server_macs'] / 1e6:.0f} "
+            f"| {run['accuracy']:.2%} | {run['linear_readouts']:.2%} "
+            f"| {run['decoded']['psnr'] - run['floor']['class_mean']:+.2f} dB |"
+        )
+    commits = sorted({run["made_by"]["commit"][:10] for run in found})
+    held_out, floor = found[0]["held_out"], found[0]["floor"]["class_mean"]
+    return "\n".join(rows) + (
+        f"\n\nMeasured on {held_out:,} training images that no run learned from; one seed, few epochs. *Rounds*: "
+        "levels of what is shared, then the channels of each map. *T + 1 servers*: a decoder's reconstruction above "
+        f"the class mean, {floor:.2f} dB. Commits {', '.join(commits)}."
+    )
+
+
+def _round(planned: Mapping[str, Any]) -> str:
+    """A round's levels and widths, as `15: 512 → 16`; the last map of all gives the classes."""
+    maps = [*planned.get("hidden", ()), planned["output"]]  # JSON leaves out what is as by default
+    return f"{planned['levels']}: {' → '.join(str(each.get('outputs', 'classes')) for each in maps)}"
 
 
 def _change(change: Mapping[str, Any], prefix: str = "") -> str:

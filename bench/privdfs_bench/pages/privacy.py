@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from privdfs._format import largest_coalition
-from privdfs_bench.pages.coded_privacy import coded_tables, is_coded
+from privdfs_bench.pages.coded_privacy import CODED_ROWS, coded_beside_rivals, coded_tables, is_coded
 from privdfs_bench.pages.marks import between, commands, named, source
 from privdfs_bench.results import ROOT, read_results
 
@@ -49,7 +49,10 @@ def figures(folder: Path) -> str:
         "### Coded shares: proven up to T servers, measured beyond",
         coded_tables(entries),
         "### Other defences, and people",
-        rivals_table(read_results(folder / "rivals.json")),
+        rivals_table(
+            read_results(folder / "rivals.json"),
+            coded_beside_rivals(read_results(folder / "accuracy.json").get("releases", {}), entries),
+        ),
         people_table(read_results(folder / "reidentify.json")),
     )
 
@@ -94,14 +97,15 @@ def keys_tables(releases: Mapping[str, Any]) -> list[str]:
     return tables
 
 
-def rivals_table(results: Mapping[str, Any]) -> str:
-    """Markdown table of rivals.json, the least leaking first, and who wins at matched accuracy."""
+def rivals_table(results: Mapping[str, Any], coded: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown table of rivals.json and coded releases, the least leaking first, and who wins at matched accuracy."""
     if not results:
         return "Other defences are not measured yet: `python bench/rivals.py`."
     rows = ["| system | defence | a coalition receives | client / baseline MACs | accuracy | points lost "]
     rows[0] += "| strongest attack | PSNR | above class mean |"
     rows.append("| --- " * 9 + "|")
-    for name, entry in sorted(results["systems"].items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
+    systems = {**results["systems"], **coded}
+    for name, entry in sorted(systems.items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
         worst, accuracy = entry["worst"], f"{entry['accuracy']:.2%}{'' if entry['matched'] else ', not matched'}"
         cost = entry["baseline_macs"] / entry["client_macs"]
         rows.append(
@@ -111,7 +115,8 @@ def rivals_table(results: Mapping[str, Any]) -> str:
         )
     made_by = results["made_by"]
     said = ". ".join(results["verdicts"])
-    return "\n".join(rows) + f"\n\n{said}. {source(made_by)}."
+    audited = f" {CODED_ROWS}" if coded else ""
+    return "\n".join(rows) + f"\n\n{said}. {source(made_by)}.{audited}"
 
 
 def people_table(results: Mapping[str, Any]) -> str:
