@@ -10,6 +10,7 @@ from privdfs_bench.pages import bars, break_even, deploy, frontier, marks, priva
 from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.coded_privacy import coded_beside_rivals
+from privdfs_bench.pages.coded_seeds import coded_seeds_table
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
 from privdfs_bench.releases import graph_digests
 
@@ -279,6 +280,30 @@ def test_the_frontier_says_which_bars_hold_together_and_what_misses_by_least(res
     assert f"| reference |  | 3 | 12.7 | 1/30.0 | 90.00% | {leaks}" in text
     assert "| wide | `head.stem = 8`, `seed = 3` | 3 |" in text
     assert "Not measured yet: configs/seeds/fashion.toml." in text
+
+
+def test_coded_releases_stand_beside_their_other_seeds() -> None:
+    about = {"command": "frontier.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+    runs = [
+        {"name": f"small-seed-{seed}", "made_by": about | {"seed": seed}, "decoded": {"psnr": psnr}}
+        | {"floor": {"class_mean": 13.5}}
+        for seed, psnr in ((1, 19.5), (2, 20.5), (3, 20.5))
+    ]
+    measured = {"baseline": 0.9375, "linear_readouts": 0.91, "made_by": about | {"command": "accuracy.py"}}
+    accuracy = {"small": measured | {"fused": 0.93}}
+    others = {"small-seed-1": measured | {"fused": 0.94}, "small-seed-2": measured | {"fused": 0.935}}
+    lines = coded_seeds_table({"coded": runs}, others, accuracy).splitlines()
+    assert lines[2:7] == [
+        "| small | 0, the release | 93.00% | -0.75 | +2.00 |  |",
+        "| small | 1 | 94.00% | +0.25 | +3.00 | +6.00 dB |",
+        "| small | 2 | 93.50% | -0.25 | +2.50 | +7.00 dB |",
+        "| small | mean | 93.50% | -0.25 | +2.50 | +6.50 dB |",
+        "| small | standard deviation | 0.50% | 0.50 | 0.50 | 0.71 dB |",
+    ]
+    assert lines[-1].count("`frontier.py`, commit 0123456789") == lines[-1].count("`accuracy.py`, commit") == 2
+    (_, _, _, _, _, spread, *_) = coded_seeds_table({"coded": runs[:1]}, others, accuracy).splitlines()
+    assert spread == "| small | standard deviation | 0.71% | 0.71 | 0.71 |  |"
+    assert "one seed so far" in coded_seeds_table({"runs": []}, others, accuracy)
 
 
 def test_every_release_stands_beside_every_bar_and_what_misses_one_is_bold(results: Path) -> None:

@@ -149,8 +149,10 @@ def test_coded_runs_that_test_images_would_choose_are_refused(tmp_path: Path) ->
     write_toml(tmp_path / "base.toml", coded_values())
     sweep = tmp_path / "coded.toml"
     sweep.write_text(CODED_SWEEP.replace("held_out = 120", "held_out = 0"))
-    with pytest.raises(TrainingConfigError, match=r"run reference: data\.held_out is missing"):
+    with pytest.raises(TrainingConfigError, match=r"run coded-fewer: data\.held_out is missing"):
         read_sweep(sweep)
+    sweep.write_text(sweep.read_text().replace("[runs.fewer.sharing]\nvalues = 6", "[runs.other]\nseed = 1"))
+    assert [run.config.seed for run in read_sweep(sweep).runs] == [3, 1]
 
 
 def test_a_picture_of_other_figures_is_not_current(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Sweeps: TOML files that say which small trainings are compared."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,25 +68,30 @@ def read_sweep(path: Path) -> Sweep:
     for name, change in raw["runs"].items():
         full = f"{path.stem}-{name}"
         runs.append(Run(full, change, _config(_changed(common, {"name": full} | change), f"{path}, run {name}")))
+    _refuse_choice_by_test_images(runs, path)
     return Sweep(runs, _attack_budget(raw["attack"], path))
 
 
 def _config(values: dict[str, Any], where: str) -> Config | CodedConfig:
-    """The config of a run of either kind, if its measurement is one of ours."""
+    """The config of a run of either kind, if what is measured here is for it."""
     if "sharing" in values:
-        coded = coded_config(values, where)
-        if not coded.data.held_out:
-            message = (
-                f"{where}: data.held_out is missing. Runs are compared to choose one, which the test images must not "
-                "decide: hold out training images"
-            )
-            raise TrainingConfigError(message)
-        return coded
+        return coded_config(values, where)
     config = config_from_dict(values, where)
     if config.keys is not None or config.data.task == "attributes":
         message = f"{where}: what is measured here is for images with one class, cut without keys"
         raise TrainingConfigError(message)
     return config
+
+
+def _refuse_choice_by_test_images(runs: Sequence[Run], path: Path) -> None:
+    """Coded runs that differ by more than their seeds are compared to choose one."""
+    for run in runs:
+        if isinstance(run.config, CodedConfig) and not run.config.data.held_out and run.change.keys() - {"seed"}:
+            message = (
+                f"{path}, run {run.name}: data.held_out is missing. Runs are compared to choose one, which the test "
+                "images must not decide: hold out training images"
+            )
+            raise TrainingConfigError(message)
 
 
 def chosen(sweep: Sweep, only: str | None) -> list[Run]:

@@ -11,14 +11,15 @@ from privdfs_bench.pages import break_even
 from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_release, point_of_run
 from privdfs_bench.pages.coded_bars import coded_held_table
 from privdfs_bench.pages.coded_privacy import masked_alone
+from privdfs_bench.pages.coded_seeds import coded_seeds_table
 from privdfs_bench.pages.marks import between, source
 from privdfs_bench.results import ROOT, read_results
 
 DOCUMENT = ROOT / "docs" / "FRONTIER.md"
 PICTURE = "frontier.png"
 CODED_TOLD = (
-    "Bold: missed. Each has one seed so far. That a minority learns nothing is proven; the attack is a check of the "
-    "code. What T + 1 servers reconstruct has no bar. An empty cell has not been measured."
+    "Bold: missed. Of one seed; others stand below. That a minority learns nothing is proven; the attack is a check of "
+    "the code. What T + 1 servers reconstruct has no bar. An empty cell has not been measured."
 )
 
 
@@ -62,6 +63,7 @@ def figures(folder: Path) -> str:
         ),
         *(f"## Sweep on {name}\n\n{sweep_table(sweeps['runs'], name, floors[name])}" for name in sorted(floors)),
         "## Seeds",
+        coded_seeds_table(seeds, accuracy_of_seeds.get("releases", {}), everything),
         seeds_table(seeds, accuracy_of_seeds, accuracy, privacy)
         if seeds and accuracy_of_seeds
         else "Not measured yet: configs/seeds/fashion.toml.",

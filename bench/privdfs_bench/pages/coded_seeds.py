@@ -1,0 +1,58 @@
+"""The table of coded releases trained from several seeds, in docs/FRONTIER.md."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from privdfs_bench.pages.marks import source
+
+
+def coded_seeds_table(
+    seeds: Mapping[str, Any], accuracy_of_seeds: Mapping[str, Any], accuracy: Mapping[str, Any]
+) -> str:
+    """Markdown table of coded releases and the same from other seeds, with mean and spread.
+
+    Args:
+        seeds: seeds.json, whose runs are called after their release, as fashion-coded-seed-1.
+        accuracy_of_seeds: Releases of seeds-accuracy.json.
+        accuracy: Releases of accuracy.json.
+    """
+    runs = {run["name"]: run for run in seeds.get("coded", []) if run["name"] in accuracy_of_seeds}
+    if not runs:
+        return "Coded releases have one seed so far: `python bench/frontier.py configs/seeds/fashion-coded.toml`."
+    rows = [
+        "| release | seed | coded | minus baseline | minus linear readout | T + 1 servers, above class mean |",
+        "| --- " * 6 + "|",
+    ]
+    about = []
+    for name in sorted({run.rpartition("-seed-")[0] for run in runs}):
+        others = {run: entry for run, entry in runs.items() if run.rpartition("-seed-")[0] == name}
+        found: dict[str, tuple[float | None, ...]] = {"0, the release": (*_points(accuracy[name]), None)}
+        for run, entry in others.items():
+            measured, decoded = accuracy_of_seeds[run], entry["decoded"]["psnr"] - entry["floor"]["class_mean"]
+            found[str(entry["made_by"]["seed"])] = (*_points(measured), decoded)
+            about += [source(entry["made_by"]), source(measured["made_by"])]
+        columns = [[value for value in column if value is not None] for column in zip(*found.values(), strict=True)]
+        found["mean"] = tuple(map(statistics.mean, columns))
+        found["standard deviation"] = tuple(statistics.stdev(column) if len(column) > 1 else None for column in columns)
+        rows += [_row(name, seed, values) for seed, values in found.items()]
+    told = (
+        "Over tritonservers, all test images. The last column is that of one decoder of effort `standard`; the "
+        "release's own audit stands in PRIVACY.md."
+    )
+    return "\n".join(rows) + f"\n\n{told} {'; '.join(about)}."
+
+
+def _points(entry: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Accuracy in percent, and its points over baseline and readout."""
+    fused, baseline, readout = (100 * entry[key] for key in ("fused", "baseline", "linear_readouts"))
+    return fused, fused - baseline, fused - readout
+
+
+def _row(name: str, seed: str, values: tuple[float | None, ...]) -> str:
+    sign = "" if seed == "standard deviation" else "+"
+    shapes = (".2f", "%"), (f"{sign}.2f", ""), (f"{sign}.2f", ""), (f"{sign}.2f", " dB")
+    shown = (
+        "" if value is None else f"{value:{shape}}{unit}" for value, (shape, unit) in zip(values, shapes, strict=True)
+    )
+    return f"| {name} | {seed} | {' | '.join(shown)} |"
