@@ -15,6 +15,9 @@ from tests.trained import train_and_export, write_data
 # From the first test on: sums depend on the number of threads, and runs are compared bit for bit.
 torch.set_num_threads(1)
 
+#: Of these, lines of the SDK are not counted: that would slow down what computes, and the SDK has tests of its own.
+UNCOUNTED = tuple(Path(__file__).parent / folder for folder in ("bench", "export", "training"))
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -22,6 +25,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A process takes a whole module (`--dist loadfile`), so that its fixtures are made once.
     """
+    for item in items:
+        if any(map(item.path.is_relative_to, UNCOUNTED)):
+            item.add_marker("no_cover")
     if not hasattr(config, "workerinput"):
         return
     long = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("slow")}

@@ -52,7 +52,7 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    figure = Figure(figsize=(9, 3.8), dpi=120, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(9, 4.2), dpi=120, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     for system in results["systems"].values():
         points = [point for point in system["points"] if "p99_ms" in point]
@@ -61,13 +61,15 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         right.plot(rates, [point["p99_ms"] for point in points], "o-", markersize=4)
     right.axhline(results["bound_ms"], color="#7f7f7f", linewidth=1, linestyle=":")
     left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter("{x:g}")
     left.set_xlabel("clients at once")
     left.set_ylabel("calls a second")
     right.set_xlabel("calls a second")
     right.set_ylabel("p99, ms")
     right.set_yscale("log")
+    right.yaxis.set_major_formatter("{x:g}")
     left.set_ylim(bottom=0)
-    left.legend(fontsize=7, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path)
 
 
