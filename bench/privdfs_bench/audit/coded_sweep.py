@@ -85,7 +85,7 @@ def _values(system: CodedSystem, images: Tensor) -> Tensor:
 def coded_table(runs: Sequence[Mapping[str, Any]], data: str) -> Table:
     """A row for each coded run on a data set; narrow, for a terminal of 80 columns."""
     shown = Table(
-        title=f"{data}, coded shares: held-out training images; T + 1: dB above the class mean",
+        title=f"{data}, coded shares; T + 1: dB above the class mean",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),

@@ -189,7 +189,7 @@ def floors(data: DataSet) -> dict[str, float]:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """One of the masked runs on each data set, and one of the coded ones."""
-    coded = results["coded"]
+    coded = results.get("coded", [])
     return [
         *(_table(results, data) for data in sorted(results["floors"])),
         *(coded_table(coded, data) for data in sorted({one["data"] for one in coded})),
