@@ -39,9 +39,9 @@ time from the planned arrival), stages by the servers' own statistics, calls thr
 included, latency.html and pictures. `--check` writes nothing and compares the ratios with those of the committed
 latency.json.
 
-A coded release takes turns with the unprotected model on a tritonserver and with a masked release, over gRPC and over
-HTTP, and with the same model in this process; then through every `--network`. What its device spends on the head, on
-sharing and on decoding is told apart. It writes coded-latency.json:
+A coded release takes turns with the unprotected model on a tritonserver, over gRPC and HTTP, in TLS too, with a masked
+release over gRPC and HTTP, and with the same model in this process; then through every `--network`. What its device
+spends on the head, on sharing and on decoding is told apart. It writes coded-latency.json:
 
     .venv/bin/python bench/latency.py model_repository/fashion-coded-r1 --network 20,100 --network 50,100
     .venv/bin/python bench/latency.py configs/imagenet-resnet50-coded.toml --beside configs/imagenet-resnet50.toml

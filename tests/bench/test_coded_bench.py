@@ -185,6 +185,11 @@ def test_tables_of_coded_releases(release: Path, tmp_path: Path) -> None:
         "http_coded_p50_to_grpc_p50": 0.5,
         "http_coded_cpu_to_grpc_cpu": 0.4,
     }
+    in_tls = {"https_coded": point | {"p50_ms": 6.0}, "https_baseline": point | {"p50_ms": 4.0}}
+    assert ratios(systems | in_tls) == ratios(systems) | {
+        "https_coded_p50_to_baseline_p50": 1.5,
+        "https_coded_p50_to_plain_p50": 2.0,
+    }
     (tmp_path / "drawn").mkdir()
     (tmp_path / "drawn" / RESULT_NAME).write_text(json.dumps(latency))
     text = coded_latency_table(tmp_path)
@@ -247,7 +252,10 @@ def test_latency_is_measured_beside_a_masked_release(release: Path, trained_rele
         {"coded", "masked", "baseline_triton", "baseline_device"},
         {"http_coded", "http_masked", "http_baseline"},
     )
-    assert set(results["systems"]) == plain | http
+    in_tls = {f"{wire}_{what}" for wire in ("grpcs", "https") for what in ("coded", "baseline")}
+    assert set(results["systems"]) == plain | http | in_tls
+    assert results["left_out"] == {}
+    assert results["systems"]["https_coded"]["bytes_up"] == results["systems"]["coded"]["bytes_up"]
     assert (results["rounds"], results["degree"], results["colluding"]) == (3, [2, 2, 2], 1)
     assert results["systems"]["coded"]["bytes_up"] == 3 * results["bytes_up"]
     far = results["networks"]["5,100"]["systems"]
@@ -266,7 +274,8 @@ def test_latency_of_a_config_is_measured_without_a_masked_release(
     assert latency.main(line) == 0
     results = json.loads((tmp_path / RESULT_NAME).read_text())
     assert results["release"] == "fashion-coded-r1-random"
-    assert set(results["systems"]) == {"coded", "baseline_triton", "baseline_device", "http_coded", "http_baseline"}
+    assert {"coded", "baseline_triton", "baseline_device", "http_coded", "http_baseline"} < set(results["systems"])
+    assert not {"masked", "http_masked"} & set(results["systems"])
     assert results["made_by"]["config"]["beside"] is None
     assert results["device_ms"]["head"] > 0
     assert "not measured" in capsys.readouterr().out  # the bar that compares with a masked release

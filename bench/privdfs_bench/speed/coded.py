@@ -46,6 +46,7 @@ from privdfs_bench.speed.systems import (
     device_session,
 )
 from privdfs_bench.speed.tables import table as latency_table
+from privdfs_bench.speed.tls import served, tls_systems
 from privdfs_export.coded_writing import add_servers
 from privdfs_export.serve import serve_measured
 
@@ -83,14 +84,12 @@ def measure_coded(release: Path, beside: Path | None, options: argparse.Namespac
     repositories += [release / "baseline"]
     with ExitStack() as stack:
         with console.status(f"starting {len(repositories)} tritonservers"):
-            running = stack.enter_context(serve_measured(repositories, http=True))
-        endpoints = Endpoints([one.endpoint for one in running], [str(one.http) for one in running])
-        config = {
-            "beside": None if masked is None else masked.bundle.release,
-            "samples": options.samples,
-            "warmup": WARM_UP,
-        }
-        about = made_by({"release": networks.manifest.release, **config}, seed=ORDER_SEED, endpoint=endpoints.grpc[0])
+            endpoints, left_out = stack.enter_context(served(repositories, [*range(servers), -1]))
+        for name, why in left_out.items():
+            console.print(f"{name} is left out: {why}", highlight=False)
+        other = None if masked is None else masked.bundle.release
+        config = {"release": networks.manifest.release, "beside": other, "samples": options.samples, "warmup": WARM_UP}
+        about = made_by(config, seed=ORDER_SEED, endpoint=endpoints.grpc[0])
         with connected(release, networks, masked, endpoints, servers) as systems:
             take_samples(systems, images, options.samples, WARM_UP, console)
             summaries = {name: system.summary() for name, system in systems.items()}
@@ -109,6 +108,7 @@ def measure_coded(release: Path, beside: Path | None, options: argparse.Namespac
         "graphs": graph_digests(release),
         **sharing(networks, servers),
         "confidence": CONFIDENCE,
+        "left_out": {_in_tls(name): why for name, why in left_out.items()},
         "systems": summaries,
         "ratios": ratios(summaries),
         "networks": far,
@@ -200,7 +200,7 @@ def connected(
         release: Folder of the coded release.
         networks: Of it.
         masked: The other release, if any.
-        endpoints: Of the servers of both, in that order, and of the unprotected model; over each wire.
+        endpoints: Of the servers of both, in that order, and of the unprotected model; in TLS without the other's.
         servers: Of the coded release.
     """
     graph, image = verified_graph(release / "baseline", "baseline"), networks.manifest.image
@@ -228,16 +228,24 @@ def connected(
         }
         if masked is not None:
             other = masked.bundle
-            sizes, what = (bytes_up(other), [answer] * other.n_servers), f"masked shares, {other.release}"
+            masked_sizes, what = (bytes_up(other), [answer] * other.n_servers), f"masked shares, {other.release}"
             systems |= {
-                "masked": System(what, *sizes, called(other, endpoints.grpc[servers:-1])),
-                "http_masked": System("masked shares over HTTP", *sizes, called(other, endpoints.http[servers:-1])),
+                "masked": System(what, *masked_sizes, called(other, endpoints.grpc[servers:-1])),
+                "http_masked": System(
+                    "masked shares over HTTP", *masked_sizes, called(other, endpoints.http[servers:-1])
+                ),
             }
-        yield systems
+        in_tls = stack.enter_context(tls_systems(bundle, sizes, endpoints, what="coded shares"))
+        yield systems | {_in_tls(name): system for name, system in in_tls.items()}
+
+
+def _in_tls(name: str) -> str:
+    """`https` as `https_coded`; the unprotected model's keeps its name."""
+    return name if name.endswith("_baseline") else f"{name}_coded"
 
 
 def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
-    """Of the coded release against the others over the same wire, and of HTTP against gRPC."""
+    """Of the coded release to the others over the same wire, of TLS to plaintext, and of HTTP to gRPC."""
     coded, http = systems["coded"], systems["http_coded"]
     others = ("masked", "baseline_triton", "baseline_device")
     found = {
@@ -246,6 +254,11 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, float]:
     for name in ("masked", "baseline"):
         if f"http_{name}" in systems:
             found[f"http_coded_p50_to_{name}_p50"] = http["p50_ms"] / systems[f"http_{name}"]["p50_ms"]
+    for wire, plain in (("grpcs", coded), ("https", http)):
+        if f"{wire}_coded" in systems:
+            p50 = systems[f"{wire}_coded"]["p50_ms"]
+            found[f"{wire}_coded_p50_to_baseline_p50"] = p50 / systems[f"{wire}_baseline"]["p50_ms"]
+            found[f"{wire}_coded_p50_to_plain_p50"] = p50 / plain["p50_ms"]
     found["http_coded_p50_to_grpc_p50"] = http["p50_ms"] / coded["p50_ms"]
     found["http_coded_cpu_to_grpc_cpu"] = http["cpu_ms"] / coded["cpu_ms"]
     return {name: round(value, 3) for name, value in found.items()}

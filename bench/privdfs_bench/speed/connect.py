@@ -83,7 +83,8 @@ def connect(
             bundle, verified_graph(release / BASELINE_FOLDER, BASELINE_MODEL), split, images, called[-3:]
         )
         systems |= stack.enter_context(http_systems(bundle, release, endpoints.http))
-        systems |= stack.enter_context(tls_systems(bundle, endpoints))
+        sizes = bytes_up(bundle), [FLOAT_BYTES * len(bundle.classes)] * bundle.n_servers
+        systems |= stack.enter_context(tls_systems(bundle, sizes, endpoints, key=key))
         yield Bench(
             systems,
             private,
