@@ -1,5 +1,7 @@
 """The table of bars of coded releases, on figures of our own."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from privdfs_bench.pages.coded_bars import coded_held_table
@@ -7,6 +9,7 @@ from privdfs_bench.pages.coded_bars import coded_held_table
 ENTRY = {
     "sharing": "coded",
     "data": "cifar10, test",
+    "backbone": "resnet20",
     "rounds": 2,
     "baseline": 0.91,
     "fused": 0.905,
@@ -22,10 +25,11 @@ AUDIT = {
 }
 
 
-def cells(accuracy: dict[str, object], privacy: dict[str, object]) -> dict[str, list[str]]:
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in coded_held_table(accuracy, privacy).split("\n")
-    ]
+def cells(
+    accuracy: dict[str, object], privacy: dict[str, object], masked: Sequence[dict[str, object]] = ()
+) -> dict[str, list[str]]:
+    lines = coded_held_table(accuracy, privacy, masked).split("\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
 
@@ -47,3 +51,14 @@ def test_what_misses_a_bar_is_bold_and_what_was_not_measured_is_empty() -> None:
 def test_one_round_alone_may_lose_more(rounds: int) -> None:
     found = cells({"one": ENTRY | {"rounds": rounds, "fused": 0.87}}, {})
     assert found["coded minus baseline"] == ["-4.00, at least -5.0" if rounds == 1 else "**-4.00, at least -1.0**"]
+
+
+def test_the_best_masked_system_of_the_same_cost_stands_beside() -> None:
+    points: list[dict[str, object]] = [
+        {"name": "dear", "data": "cifar10, ResNet", "lost": 0.5, "cheaper": 19.0},
+        {"name": "cheap", "data": "cifar10, ResNet", "lost": 14.5, "cheaper": 20.5},
+        {"name": "worse", "data": "cifar10, ResNet", "lost": 20.0, "cheaper": 30.0},
+        {"name": "other", "data": "cifar10, ViT", "lost": 1.0, "cheaper": 30.0},
+    ]
+    assert cells({"one": ENTRY}, {}, points)["masked shares for 1/20, minus baseline"] == ["-14.50 (cheap)"]
+    assert "masked shares for 1/20, minus baseline" not in cells({"one": ENTRY}, {}, points[:1])

@@ -29,7 +29,7 @@ def point_of_run(run: Mapping[str, Any], floor: float) -> dict[str, Any]:
     """What the bars are about, of a sweep's run."""
     return {
         "name": run["name"],
-        "data": _data_and_backbone(run["data"], run["backbone"]),
+        "data": data_and_backbone(run["data"], run["backbone"]),
         "lost": 100 * (run["baseline"] - run["accuracy"]),
         "above": run["worst"][str(largest_coalition(run["servers"]))]["psnr"] - floor,
         "cheaper": run["baseline_macs"] / run["client_macs"],
@@ -41,7 +41,7 @@ def point_of_release(name: str, entry: Mapping[str, Any], audit: Mapping[str, An
     worst = audit["worst"][str(largest_coalition(len(entry["branches"])))]
     return {
         "name": name,
-        "data": _data_and_backbone(entry["data"], entry["backbone"]),
+        "data": data_and_backbone(entry["data"], entry["backbone"]),
         "lost": 100 * (entry["baseline"] - entry["fused"]),
         "above": worst["psnr"] - worst.get("floor", audit["floor"]["class_mean"]),
         "cheaper": entry["baseline_macs"] / entry["client_macs"],
@@ -104,7 +104,7 @@ def _held(name: str, entry: Mapping[str, Any], audit: Mapping[str, Any]) -> dict
     return held
 
 
-def _data_and_backbone(data: str, backbone: str) -> str:
+def data_and_backbone(data: str, backbone: str) -> str:
     """Within which points compare: a ViT, and a backbone of no known kind, has the bars of its own baseline."""
     kinds = {"vit": "ViT", "res": "ResNet"}
     return f"{data.partition(',')[0]}, {kinds.get(backbone[:3], backbone)}"

@@ -1,10 +1,10 @@
 """The bars of coded releases, in docs/FRONTIER.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privdfs_bench.pages.bars import CHEAPER, Held, table
+from privdfs_bench.pages.bars import CHEAPER, Held, data_and_backbone, table
 from privdfs_bench.pages.coded_privacy import is_coded
 
 #: Servers of which the bytes are counted.
@@ -40,15 +40,28 @@ BARS = {
 }
 
 
-def coded_held_table(accuracy: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
+def coded_held_table(
+    accuracy: Mapping[str, Any], privacy: Mapping[str, Any], masked: Sequence[Mapping[str, Any]]
+) -> str:
     """Markdown table of every coded release beside every bar; what misses one is bold.
 
     Args:
         accuracy: releases of accuracy.json.
         privacy: releases of privacy.json; one that has not been audited has empty cells.
+        masked: points of masked releases and runs, as `bars` makes them, to compare with.
     """
     found = {name: one for name, one in accuracy.items() if is_coded(one) and _data(one) in BARS}
-    return table({name: _held(one, privacy.get(name)) for name, one in found.items()})
+    return table({name: _held(one, privacy.get(name)) | _beside(one, masked) for name, one in found.items()})
+
+
+def _beside(entry: Mapping[str, Any], masked: Sequence[Mapping[str, Any]]) -> dict[str, Held]:
+    """The most accurate masked system that needs no more of the device; it has no bar."""
+    here = data_and_backbone(entry["data"], entry["backbone"])
+    cheap = [point for point in masked if point["data"] == here and point["cheaper"] >= CHEAPER]
+    if not cheap:
+        return {}
+    best = min(cheap, key=lambda point: point["lost"])
+    return {f"masked shares for 1/{CHEAPER}, minus baseline": (f"{-best['lost']:+.2f} ({best['name']})", True)}
 
 
 def _data(entry: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ def figures(folder: Path) -> str:
         "## From which model on a call pays",
         break_even.table(folder, everything),
         "## Which bars the coded releases meet",
-        coded_held_table(everything, audited),
+        coded_held_table(everything, audited, points),
         CODED_TOLD,
         "## Which bars the masked releases meet",
         held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
