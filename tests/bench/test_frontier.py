@@ -13,7 +13,7 @@ import pytest
 from bench import frontier
 from privdfs_bench.audit.frontier import config_of, recorded_config
 from privdfs_bench.audit.frontier_picture import draw, is_current, points
-from privdfs_bench.audit.sweeps import SWEEPS, read_sweep
+from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
 from privdfs_bench.pages.frontier import search_table
 from privdfs_bench.results import RESULTS
 from privdfs_training.coded.system import load_coded
@@ -209,6 +209,13 @@ def test_every_run_of_the_committed_sweeps_is_committed_as_its_config_says() -> 
     made = [*results["runs"], *results["coded"]]
     assert {run["name"] for run in made} == known.keys()
     assert [run["name"] for run in made if recorded_config(run) != known[run["name"]]] == []
+
+
+def test_a_run_is_chosen_with_or_without_the_name_of_its_sweep() -> None:
+    sweep = read_sweep(SWEEPS.parent / "seeds" / "fashion-coded.toml")
+    for only in ("seed-1", "fashion-coded-seed-1"):
+        assert [run.name for run in chosen(sweep, only)] == ["fashion-coded-seed-1"]
+    assert chosen(sweep, None) == sweep.runs
 
 
 def test_a_device_that_is_none_is_refused(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

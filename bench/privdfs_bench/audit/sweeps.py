@@ -39,10 +39,12 @@ class Sweep:
     """Runs to compare with one another.
 
     Attributes:
+        name: that of the file.
         runs: in the order of the file.
         attack: what every attacker spends.
     """
 
+    name: str
     runs: list[Run]
     attack: DecoderBudget
 
@@ -69,7 +71,7 @@ def read_sweep(path: Path) -> Sweep:
         full = f"{path.stem}-{name}"
         runs.append(Run(full, change, _config(_changed(common, {"name": full} | change), f"{path}, run {name}")))
     _refuse_choice_by_test_images(runs, path)
-    return Sweep(runs, _attack_budget(raw["attack"], path))
+    return Sweep(path.stem, runs, _attack_budget(raw["attack"], path))
 
 
 def _config(values: dict[str, Any], where: str) -> Config | CodedConfig:
@@ -100,7 +102,7 @@ def chosen(sweep: Sweep, only: str | None) -> list[Run]:
     Raises:
         BenchError: There is no such run.
     """
-    wanted = [run for run in sweep.runs if only in {None, run.name, run.name.partition("-")[2]}]
+    wanted = [run for run in sweep.runs if only in {None, run.name, run.name.removeprefix(f"{sweep.name}-")}]
     if not wanted:
         known = ", ".join(run.name for run in sweep.runs)
         raise BenchError(f"the sweep has no run '{only}'; it has {known}")
