@@ -26,9 +26,12 @@ AUDIT = {
 
 
 def cells(
-    accuracy: dict[str, object], privacy: dict[str, object], masked: Sequence[dict[str, object]] = ()
+    accuracy: dict[str, object],
+    privacy: dict[str, object],
+    masked: Sequence[dict[str, object]] = (),
+    seeds: dict[str, list[float]] | None = None,
 ) -> dict[str, list[str]]:
-    lines = coded_held_table(accuracy, privacy, masked).split("\n")
+    lines = coded_held_table(accuracy, privacy, masked, seeds or {}).split("\n")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
@@ -62,3 +65,8 @@ def test_the_best_masked_system_of_the_same_cost_stands_beside() -> None:
     ]
     assert cells({"one": ENTRY}, {}, points)["masked shares for 1/20, minus baseline"] == ["-14.50 (cheap)"]
     assert "masked shares for 1/20, minus baseline" not in cells({"one": ENTRY}, {}, points[:1])
+
+
+def test_the_mean_of_several_seeds_has_the_bar_too() -> None:
+    found = cells({"one": ENTRY, "two": ENTRY}, {}, seeds={"one": [-0.5, -1.0, -1.8]})
+    assert found["the same, mean of all seeds"] == ["**-1.10 (3 seeds), at least -1.0**", ""]

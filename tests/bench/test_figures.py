@@ -10,7 +10,7 @@ from privdfs_bench.pages import bars, break_even, deploy, frontier, marks, priva
 from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.coded_privacy import coded_beside_rivals
-from privdfs_bench.pages.coded_seeds import coded_seeds_table
+from privdfs_bench.pages.coded_seeds import coded_seeds_table, minus_baseline
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
 from privdfs_bench.releases import graph_digests
 
@@ -301,6 +301,7 @@ def test_coded_releases_stand_beside_their_other_seeds() -> None:
         "| small | standard deviation | 0.50% | 0.50 | 0.50 | 0.71 dB |",
     ]
     assert lines[-1].count("`frontier.py`, commit 0123456789") == lines[-1].count("`accuracy.py`, commit") == 2
+    assert minus_baseline({"coded": runs}, others, accuracy) == {"small": pytest.approx([-0.75, 0.25, -0.25])}
     (_, _, _, _, _, spread, *_) = coded_seeds_table({"coded": runs[:1]}, others, accuracy).splitlines()
     assert spread == "| small | standard deviation | 0.71% | 0.71 | 0.71 |  |"
     assert "one seed so far" in coded_seeds_table({"runs": []}, others, accuracy)

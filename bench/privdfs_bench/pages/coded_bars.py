@@ -1,5 +1,6 @@
 """The bars of coded releases, in docs/FRONTIER.md."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,10 @@ BARS = {
 
 
 def coded_held_table(
-    accuracy: Mapping[str, Any], privacy: Mapping[str, Any], masked: Sequence[Mapping[str, Any]]
+    accuracy: Mapping[str, Any],
+    privacy: Mapping[str, Any],
+    masked: Sequence[Mapping[str, Any]],
+    seeds: Mapping[str, Sequence[float]],
 ) -> str:
     """Markdown table of every coded release beside every bar; what misses one is bold.
 
@@ -49,9 +53,12 @@ def coded_held_table(
         accuracy: releases of accuracy.json.
         privacy: releases of privacy.json; one that has not been audited has empty cells.
         masked: points of masked releases and runs, as `bars` makes them, to compare with.
+        seeds: points over the baseline from every seed of a release, where there are several.
     """
     found = {name: one for name, one in accuracy.items() if is_coded(one) and _data(one) in BARS}
-    return table({name: _held(one, privacy.get(name)) | _beside(one, masked) for name, one in found.items()})
+    return table(
+        {name: _held(one, privacy.get(name), seeds.get(name)) | _beside(one, masked) for name, one in found.items()}
+    )
 
 
 def _beside(entry: Mapping[str, Any], masked: Sequence[Mapping[str, Any]]) -> dict[str, Held]:
@@ -68,7 +75,7 @@ def _data(entry: Mapping[str, Any]) -> str:
     return entry["data"].partition(",")[0]
 
 
-def _held(entry: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[str, Held]:
+def _held(entry: Mapping[str, Any], audit: Mapping[str, Any] | None, seeds: Sequence[float] | None) -> dict[str, Held]:
     """What a release comes to at each bar, and whether it meets it."""
     bars = BARS[_data(entry)]
     baseline, fused, readout = (100 * entry[key] for key in ("baseline", "fused", "linear_readouts"))
@@ -90,6 +97,9 @@ def _held(entry: Mapping[str, Any], audit: Mapping[str, Any] | None) -> dict[str
             earned is None or fused - readout >= earned,
         ),
     }
+    if seeds is not None:
+        mean = statistics.mean(seeds)
+        held["the same, mean of all seeds"] = f"{mean:+.2f} ({len(seeds)} seeds), at least -{lost}", mean >= -lost
     if audit is not None:
         above = max(one["above_mean_image"] for one in audit["proven"])
         held["strongest attack on T servers"] = (

@@ -17,7 +17,7 @@ def coded_seeds_table(
         accuracy_of_seeds: Releases of seeds-accuracy.json.
         accuracy: Releases of accuracy.json.
     """
-    runs = {run["name"]: run for run in seeds.get("coded", []) if run["name"] in accuracy_of_seeds}
+    runs = _runs(seeds, accuracy_of_seeds)
     if not runs:
         return "Coded releases have one seed so far: `python bench/frontier.py configs/seeds/fashion-coded.toml`."
     rows = [
@@ -25,8 +25,8 @@ def coded_seeds_table(
         "| --- " * 6 + "|",
     ]
     about = []
-    for name in sorted({run.rpartition("-seed-")[0] for run in runs}):
-        others = {run: entry for run, entry in runs.items() if run.rpartition("-seed-")[0] == name}
+    for name in sorted(set(map(_release, runs))):
+        others = {run: entry for run, entry in runs.items() if _release(run) == name}
         found: dict[str, tuple[float | None, ...]] = {"0, the release": (*_points(accuracy[name]), None)}
         for run, entry in others.items():
             measured, decoded = accuracy_of_seeds[run], entry["decoded"]["psnr"] - entry["floor"]["class_mean"]
@@ -41,6 +41,27 @@ def coded_seeds_table(
         "release's own audit stands in PRIVACY.md."
     )
     return "\n".join(rows) + f"\n\n{told} {'; '.join(about)}."
+
+
+def minus_baseline(
+    seeds: Mapping[str, Any], accuracy_of_seeds: Mapping[str, Any], accuracy: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Points over the baseline of each coded release that has other seeds: its own, then theirs; arguments as above."""
+    found: dict[str, list[float]] = {}
+    for run in _runs(seeds, accuracy_of_seeds):
+        name = _release(run)
+        found.setdefault(name, [_points(accuracy[name])[1]]).append(_points(accuracy_of_seeds[run])[1])
+    return found
+
+
+def _runs(seeds: Mapping[str, Any], accuracy_of_seeds: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The runs of seeds.json that were also measured as releases."""
+    return {run["name"]: run for run in seeds.get("coded", []) if run["name"] in accuracy_of_seeds}
+
+
+def _release(run: str) -> str:
+    """The release that a run repeats."""
+    return run.rpartition("-seed-")[0]
 
 
 def _points(entry: Mapping[str, Any]) -> tuple[float, float, float]:
