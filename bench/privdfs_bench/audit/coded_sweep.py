@@ -21,7 +21,7 @@ from privdfs_training.data import DataSet
 from privdfs_training.parallel import CPU
 from privdfs_training.stage import EVALUATION_BATCH
 
-#: Servers that collude; there are as few others as the largest degree allows.
+#: Servers that collude, of as few as the largest degree allows; more of them are honest.
 COLLUDING = 1
 
 
@@ -46,7 +46,7 @@ def measure_coded(
     own = config.backbone
     trained = load_coded(path, factory=own.factory if isinstance(own, CustomConfig) else None)
     rounds, macs = round_specs(trained.rounds), build_coded_graphs(trained, 1.0).macs
-    servers = max(each.degree for each in rounds) * COLLUDING + 1
+    servers = max(2, *(each.degree for each in rounds)) * COLLUDING + 1
     up, down = (servers * sum(way) for way in zip(*map(round_bytes, rounds), strict=True))
     return {
         "servers": servers,
