@@ -29,7 +29,7 @@ def write_coded_report(folder: Path, name: str, entry: Mapping[str, Any], strips
     """Write the page of a coded release, and its picture beside it.
 
     Args:
-        folder: Of the page; made if it does not exist.
+        folder: Of the page.
         name: Of the release.
         entry: Of the release in the result file.
         strips: What came out of the attacks; none draws no images.
@@ -40,8 +40,8 @@ def write_coded_report(folder: Path, name: str, entry: Mapping[str, Any], strips
     Raises:
         OSError: A file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if strips:
+        folder.mkdir(parents=True, exist_ok=True)
         draw_reconstructions(folder / IMAGES, strips)
     else:
         (folder / IMAGES).unlink(missing_ok=True)
@@ -70,6 +70,7 @@ def write_coded_page(folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
         "<h2>Reconstructions</h2>",
         picture(shown) if shown.exists() else NO_IMAGES,
     ]
+    folder.mkdir(parents=True, exist_ok=True)  # where images may not be shown nothing is checked in
     page = folder / PAGE_NAME
     page.write_text(document(f"Leakage of {name}", parts, entry["made_by"]), encoding="utf-8")
     return page
