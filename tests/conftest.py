@@ -23,7 +23,7 @@ UNCOUNTED = tuple(Path(__file__).parent / folder for folder in ("bench", "export
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes share the suite, they begin with the modules that take longest: none is left for the end.
 
-    A process takes a whole module (`--dist loadfile`), so that its fixtures are made once.
+    A process takes a whole module (`--dist loadfile`), so that its fixtures are made once. Coverage skips `UNCOUNTED`.
     """
     for item in items:
         if any(map(item.path.is_relative_to, UNCOUNTED)):

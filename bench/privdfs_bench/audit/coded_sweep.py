@@ -1,4 +1,4 @@
-"""The coded runs of a sweep: measured on held-out training images, and their feature attacked."""
+"""The coded runs of a sweep: measured on held-out training images (seeds: on the test images), the feature attacked."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def measure_coded(
     Args:
         config: What was trained.
         path: Of the finished system.
-        data: Its images; those that were held out are the test images.
+        data: Its images; where training images were held out, these are its test images.
         budget: Of the attacker.
         device: Where the decoder is trained.
 
@@ -64,7 +64,7 @@ def measure_coded(
 
 
 def _attack(system: CodedSystem, data: DataSet, budget: DecoderBudget, device: torch.device) -> dict[str, Any]:
-    """What a decoder of the first round's values, which T + 1 servers have, reconstructs of the held-out images."""
+    """What a decoder of the first round's values, which T + 1 servers have, reconstructs of the others."""
     view = view_of_shares(
         members=tuple(range(COLLUDING + 1)),
         images=data.train_images,

@@ -81,7 +81,6 @@ def coded_beside_rivals(accuracy: Mapping[str, Any], privacy: Mapping[str, Any])
             "client_macs": entry["client_macs"],
             "baseline_macs": entry["baseline_macs"],
             "accuracy": entry["fused"],
-            "matched": True,
             "lost_points": 100 * (entry["baseline"] - entry["fused"]),
             "worst": {**strongest, "above": strongest["psnr"] - strongest["floor"]},
         }

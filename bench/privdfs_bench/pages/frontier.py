@@ -142,9 +142,9 @@ def search_table(runs: Sequence[Mapping[str, Any]], data: str) -> str:
     commits = sorted({run["made_by"]["commit"][:10] for run in found})
     held_out, floor = found[0]["held_out"], found[0]["floor"]["class_mean"]
     return "\n".join(rows) + (
-        f"\n\nMeasured on {held_out:,} training images that no run learned from; one seed, few epochs. *Rounds*: "
-        "levels of what is shared, then the channels of each map. *T + 1 servers*: a decoder's reconstruction above "
-        f"the class mean, {floor:.2f} dB. Commits {', '.join(commits)}."
+        f"\n\nMeasured on {held_out:,} training images that no run learned from, though their teacher had; one seed, "
+        "few epochs. *Rounds*: levels of what is shared, then the channels of each map. *T + 1 servers*: a decoder's "
+        f"reconstruction above the class mean, {floor:.2f} dB. Commits {', '.join(commits)}."
     )
 
 

@@ -106,7 +106,10 @@ def rivals_table(results: Mapping[str, Any], coded: Mapping[str, Mapping[str, An
     rows.append("| --- " * 9 + "|")
     systems = {**results["systems"], **coded}
     for name, entry in sorted(systems.items(), key=lambda one: (one[1]["data"], one[1]["worst"]["above"])):
-        worst, accuracy = entry["worst"], f"{entry['accuracy']:.2%}{'' if entry['matched'] else ', not matched'}"
+        worst, accuracy = (
+            entry["worst"],
+            f"{entry['accuracy']:.2%}{'' if entry.get('matched', True) else ', not matched'}",
+        )
         cost = entry["baseline_macs"] / entry["client_macs"]
         rows.append(
             f"| {named(name, entry.get('graphs'))} | {entry['defence']} | {entry['bits']:,} bits | 1/{cost:.1f} "
