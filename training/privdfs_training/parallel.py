@@ -211,11 +211,35 @@ def averaging(modules: nn.Module, loss: Callable[..., tuple[Tensor, Terms]]) -> 
     return DistributedDataParallel(_Whole(modules, loss), find_unused_parameters=True)
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all processes, on any device; torch's own knows GPUs only.
+def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Add the statistics of a batch to the running averages of a normalisation.
 
-    With running averages, as all normalisations of this project have them.
+    Args:
+        norm: With running averages, as all normalisations of this project have them.
+        mean: Of this process's values, [channels].
+        variance: Of this process's values, not corrected for their number, [channels].
+        count: Values of a channel in this process.
+
+    Returns:
+        Mean and variance of the values of all processes.
     """
+    # Parts are of equal size: the variance is that within them plus that of their means.
+    parts = gather(torch.stack([mean, variance])[None])
+    mean, variance = parts[:, 0].mean(0), parts[:, 1].mean(0) + parts[:, 0].var(0, correction=0)
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        raise AssertionError
+    if norm.num_batches_tracked is None:
+        raise AssertionError
+    count *= world()
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    return mean, variance
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, on any device; torch's own knows GPUs only."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch names it
         """[batch, channels, h, w] to the same shape and type."""
@@ -223,17 +247,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         values = input.float()
         variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-        parts = _Gather.apply(torch.stack([mean, variance]))
-        # Parts are of equal size: the variance is that within them plus that of their means.
-        mean, variance = parts[:, 0].mean(0), parts[:, 1].mean(0) + parts[:, 0].var(0, correction=0)
-        running_mean, running_variance, momentum = self.running_mean, self.running_var, self.momentum
-        if running_mean is None or running_variance is None or momentum is None or self.num_batches_tracked is None:
-            raise AssertionError
-        count = input.numel() // input.shape[1] * world()
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            running_mean.lerp_(mean, momentum)
-            running_variance.lerp_(variance * count / (count - 1), momentum)
+        mean, variance = remember(self, mean, variance, input.numel() // input.shape[1])
         gain = torch.rsqrt(variance + self.eps)
         gain = self.weight * gain if self.affine else gain
         normalised = (values - mean[:, None, None]) * gain[:, None, None]

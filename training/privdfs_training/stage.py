@@ -22,6 +22,7 @@ from privdfs_training.replay import replayed
 
 CALIBRATION_IMAGES = 2048
 EVALUATION_BATCH = 1000
+TEACHING_IMAGES = 64  # at once on a processor: what lies between two layers then stays in its cache
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, parallel.Terms]]
 #: Of images uint8 [batch, channels, height, width], what finished networks give: float [batch, …].
 Frozen = Callable[[Tensor], Tensor]
@@ -111,7 +112,8 @@ def teach(baseline: Backbone, images: Tensor) -> Tensor:
         Logits, float32 [batch, classes], without a gradient.
     """
     baseline.eval()
-    return baseline(images).float()
+    parts = images.split(TEACHING_IMAGES if images.is_cpu else len(images))
+    return torch.cat([baseline(part).float() for part in parts])
 
 
 def head_to_int8(head: Head, data: ImageData, device: torch.device) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privdfs.coding import Integers
+from privdfs_training import parallel
 from privdfs_training.coded.bounds import interval_bound, linear_map
 from privdfs_training.coded.config import MapConfig, RoundConfig
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
+from privdfs_training.coded.square import squared
 from privdfs_training.errors import RangeError, TrainingConfigError
 
 Reals = NDArray[np.float64]
@@ -31,6 +33,8 @@ MOMENTUM = 0.05
 FACTOR_BITS = 20
 #: Up to here float64 has every integer.
 EXACT = 2**53
+EXACT_FLOAT32 = 2**24
+EXACT_IMAGES = 100  # at once: what lies between two maps then stays in a processor's cache
 
 
 def to_levels(values: Tensor, largest: int) -> Tensor:
@@ -97,7 +101,7 @@ class PolynomialMap(nn.Module):
         return steps + (steps.detach().round() - steps.detach())
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map float [batch, channels, h, w] to float32 [batch, *outputs]."""
+        """Map float [batch, channels, h, w] to [batch, *outputs], under autocast of its type."""
         return self._mapped(values, self.integers())
 
     def absolute(self, largest: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ class PolynomialMap(nn.Module):
 
     def _mapped(self, values: Tensor, weight: Tensor) -> Tensor:
         mapped = linear_map(values, weight, self.over, self.stride, self.padding)
-        return mapped.float().view(len(values), *self.outputs)
+        return mapped.view(len(values), *self.outputs)
 
     def plain(self) -> IntegerMap:
         """The map with its integers."""
@@ -175,17 +179,21 @@ class PolynomialRound(nn.Module):
         Returns:
             Results of about unit variance, with what a skip adds, float32 [batch, *outputs].
         """
-        values, before = shared[-1], 1.0
+        values, before, last = shared[-1], 1.0, len(self.worth) - 1
         for index, (layer, worth) in enumerate(zip(self._squared(), self.worth, strict=True)):
-            values = layer(values) * (before / worth)
-            if self.training:
-                self.spreads[index](values.detach())  # which watches, and gives nothing that is used
             k = self._linear(index)
-            square = values * (values + ((k + (k.round() - k).detach()) / worth)[:, None, None])
-            values = square if self.progress == 1 else torch.lerp(2 * F.relu(values), square, self.progress)
+            values, mean, variance = squared(
+                layer(values),
+                (k + (k.round() - k).detach()) / worth,
+                unit=before / worth,
+                progress=self.progress,
+                pool=self.pool if index == last else 1,
+            )
+            self._watch(index, mean, variance, images=len(values))
             before = worth**2
-        values = F.avg_pool2d(values, self.pool) if self.pool > 1 else values
-        results = self.norm(self.output(values))
+        if not self.worth and self.pool > 1:
+            values = F.avg_pool2d(values, self.pool)
+        results = self.norm(self.output(values).float())
         if self.skip_gain is None:
             return results
         return results + self.skip_gain[:, None, None] * shared[self.skip - 1] * (CUT / self.skipped)
@@ -233,6 +241,12 @@ class PolynomialRound(nn.Module):
         variance = self.spreads[index].get_buffer("running_var")
         return self.linear[index] * variance.sqrt() * self.worth[index]
 
+    def _watch(self, index: int, mean: Tensor, variance: Tensor, images: int) -> None:
+        """Remember how what is squared spreads."""
+        spread = self.spreads[index]
+        if isinstance(spread, nn.BatchNorm2d) and spread.training:
+            parallel.remember(spread, mean, variance, images * math.prod(self._squared()[index].outputs[1:]))
+
     def _squared(self) -> list[PolynomialMap]:
         """The hidden maps."""
         return [layer for layer in self.hidden if isinstance(layer, PolynomialMap)]
@@ -251,7 +265,7 @@ class PolynomialRound(nn.Module):
 
 
 def exact(network: IntegerNetwork, values: Integers, device: torch.device) -> Integers:
-    """What servers compute, by float64 sums that stay below 2^53, which are exact in any order.
+    """What servers compute, by sums of integers that floating point has every one of: exact in any order.
 
     Args:
         network: One round's.
@@ -261,13 +275,23 @@ def exact(network: IntegerNetwork, values: Integers, device: torch.device) -> In
     Returns:
         [batch, *outputs].
     """
-    found = torch.from_numpy(values).to(device, torch.float64)
     with torch.autocast(device.type, enabled=False):
-        for index, layer in enumerate(network.maps):
-            if index == len(network.linear) and network.pool > 1:
-                found = F.avg_pool2d(found, network.pool, divisor_override=1)
-            weight = torch.from_numpy(layer.weight).to(found)
-            found = linear_map(found, weight, layer.over, layer.stride, layer.padding).view(-1, *layer.outputs)
-            if index < len(network.linear):
-                found = found * (found + torch.from_numpy(network.linear[index]).to(found)[:, None, None])
-    return found.cpu().numpy().astype(np.int64)
+        found = [_exact(network, part.to(device)) for part in torch.from_numpy(values).split(EXACT_IMAGES)]
+    return torch.cat(found).cpu().numpy().astype(np.int64)
+
+
+def _exact(network: IntegerNetwork, values: Tensor) -> Tensor:
+    """The same for a few images, float64."""
+    found = values
+    for index, layer in enumerate(network.maps):
+        if index == len(network.linear) and network.pool > 1:
+            found = F.avg_pool2d(found, network.pool, divisor_override=1)
+        # float32 takes half the time. Sums of the first map, by far the most, are usually small enough for it.
+        reached = network.largest * np.abs(layer.weight).reshape(len(layer.weight), -1).sum(axis=1).max()
+        kind = torch.float32 if index == 0 and reached <= EXACT_FLOAT32 else torch.float64
+        weight = torch.from_numpy(layer.weight).to(found.device, kind)
+        found = linear_map(found.to(kind), weight, layer.over, layer.stride, layer.padding)
+        found = found.view(-1, *layer.outputs).double()
+        if index < len(network.linear):
+            found = found * (found + torch.from_numpy(network.linear[index]).to(found)[:, None, None])
+    return found
