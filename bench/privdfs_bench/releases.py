@@ -69,7 +69,7 @@ def manifest_data(manifest: AnyClientManifest, folder: Path | None) -> DataSet:
     except msgspec.ValidationError as error:
         msg = f"the manifest of {manifest.release} names no known data set ({error}): export it with privdfs-export"
         raise ConfigError(msg) from error
-    data, image = in_memory(load_data(config, folder)), manifest.image
+    data, image = in_memory(load_data(config.whole(), folder)), manifest.image
     if data.classes != manifest.classes or data.image_shape != (image.channels, image.height, image.width):
         msg = f"{manifest.release} has other classes or image sizes than {config.name}: pass its own data with --data"
         raise ConfigError(msg)

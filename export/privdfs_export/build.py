@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         servers = DEFAULT_SERVERS if options.servers is None else options.servers
         check_servers(servers)
         coded = load_coded(options.checkpoint, factory=options.factory)
-        data = load_data(coded.config.data, options.data)
+        data = load_data(coded.config.data.whole(), options.data)
         export_coded(coded, data, options.out, engine=options.engine, servers=servers, console=console)
         return
     trained = load_system(options.checkpoint, factory=options.factory)
@@ -76,5 +76,5 @@ def run(options: argparse.Namespace) -> None:
             "leave out --servers."
         )
         raise ExportError(message)
-    data = load_data(trained.config.data, options.data)
+    data = load_data(trained.config.data.whole(), options.data)
     export_release(trained, data, options.out, engine=options.engine, console=console)

@@ -140,7 +140,7 @@ def _sidecar(repository: Repository) -> Sidecar:
 
 def _data(client: ClientManifest, config: Config, folder: Path | None) -> ImageData:
     """The data set that a release was trained on."""
-    data, image = load_data(config.data, folder), client.image
+    data, image = load_data(config.data.whole(), folder), client.image
     if data.classes != client.classes or data.image_shape != (image.channels, image.height, image.width):
         message = f"{client.release} has other classes or another image size than {data.name}. Pass its own data."
         raise ExportError(message)

@@ -5,8 +5,9 @@ repair that without making doubtful answers too sure. So the map has one slope f
 one set of slopes for each number of servers that answer. Every slope is positive: the ranking of the classes stays, and
 with it every accuracy, also under liars.
 
-The map is fitted on training images, turned, scaled, and moved one pixel further than training moved them. A system is
-surer of images it was trained on than of new ones; views it has not seen stand in for those. No test image is used.
+The map is fitted on the training images that `data.held_out` kept from training. Where there are none, it is fitted on
+others, turned, scaled, and moved one pixel further than training moved them: a system is surer of images it was trained
+on than of new ones, and views it has not seen stand in for those. No test image is used.
 """
 
 import copy
@@ -29,7 +30,7 @@ from privdfs_export import evaluate
 from privdfs_export.contents import Graph, Graphs
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.config import Config
-from privdfs_training.data import ImageData
+from privdfs_training.data import ImageData, hold_out
 
 #: Training images that the map is fitted on.
 FIT_IMAGES = 10_000
@@ -82,8 +83,8 @@ def calibrate(built: Graphs, data: ImageData, config: Config, partitions: int | 
     Raises:
         ExportError: The fusion has a map already.
     """
-    pixels, labels = data.sample("train", FIT_IMAGES)
-    images = np.ascontiguousarray(unfamiliar(pixels, familiar_shift(config) + 1).permute(0, 2, 3, 1).numpy())
+    pixels, labels, fitted_on = unseen(data, config.data.held_out, FIT_IMAGES, familiar_shift(config) + 1)
+    images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     branches = [branch.session for branch in built.branches]
     answers = evaluate.server_answers(built.encoder.session, branches, images, spread(len(images), partitions))
     rows = []
@@ -97,8 +98,27 @@ def calibrate(built: Graphs, data: ImageData, config: Config, partitions: int | 
     return Calibrated(
         graphs=dataclasses.replace(built, fusion=fusion),
         slopes=slopes,
-        fitted_on=f"{len(labels)} training images, each mirrored, turned, scaled and moved at random",
+        fitted_on=fitted_on,
     )
+
+
+def unseen(data: ImageData, held_out: int, count: int, shift: int) -> tuple[Tensor, Tensor, str]:
+    """Images that a system was not trained on, and that are no test images.
+
+    Args:
+        data: The whole set.
+        held_out: How many of its training images were kept from training.
+        count: How many others to take, if none was.
+        shift: Pixels that those are moved by at most.
+
+    Returns:
+        Images uint8 [batch, channels, height, width], labels int64 [batch], and what they are in words.
+    """
+    if held_out:
+        return *hold_out(data, held_out).sample("test"), f"{held_out} training images that were held out"
+    pixels, labels = data.sample("train", count)
+    views = f"{len(labels)} training images, each mirrored, turned, scaled and moved at random"
+    return unfamiliar(pixels, shift), labels, views
 
 
 def measure(

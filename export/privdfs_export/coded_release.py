@@ -25,7 +25,7 @@ from privdfs import coding
 from privdfs._coded_format import ANSWERS, RESIDUES, VALUES, CodedAccuracy, CodedManifest, RoundSpec, numbered
 from privdfs._format import IMAGE, IMAGES, LOGITS, PROBABILITIES, SHARE, CalibrationError
 from privdfs_export import parity
-from privdfs_export.calibration import calibration_error, fit_temperature, unfamiliar
+from privdfs_export.calibration import calibration_error, fit_temperature, unseen
 from privdfs_export.coded_contents import CodedGraphs, build_coded_graphs, coded_manifest, round_specs
 from privdfs_export.coded_run import CodedRun, run_coded
 from privdfs_export.coded_writing import check_servers, write_coded_release
@@ -41,7 +41,6 @@ from privdfs_training.data import ImageData
 BATCH = 250
 #: Images that the temperature is fitted on.
 CALIBRATION_IMAGES = 5000
-FITTED_ON = f"{CALIBRATION_IMAGES} training images, each mirrored, turned, scaled and moved at random"
 #: Servers that answer beside those that are needed, while graphs are compared.
 SPARE_SERVERS = 2
 
@@ -59,7 +58,7 @@ def export_coded(
 
     Args:
         trained: A finished coded system.
-        data: The set it was trained on; its test images serve parity and accuracy.
+        data: The whole set it was trained on; its test images serve parity and accuracy.
         out: Folder of the release; must not exist.
         engine: What Triton runs the rounds with.
         servers: How many servers get a folder.
@@ -75,15 +74,18 @@ def export_coded(
     refuse_existing(out)
     check_servers(servers)
     check_same_data(data, trained.classes, trained.system.image_shape)
-    temperature = _fitted_temperature(trained, data)
-    console.print(f"graphs: encoder, {len(trained.rounds)} rounds, fusion, baseline; temperature {temperature:.2f}")
-    built = build_coded_graphs(trained, temperature)
+    fitted = _fitted(trained, data)
+    console.print(
+        f"graphs: encoder, {len(trained.rounds)} rounds, fusion, baseline; temperature {fitted.temperature:.2f}"
+    )
+    built = build_coded_graphs(trained, fitted.temperature)
     pixels, labels = data.sample("test")
     images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     _check_baseline(trained.system, built, images[:BATCH])
-    compared = _compare(trained, built, temperature, images, console)
-    accuracy = _accuracy(trained, built, compared, temperature, data, images, labels.numpy())
-    parity.check_data(data.name, accuracy.fused, trained.accuracy["coded"], None)
+    compared = _compare(trained, built, fitted.temperature, images, console)
+    accuracy = _accuracy(trained, built, compared, fitted, data, images, labels.numpy())
+    at_the_end = fitted.right if trained.config.data.held_out else accuracy.fused
+    parity.check_data(data.name, at_the_end, trained.accuracy["coded"], None)
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
     client = coded_manifest(trained, built, seen=compared.seen, accuracy=accuracy)
     (baseline,) = run_batched(built.baseline.session, {IMAGE: examples[:GOLDEN_IMAGES]})
@@ -100,6 +102,21 @@ def export_coded(
     told = f"baseline {accuracy.baseline:.2%}, coded {accuracy.fused:.2%}, linear readout {accuracy.readout:.2%}"
     console.print(f"{client.release}: {told}, written to {out}")
     return client
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The temperature of a release.
+
+    Attributes:
+        temperature: What logits are divided by.
+        on: Which images, in words.
+        right: Fraction of them whose class is right.
+    """
+
+    temperature: float
+    on: str
+    right: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +214,7 @@ def _accuracy(
     trained: TrainedCodedSystem,
     built: CodedGraphs,
     found: Compared,
-    temperature: float,
+    fitted: Fitted,
     data: ImageData,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
@@ -215,9 +232,9 @@ def _accuracy(
         fused=fraction_right(found.probabilities, labels),
         readout=fraction_right(readout, labels),
         calibration=CalibrationError(
-            before=calibration_error(_warmed(found.probabilities, temperature), labels),
+            before=calibration_error(_warmed(found.probabilities, fitted.temperature), labels),
             after=calibration_error(found.probabilities, labels),
-            fitted_on=FITTED_ON,
+            fitted_on=fitted.on,
         ),
     )
 
@@ -228,14 +245,14 @@ def _warmed(probabilities: NDArray[np.float32], temperature: float) -> NDArray[n
     return raised / raised.sum(axis=1, keepdims=True)
 
 
-def _fitted_temperature(trained: TrainedCodedSystem, data: ImageData) -> float:
-    """On training images as training never saw them: those of the test set must not decide anything."""
-    pixels, labels = data.sample("train", CALIBRATION_IMAGES)
+def _fitted(trained: TrainedCodedSystem, data: ImageData) -> Fitted:
+    """On images as training never saw them: those of the test set must not decide anything."""
     stages = trained.config.train.rounds, trained.config.train.finetune
-    views = unfamiliar(pixels, max(stage.crop_padding for stage in stages) + 1)
+    shift = max(stage.crop_padding for stage in stages) + 1
+    pixels, labels, on = unseen(data, trained.config.data.held_out, CALIBRATION_IMAGES, shift)
     with torch.inference_mode():
-        logits = torch.cat([trained.system(part) for part in views.split(BATCH)]).numpy()
-    return fit_temperature(logits, labels.numpy())
+        logits = torch.cat([trained.system(part) for part in pixels.split(BATCH)]).numpy()
+    return Fitted(fit_temperature(logits, labels.numpy()), on, fraction_right(logits, labels.numpy()))
 
 
 def _golden_source() -> Callable[[int], bytes]:

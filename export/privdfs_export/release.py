@@ -44,7 +44,7 @@ from privdfs_export.precision import Precision, measure_ranges, with_precision
 from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
-from privdfs_training.data import ImageData
+from privdfs_training.data import ImageData, hold_out
 from privdfs_training.models.system import System
 from privdfs_training.stage import accuracy
 
@@ -69,7 +69,7 @@ def export_release(
 
     Args:
         trained: A finished system.
-        data: The set it was trained on; its test images (of a streamed set, a sample of them) serve parity,
+        data: The whole set it was trained on; its test images (of a streamed set, a sample of them) serve parity,
             accuracy and the golden examples.
         out: Folder of the release; must not exist.
         engine: What Triton runs the branches with.
@@ -136,9 +136,10 @@ def _examine(
 ) -> Findings:
     """Compare the graphs with torch, and measure them; `plain` are those without calibration."""
     system, on, built = trained.system, _test_images(trained.system, data), calibrated.graphs
-    reached = _reached(system, on)
+    reached, held_out = _reached(system, on), trained.config.data.held_out
+    at_the_end = _reached(system, _test_images(system, hold_out(data, held_out))) if held_out else reached
     sampled = on.partitions is not None or len(on.labels) < data.test_size
-    parity.check_data(data.name, reached, trained.accuracy["fused"], len(on.labels) if sampled else None)
+    parity.check_data(data.name, at_the_end, trained.accuracy["fused"], len(on.labels) if sampled else None)
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(on.images))} test images")
     examples = on.images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, on.images.shape[1:])
     golden = _check_parity(trained, calibrated, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))

@@ -23,12 +23,16 @@ class DataConfig(Section, frozen=True):
     image_size: int | None = None  # CelebA and ImageNet: height and width in pixels; None means 64 and 224
     identity_images: int | None = None  # celeba-identity: people with fewer images are left out; None means 30
     layout: Literal["folder", "shards"] = "folder"  # imagenet: one folder for each class, or WebDataset shards
-    held_out: int = 0  # training images that take the place of the test images, to choose a design by; 0: none
+    held_out: int = 0  # training images that take the place of the test images, to choose or calibrate by; 0: none
 
     @property
     def task(self) -> Literal["classes", "attributes"]:
         """One class per image, or any number of yes-or-no attributes."""
         return "attributes" if self.name == "celeba-attributes" else "classes"
+
+    def whole(self) -> "DataConfig":
+        """The same set with its own test images, whatever was held out."""
+        return msgspec.structs.replace(self, held_out=0)
 
 
 class _Backbone(Section, frozen=True, kw_only=True, tag_field="name"):

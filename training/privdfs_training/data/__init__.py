@@ -16,7 +16,7 @@ from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task
 from privdfs_training.data.fashion import load_fashion_mnist
 from privdfs_training.data.imagenet import load_imagenet
 
-__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "image_shape", "in_memory", "load_data"]
+__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "hold_out", "image_shape", "in_memory", "load_data"]
 
 LOADERS: dict[str, Callable[[Path | None, DataConfig], ImageData]] = {
     "fashion-mnist": lambda root, _: load_fashion_mnist(root),
