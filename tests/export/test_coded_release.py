@@ -182,6 +182,15 @@ def test_people_see_how_much_was_compared(data: ImageData, tmp_path: Path) -> No
     assert len(list((tmp_path / "out").glob("server-*"))) == 2
 
 
+def test_without_a_head_the_device_computes_nothing_but_the_sharing(data: ImageData, tmp_path: Path) -> None:
+    trained = measured("pixels", data)
+    manifest = export_coded(trained, data, tmp_path / "out", engine="python", servers=3, console=QUIET)
+    assert manifest.macs.head == 0
+    assert manifest.macs.fusion > 0
+    assert manifest.rounds[0].values == 28 * 28
+    verify(tmp_path / "out")
+
+
 def test_the_release_id_does_not_depend_on_the_number_of_servers(
     exported: Path, checkpoint: Path, data_folder: Path, tmp_path: Path
 ) -> None:

@@ -35,7 +35,11 @@ QUARTIC = [
     }
 ]
 POOLED = [{"levels": 7, "hidden": [{"outputs": 12, "kernel": 3}], "pool": 7, "output": ALL}]
-KINDS = {"rounds": ROUNDS, "mixer": MIXER, "quartic": QUARTIC, "pooled": POOLED}
+PIXELS = [
+    {"levels": 15, "hidden": [{"outputs": 6, "kernel": 7, "stride": 7}], "output": {"outputs": 8}},
+    {"levels": 15, "hidden": [{"outputs": 12, **ALL}], "output": ALL},
+]
+KINDS = {"rounds": ROUNDS, "mixer": MIXER, "quartic": QUARTIC, "pooled": POOLED, "pixels": PIXELS}
 
 
 def coded_values(kind: str = "rounds") -> dict[str, Any]:
@@ -44,6 +48,8 @@ def coded_values(kind: str = "rounds") -> dict[str, Any]:
     stage = values["train"]["masks"]
     coded = {key: values[key] for key in ("name", "seed", "data", "backbone", "head")}
     coded["sharing"] = {"kind": "coded", "bits": 3 if kind == "quartic" else 5, "degree": 4 if kind == "quartic" else 2}
+    if kind == "pixels":
+        coded["head"] = {"kind": "pixels"}
     coded["rounds"] = json.loads(json.dumps(KINDS[kind]))
     coded["loss"] = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
     coded["train"] = {name: dict(stage) for name in ("baseline", "rounds", "finetune")}

@@ -40,6 +40,12 @@ def test_grouped_branches_of_older_versions(tmp_path: Path) -> None:
             assert load_config(path) == config_from_dict(tiny_values(), "tests")
 
 
+def test_the_image_itself_is_shared_by_coded_runs_alone(tmp_path: Path) -> None:
+    values = tiny_values() | {"head": {"kind": "pixels"}}
+    with pytest.raises(TrainingConfigError, match=r"head\.kind = 'pixels' shares the image itself"):
+        load_config(write_toml(tmp_path / "config.toml", values))
+
+
 def test_missing_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(CONFIGS[0].read_text().replace("seed = 0\n", ""))

@@ -13,6 +13,7 @@ from privdfs_training.config import (
     Config,
     CustomConfig,
     DataConfig,
+    PixelsHeadConfig,
     RunConfig,
     Section,
     StageConfig,
@@ -44,6 +45,11 @@ def network_problems(config: RunConfig) -> list[str]:
         problems += factory_problems(backbone)
     if isinstance(head, CompactHeadConfig) and not head.stages:
         problems.append("head.stages is empty; give at least one [channels, blocks]")
+    if isinstance(head, PixelsHeadConfig) and isinstance(config, BranchedConfig):
+        problems.append(
+            "head.kind = 'pixels' shares the image itself, which only coded shares hide: take another kind, or "
+            "sharing.kind = 'coded'"
+        )
     if isinstance(branch, BackboneBranchConfig) and bool(branch.split) == isinstance(head, BackboneHeadConfig):
         problems.append(
             "branch.split does not go with head.kind = 'backbone': the branches continue where the head ends"

@@ -132,28 +132,33 @@ BackboneConfig: TypeAlias = (
 
 
 class _Head(Section, frozen=True, kw_only=True, tag_field="kind"):
-    """The client network; it ends in a narrow convolution."""
+    """The client network."""
 
-    channels: Size  # of the feature that the masks cut
     checkpoint: str | None = None  # finished system whose head and masks are taken as they are
 
 
 class CompactHeadConfig(_Head, frozen=True, kw_only=True, tag="compact"):
-    """A stem, then stages of depthwise-separable blocks."""
+    """A stem, then stages of depthwise-separable blocks, then a narrow convolution."""
 
+    channels: Size  # of the feature
     stem: Size  # channels of the first convolution
     stem_stride: Literal[1, 2] = 2
     stages: tuple[tuple[Size, Size], ...]  # (channels, blocks); all but the first halve height and width
 
 
 class BackboneHeadConfig(_Head, frozen=True, kw_only=True, tag="backbone"):
-    """The backbone's own first layers, started from the baseline's weights."""
+    """The backbone's own first layers, started from the baseline's weights, then a narrow convolution."""
 
+    channels: Size  # of the feature
     split: str  # name of its last layer, such as "layer2.0" or "blocks.1"; a wrong one lists all
     stride: Size = 1  # of the narrow convolution
 
 
-HeadConfig: TypeAlias = CompactHeadConfig | BackboneHeadConfig
+class PixelsHeadConfig(_Head, frozen=True, kw_only=True, tag="pixels"):
+    """No network: the pixels themselves, at the levels of the first round. Only coded shares hide them."""
+
+
+HeadConfig: TypeAlias = CompactHeadConfig | BackboneHeadConfig | PixelsHeadConfig
 
 
 class MaskConfig(Section, frozen=True):

@@ -125,6 +125,24 @@ class Head(nn.Module):
         return [module for module in self.modules() if isinstance(module, ActivationQuantiser)]
 
 
+class PixelHead(Head):
+    """No network at all: the normalised pixels in eight bits, of which coded shares take a few levels."""
+
+    def __init__(self, image_channels: int) -> None:
+        """Build the head.
+
+        Args:
+            image_channels: Of the image.
+        """
+        super().__init__()
+        self.normalise = Normalise(image_channels)
+        self.input = ActivationQuantiser(signed=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [batch, image_channels, height, width] to float, same shape, about unit variance."""
+        return self.input(self.normalise(images))
+
+
 class CompactHead(Head):
     """Client network of depthwise-separable blocks: image to feature."""
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privdfs_training.config import BackboneHeadConfig, BranchedConfig, Config, HeadConfig, ResidualBranchConfig
+from privdfs_training.config import (
+    BackboneHeadConfig,
+    BranchedConfig,
+    Config,
+    HeadConfig,
+    PixelsHeadConfig,
+    ResidualBranchConfig,
+)
 from privdfs_training.masks import OwnerMask
 from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.backbone_branch import ResNetBranch, VitBranch, backbone_branch
@@ -15,7 +22,7 @@ from privdfs_training.models.backbone_head import BackboneHead
 from privdfs_training.models.branch import Branch
 from privdfs_training.models.custom_cut import CustomBranch
 from privdfs_training.models.fusion import AttributeFusion, Fusion
-from privdfs_training.models.head import CompactHead, Head
+from privdfs_training.models.head import CompactHead, Head, PixelHead
 from privdfs_training.partitions import PartitionFamily
 from privdfs_training.quantise import ShareQuantiser
 from privdfs_training.rate import ClassRate
@@ -181,6 +188,8 @@ def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> H
     """
     if isinstance(config, BackboneHeadConfig):
         return BackboneHead(baseline, config.split, channels=config.channels, stride=config.stride)
+    if isinstance(config, PixelsHeadConfig):
+        return PixelHead(image_channels)
     return CompactHead(
         image_channels=image_channels,
         stem=config.stem,
