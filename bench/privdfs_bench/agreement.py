@@ -32,6 +32,7 @@ from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_export.sessions import run_batched
 from privdfs_training.coded.system import load_coded
+from privdfs_training.data import hold_out
 from privdfs_training.data.pictures import centre_crop, decode, read_file
 
 CALL_IMAGES = 32
@@ -77,8 +78,10 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     networks, name = open_coded(release), release_name(release)
     manifest = networks.manifest
     held_out = read_photographs(options.held_out, manifest)
-    system = load_coded(options.checkpoint, factory=options.factory).system
-    trained_on = nhwc(manifest_data(manifest, options.data).train_images)
+    trained = load_coded(options.checkpoint, factory=options.factory)
+    system, kept = trained.system, trained.config.data.held_out
+    data = manifest_data(manifest, options.data)
+    trained_on = nhwc((hold_out(data, kept) if kept else data).train_images)
     check_apart(held_out.pixels, trained_on)
     baseline = evaluate.session(verified_graph(release / "baseline", "baseline"))
 

@@ -5,9 +5,9 @@ repair that without making doubtful answers too sure. So the map has one slope f
 one set of slopes for each number of servers that answer. Every slope is positive: the ranking of the classes stays, and
 with it every accuracy, also under liars.
 
-The map is fitted on the training images that `data.held_out` kept from training. Where there are none, it is fitted on
-others, turned, scaled, and moved one pixel further than training moved them: a system is surer of images it was trained
-on than of new ones, and views it has not seen stand in for those. No test image is used.
+The map is fitted on the training images that `data.held_out` kept from training. Where there are too few, it is fitted
+on others, turned, scaled, and moved one pixel further than training moved them: a system is surer of images it was
+trained on than of new ones, and views it has not seen stand in for those. No test image is used.
 """
 
 import copy
@@ -32,8 +32,10 @@ from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.config import Config
 from privdfs_training.data import ImageData, hold_out
 
-#: Training images that the map is fitted on.
+#: Training images that the map is fitted on, where too few were held out.
 FIT_IMAGES = 10_000
+#: Images held out that are enough to fit a map on.
+FEWEST_HELD_OUT = 1000
 #: Temperatures that are tried for the logits of a coded release, evenly spread by their logarithm.
 TEMPERATURES = np.geomspace(0.2, 5.0, 400)
 #: Bins of the expected calibration error.
@@ -108,15 +110,15 @@ def unseen(data: ImageData, held_out: int, count: int, shift: int) -> tuple[Tens
     Args:
         data: The whole set.
         held_out: How many of its training images were kept from training.
-        count: How many others to take, if none was.
+        count: How many others to take, if those are fewer than `FEWEST_HELD_OUT`.
         shift: Pixels that those are moved by at most.
 
     Returns:
         Images uint8 [batch, channels, height, width], labels int64 [batch], and what they are in words.
     """
-    if held_out:
+    if held_out >= FEWEST_HELD_OUT:
         return *hold_out(data, held_out).sample("test"), f"{held_out} training images that were held out"
-    pixels, labels = data.sample("train", count)
+    pixels, labels = (hold_out(data, held_out) if held_out else data).sample("train", count)
     views = f"{len(labels)} training images, each mirrored, turned, scaled and moved at random"
     return unfamiliar(pixels, shift), labels, views
 

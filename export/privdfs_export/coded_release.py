@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from privdfs import coding
 from privdfs._coded_format import ANSWERS, RESIDUES, VALUES, CodedAccuracy, CodedManifest, RoundSpec, numbered
@@ -36,10 +37,10 @@ from privdfs_export.sessions import run_batched
 from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing
 from privdfs_training.coded.system import CodedSystem, TrainedCodedSystem
-from privdfs_training.data import ImageData
+from privdfs_training.data import ImageData, hold_out
 
 BATCH = 250
-#: Images that the temperature is fitted on.
+#: Training images that the temperature is fitted on, where too few were held out.
 CALIBRATION_IMAGES = 5000
 #: Servers that answer beside those that are needed, while graphs are compared.
 SPARE_SERVERS = 2
@@ -84,7 +85,8 @@ def export_coded(
     _check_baseline(trained.system, built, images[:BATCH])
     compared = _compare(trained, built, fitted.temperature, images, console)
     accuracy = _accuracy(trained, built, compared, fitted, data, images, labels.numpy())
-    at_the_end = fitted.right if trained.config.data.held_out else accuracy.fused
+    held_out = trained.config.data.held_out
+    at_the_end = _right(trained.system, hold_out(data, held_out)) if held_out else accuracy.fused
     parity.check_data(data.name, at_the_end, trained.accuracy["coded"], None)
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
     client = coded_manifest(trained, built, seen=compared.seen, accuracy=accuracy)
@@ -110,13 +112,11 @@ class Fitted:
 
     Attributes:
         temperature: What logits are divided by.
-        on: Which images, in words.
-        right: Fraction of them whose class is right.
+        on: Which images it was fitted on, in words.
     """
 
     temperature: float
     on: str
-    right: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,9 +250,19 @@ def _fitted(trained: TrainedCodedSystem, data: ImageData) -> Fitted:
     stages = trained.config.train.rounds, trained.config.train.finetune
     shift = max(stage.crop_padding for stage in stages) + 1
     pixels, labels, on = unseen(data, trained.config.data.held_out, CALIBRATION_IMAGES, shift)
+    return Fitted(fit_temperature(_logits(trained.system, pixels), labels.numpy()), on)
+
+
+def _right(system: CodedSystem, data: ImageData) -> float:
+    """Fraction of the test images that a trained system has right."""
+    pixels, labels = data.sample("test")
+    return fraction_right(_logits(system, pixels), labels.numpy())
+
+
+def _logits(system: CodedSystem, pixels: Tensor) -> NDArray[np.float32]:
+    """What a trained system answers, float32 [images, classes]."""
     with torch.inference_mode():
-        logits = torch.cat([trained.system(part) for part in pixels.split(BATCH)]).numpy()
-    return Fitted(fit_temperature(logits, labels.numpy()), on, fraction_right(logits, labels.numpy()))
+        return torch.cat([system(part) for part in pixels.split(BATCH)]).numpy()
 
 
 def _golden_source() -> Callable[[int], bytes]:

@@ -98,7 +98,7 @@ def check_data(name: str, reached: float, trained: float, sample: int | None) ->
 
     Args:
         name: Of the data set; used in messages.
-        reached: Fused accuracy of the trained system on its test images, a fraction.
+        reached: Fused accuracy of the trained system on the test images, or on those held out, a fraction.
         trained: What the checkpoint states.
         sample: Number of images, if they or their partitions are drawn at random; else None.
 
@@ -108,9 +108,9 @@ def check_data(name: str, reached: float, trained: float, sample: int | None) ->
     chance = 0.0 if sample is None else 4 * math.sqrt(max(trained * (1 - trained), 0.01) / sample)
     if abs(reached - trained) > ACCURACY_TOLERANCE + chance:
         message = (
-            f"the system reached {trained:.2%} at the end of its training, and reaches {reached:.2%} on these test "
-            f"images of {name}: these are not the images that it was measured on. Pass the folder of its own data set "
-            "with --data, or train again on this one."
+            f"the system reached {trained:.2%} at the end of its training, and reaches {reached:.2%} on these images "
+            f"of {name}: these are not the images that it was measured on. Pass the folder of its own data set with "
+            "--data, or train again on this one."
         )
         raise ExportError(message)
 

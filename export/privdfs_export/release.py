@@ -136,10 +136,12 @@ def _examine(
 ) -> Findings:
     """Compare the graphs with torch, and measure them; `plain` are those without calibration."""
     system, on, built = trained.system, _test_images(trained.system, data), calibrated.graphs
-    reached, held_out = _reached(system, on), trained.config.data.held_out
-    at_the_end = _reached(system, _test_images(system, hold_out(data, held_out))) if held_out else reached
+    held_out = trained.config.data.held_out
+    known = _test_images(system, hold_out(data, held_out)) if held_out else on  # what training measured on
     sampled = on.partitions is not None or len(on.labels) < data.test_size
-    parity.check_data(data.name, at_the_end, trained.accuracy["fused"], len(on.labels) if sampled else None)
+    sample = len(known.labels) if sampled else None
+    parity.check_data(data.name, _reached(system, known), trained.accuracy["fused"], sample)
+    reached = _reached(system, on)
     console.print(f"parity with torch on {min(PARITY_IMAGES, len(on.images))} test images")
     examples = on.images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, on.images.shape[1:])
     golden = _check_parity(trained, calibrated, np.concatenate([examples[:GOLDEN_IMAGES], on.images[:PARITY_IMAGES]]))

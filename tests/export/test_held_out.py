@@ -10,6 +10,7 @@ import torch
 
 from privdfs._coded_format import CodedManifest
 from privdfs._format import CalibrationError, ClientManifest
+from privdfs_export import calibration
 from privdfs_export.calibration import calibrate, fit_temperature
 from privdfs_export.coded_contents import build_coded_graphs
 from privdfs_export.coded_release import export_coded
@@ -23,6 +24,12 @@ from tests.coded_release import drawn
 from tests.trained import QUIET
 
 HELD_OUT = 130
+
+
+@pytest.fixture(autouse=True)
+def _enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny set has too few images to hold out as many as a map needs."""
+    monkeypatch.setattr(calibration, "FEWEST_HELD_OUT", HELD_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +122,20 @@ def test_other_images_than_those_that_were_held_out_are_refused(
             coded(data), with_other_labels(data), tmp_path / "coded", engine="python", servers=3, console=QUIET
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_held_out_decide_nothing(
+    trained_release: Path, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "FEWEST_HELD_OUT", HELD_OUT + 1)
+    plain = masked(trained_release, data)
+    manifests = (
+        export_release(plain, data, tmp_path / "masked", engine="python", console=QUIET),
+        export_coded(coded(data), data, tmp_path / "coded", engine="python", servers=3, console=QUIET),
+    )
+    for manifest in manifests:
+        others = data.train_size - HELD_OUT
+        assert (
+            stated(manifest).fitted_on == f"{others} training images, each mirrored, turned, scaled and moved at random"
+        )
+        assert manifest.accuracy.images == data.test_size

@@ -347,9 +347,24 @@ def test_factors_leave_room_in_int64_whatever_the_statistics() -> None:
         assert most + relay.largest * int(np.abs(relay.skip_multiplier).max()) * 4 < 2**63
 
 
-def test_exact_sums_do_not_depend_on_where_they_run() -> None:
-    network = drawn_system("rounds").plain()[0].network
-    values = np.random.default_rng(0).integers(-7, 8, (5, *network.inputs))
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of torch's switch
+@pytest.mark.parametrize("library", ["oneDNN", "others"])  # which may transform values before they sum them
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_sums_do_not_depend_on_where_they_run(kind: str, library: str) -> None:
+    network = drawn_system(kind).plain()[0].network
+    values = np.random.default_rng(0).integers(-network.largest, network.largest + 1, (130, *network.inputs))
+    with torch.backends.mkldnn.flags(enabled=library == "oneDNN"):
+        assert np.array_equal(exact(network, values, torch.device("cpu")), network(values))
+
+
+@pytest.mark.parametrize(("pool", "largest"), [(4, 127), (1, 127), (1, 2**16)])
+def test_sums_that_float32_does_not_have(pool: int, largest: int) -> None:
+    """Of a round without a square, whose only map takes sums over windows; and of values that are large themselves."""
+    drawn = np.random.default_rng(0)
+    weight = drawn.integers(0, 128, (3, 8 * (28 // pool) ** 2))
+    last = IntegerMap("all", weight, (3, 1, 1), 1, 0)
+    network = IntegerNetwork((8, 28, 28), largest, (last,), (), pool)
+    values = drawn.integers(0, largest + 1, (20, 8, 28, 28))
     assert np.array_equal(exact(network, values, torch.device("cpu")), network(values))
 
 

@@ -43,3 +43,11 @@ def test_bfloat16_is_squared_in_float32() -> None:
     found.sum().backward()
     assert mapped.grad is not None
     assert mapped.grad.dtype == torch.bfloat16
+
+
+def test_what_does_not_vary_has_no_variance() -> None:
+    mapped = torch.randn(1, 50, 1, 1).expand(8, 50, 4, 4) * 3
+    _, mean, variance = squared(mapped, torch.zeros(50), unit=1.0, progress=1.0, pool=1)
+    torch.testing.assert_close(mean, mapped[0, :, 0, 0])
+    assert bool((variance >= 0).all())
+    assert float(variance.max()) < 1e-4

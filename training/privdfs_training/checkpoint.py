@@ -178,7 +178,7 @@ def save_system(path: Path, system: System, config: Config, data: ImageData, acc
         system: All stages done.
         config: What made it.
         data: What it was trained on; names, classes and image size are kept.
-        accuracy: Measured on the test images, fractions.
+        accuracy: Measured on the test images, or those held out, fractions.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -200,7 +200,7 @@ class TrainedSystem:
         system: In evaluation mode.
         config: The run.
         classes: Class names, in label order.
-        accuracy: Measured at the end of training on the test images, fractions.
+        accuracy: Measured at the end of training on the test images, or those held out, fractions.
     """
 
     system: System

@@ -47,8 +47,8 @@ def network_problems(config: RunConfig) -> list[str]:
         problems.append("head.stages is empty; give at least one [channels, blocks]")
     if isinstance(head, PixelsHeadConfig) and isinstance(config, BranchedConfig):
         problems.append(
-            "head.kind = 'pixels' shares the image itself, which only coded shares hide: take another kind, or "
-            "sharing.kind = 'coded'"
+            "head.kind = 'pixels' shares the image itself, which only coded runs ([sharing], [[rounds]]) hide: take "
+            "another kind"
         )
     if isinstance(branch, BackboneBranchConfig) and bool(branch.split) == isinstance(head, BackboneHeadConfig):
         problems.append(

@@ -98,7 +98,7 @@ def run_stages(todo: tuple[Stage, ...], run: Run) -> dict[str, float]:
         run: What they have in common.
 
     Returns:
-        Accuracy on the test images after each stage, by its name.
+        Accuracy after each stage by its name, on the test images or those held out.
 
     Raises:
         CheckpointError: A stage's checkpoint is damaged, of another config, or cannot be written.
@@ -120,7 +120,7 @@ def run_stages(todo: tuple[Stage, ...], run: Run) -> dict[str, float]:
             result[stage.name] = accuracy(
                 on_device(run.compute.device, stage.classify), run.data.test_batches(EVALUATION_BATCH)
             )
-            run.console.print(f"{stage.name}: {result[stage.name]:.2%} of {run.data.test_size} test images")
+            run.console.print(f"{stage.name}: {result[stage.name]:.2%} of {run.data.test_size} images")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The coded runs of a sweep: measured on held-out training images (seeds: on the test images), the feature attacked."""
+"""The coded runs of a sweep: measured on held-out training images (seeds: as the release was), the feature attacked."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -37,8 +37,8 @@ def coded_seeds_table(
         found["standard deviation"] = tuple(statistics.stdev(column) if len(column) > 1 else None for column in columns)
         rows += [_row(name, seed, values) for seed, values in found.items()]
     told = (
-        "Over tritonservers, all test images. The last column is that of one decoder of effort `standard`; the "
-        "release's own audit stands in PRIVACY.md."
+        "Over tritonservers, all test images. The last column is that of one decoder of effort `standard`, on the test "
+        "images or on those that training held out; the release's own audit stands in PRIVACY.md."
     )
     return "\n".join(rows) + f"\n\n{told} {'; '.join(about)}."
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 #: Values that are computed at once on a processor: a few tensors of them fit its cache.
@@ -45,7 +46,8 @@ class _Squared(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(mapped, k)
         ctx.unit, ctx.progress, ctx.pool = unit, progress, pool
-        total, squares, means = torch.zeros_like(k), torch.zeros_like(k), list[Tensor]()
+        total, squares = k.new_zeros(k.shape, dtype=torch.float64), k.new_zeros(k.shape, dtype=torch.float64)
+        means = list[Tensor]()
         for part in mapped.split(_at_once(mapped)):
             values = _values(part, unit)
             square = values * values
@@ -57,12 +59,17 @@ class _Squared(torch.autograd.Function):
             means.append(F.avg_pool2d(square, pool) if pool > 1 else square)
         count = mapped.numel() / len(k)
         mean = total / count
-        variance = squares / count - mean.square()
+        variance = (squares / count - mean.square()).clamp(min=0)  # rounding may leave less, where values hardly vary
+        mean, variance = mean.to(k), variance.to(k)
         ctx.mark_non_differentiable(mean, variance)
         return torch.cat(means), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: ANN401  torch's
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  as the decorator types it
+        ctx: Any,  # noqa: ANN401  torch's
+        *slopes: Tensor,
+    ) -> tuple[Tensor, Tensor, None, None, None]:
         mapped, k = ctx.saved_tensors
         of_mapped, of_k = torch.empty_like(mapped), torch.zeros_like(k)
         windows = (slopes[0] / ctx.pool**2)[:, :, :, None, :, None]

@@ -250,7 +250,8 @@ class TrainedCodedSystem:
         system: In evaluation mode.
         config: The run.
         classes: Class names, in label order.
-        accuracy: On the test images at the end of training, fractions: "baseline", "coded" and "readout".
+        accuracy: On the test images, or those held out, at the end of training, fractions: "baseline", "coded" and
+            "readout".
         rounds: Descriptions of its rounds.
     """
 
@@ -276,7 +277,7 @@ def save_coded(
         system: All stages done.
         config: What made it.
         data: What it was trained on; classes and image size are kept.
-        accuracy: On the test images, fractions.
+        accuracy: On the test images, or those held out, fractions.
         rounds: What `describe` gave.
 
     Raises:

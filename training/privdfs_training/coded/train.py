@@ -107,7 +107,7 @@ def train_coded(
             soft_wrap=True,
         )
     readout = accuracy(on_device(device, _readout_of(system)), data.test_batches(EVALUATION_BATCH))
-    console.print(f"linear readout: {readout:.2%} of {data.test_size} test images")
+    console.print(f"linear readout: {readout:.2%} of {data.test_size} images")
     path = folder / "system.safetensors"
     measured = {"baseline": result["baseline"], "coded": result["finetune"], "readout": readout}
     parallel.first_only(lambda: save_coded(path, system, config, data, measured, rounds))

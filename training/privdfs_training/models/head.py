@@ -1,6 +1,7 @@
-"""The compact head: what a device runs. Depthwise-separable blocks (Howard et al., arXiv 1704.04861) with a narrow end.
+"""What a device runs: a compact head, or none.
 
-Depth is what lets a head throw away what the classes do not need; depthwise-separable convolutions make depth cheap.
+A compact head has depthwise-separable blocks (Howard et al., arXiv 1704.04861) and a narrow end. Depth is what lets it
+throw away what the classes do not need; depthwise-separable convolutions make depth cheap.
 """
 
 import torch
