@@ -43,9 +43,9 @@ demo: env triton  ## classify real test images on three local tritonservers
 web: env triton nginx js  ## the same in a page: choose a picture, see the answer and what each server received
 	$(BIN)/python examples/web.py
 
-# Five processes, each with one thread: much of what they do is waiting, for servers that they start and for deadlines.
+# Four processes, each with one thread: much of what they do is waiting, for servers that they start and for deadlines.
 test: env triton tensorrt pillow nginx js chromium react-native lint docs  ## environments, lint, types, import contract, documentation, every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
 	PRIVDFS_THOROUGH=1 $(BIN)/pytest tests/e2e/test_wire.py tests/sdk/test_signature.py tests/sdk/test_images.py tests/sdk/test_pillow.py

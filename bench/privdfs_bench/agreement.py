@@ -32,7 +32,7 @@ from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_export.sessions import run_batched
 from privdfs_training.coded.system import load_coded
-from privdfs_training.data import hold_out
+from privdfs_training.data import as_trained
 from privdfs_training.data.pictures import centre_crop, decode, read_file
 
 CALL_IMAGES = 32
@@ -79,9 +79,9 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     manifest = networks.manifest
     held_out = read_photographs(options.held_out, manifest)
     trained = load_coded(options.checkpoint, factory=options.factory)
-    system, kept = trained.system, trained.config.data.held_out
-    data = manifest_data(manifest, options.data)
-    trained_on = nhwc((hold_out(data, kept) if kept else data).train_images)
+    trained_on = nhwc(
+        as_trained(manifest_data(manifest, options.data), trained.config.data.held_out).sample("train")[0]
+    )
     check_apart(held_out.pixels, trained_on)
     baseline = evaluate.session(verified_graph(release / "baseline", "baseline"))
 
@@ -92,8 +92,8 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
         wanted, of_training = model(held_out.pixels), model(trained_on)
         plain = networks.plain(held_out.pixels)
     with torch.inference_mode():
-        values = torch.from_numpy(plain.values[0]).float().view(-1, *system.polynomials[0].inputs)
-        readout = softmax(system.read(values).numpy())
+        values = torch.from_numpy(plain.values[0]).float().view(-1, *trained.system.polynomials[0].inputs)
+        readout = softmax(trained.system.read(values).numpy())
     with console.status(f"{name}: tritonservers"), serve_release(release) as endpoints:
         served = _served(release, endpoints, held_out.pixels)
         about = made_by({}, seed=manifest.made_by.seed, endpoint=endpoints[0])

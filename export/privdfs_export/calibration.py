@@ -30,7 +30,7 @@ from privdfs_export import evaluate
 from privdfs_export.contents import Graph, Graphs
 from privdfs_export.errors import ExportError, ParityError
 from privdfs_training.config import Config
-from privdfs_training.data import ImageData, hold_out
+from privdfs_training.data import ImageData, as_trained
 
 #: Training images that the map is fitted on, where too few were held out.
 FIT_IMAGES = 10_000
@@ -117,8 +117,8 @@ def unseen(data: ImageData, held_out: int, count: int, shift: int) -> tuple[Tens
         Images uint8 [batch, channels, height, width], labels int64 [batch], and what they are in words.
     """
     if held_out >= FEWEST_HELD_OUT:
-        return *hold_out(data, held_out).sample("test"), f"{held_out} training images that were held out"
-    pixels, labels = (hold_out(data, held_out) if held_out else data).sample("train", count)
+        return *as_trained(data, held_out).sample("test"), f"{held_out} training images that were held out"
+    pixels, labels = as_trained(data, held_out).sample("train", count)
     views = f"{len(labels)} training images, each mirrored, turned, scaled and moved at random"
     return unfamiliar(pixels, shift), labels, views
 

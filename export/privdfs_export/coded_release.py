@@ -37,7 +37,7 @@ from privdfs_export.sessions import run_batched
 from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing
 from privdfs_training.coded.system import CodedSystem, TrainedCodedSystem
-from privdfs_training.data import ImageData, hold_out
+from privdfs_training.data import ImageData, as_trained
 
 BATCH = 250
 #: Training images that the temperature is fitted on, where too few were held out.
@@ -85,8 +85,7 @@ def export_coded(
     _check_baseline(trained.system, built, images[:BATCH])
     compared = _compare(trained, built, fitted.temperature, images, console)
     accuracy = _accuracy(trained, built, compared, fitted, data, images, labels.numpy())
-    held_out = trained.config.data.held_out
-    at_the_end = _right(trained.system, hold_out(data, held_out)) if held_out else accuracy.fused
+    at_the_end = _right(trained.system, as_trained(data, trained.config.data.held_out))
     parity.check_data(data.name, at_the_end, trained.accuracy["coded"], None)
     examples = images if data.name in MAY_BE_PASSED_ON else drawn_images(GOLDEN_IMAGES, images.shape[1:])
     client = coded_manifest(trained, built, seen=compared.seen, accuracy=accuracy)

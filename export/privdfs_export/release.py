@@ -44,7 +44,7 @@ from privdfs_export.precision import Precision, measure_ranges, with_precision
 from privdfs_export.triton import GraphEngine
 from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training.checkpoint import TrainedSystem
-from privdfs_training.data import ImageData, hold_out
+from privdfs_training.data import ImageData, as_trained
 from privdfs_training.models.system import System
 from privdfs_training.stage import accuracy
 
@@ -136,8 +136,7 @@ def _examine(
 ) -> Findings:
     """Compare the graphs with torch, and measure them; `plain` are those without calibration."""
     system, on, built = trained.system, _test_images(trained.system, data), calibrated.graphs
-    held_out = trained.config.data.held_out
-    known = _test_images(system, hold_out(data, held_out)) if held_out else on  # what training measured on
+    known = _test_images(system, as_trained(data, trained.config.data.held_out))  # what training measured on
     sampled = on.partitions is not None or len(on.labels) < data.test_size
     sample = len(known.labels) if sampled else None
     parity.check_data(data.name, _reached(system, known), trained.accuracy["fused"], sample)

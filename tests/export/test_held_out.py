@@ -19,7 +19,7 @@ from privdfs_export.errors import ExportError
 from privdfs_export.release import export_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
 from privdfs_training.coded.system import TrainedCodedSystem
-from privdfs_training.data import DataSet, hold_out, load_data
+from privdfs_training.data import DataSet, as_trained, load_data
 from tests.coded_release import drawn
 from tests.trained import QUIET
 
@@ -65,7 +65,7 @@ def coded(data: DataSet) -> TrainedCodedSystem:
 
 
 def right(system: torch.nn.Module, data: DataSet) -> float:
-    pixels, labels = hold_out(data, HELD_OUT).sample("test")
+    pixels, labels = as_trained(data, HELD_OUT).sample("test")
     with torch.inference_mode():
         return (system(pixels).argmax(dim=1) == labels).float().mean().item()
 
@@ -90,7 +90,7 @@ def test_a_coded_release(data: DataSet, tmp_path: Path) -> None:
     manifest = export_coded(trained, data, tmp_path / "release", engine="python", servers=3, console=QUIET)
     assert stated(manifest).fitted_on == f"{HELD_OUT} training images that were held out"
     assert manifest.accuracy.images == data.test_size
-    pixels, labels = hold_out(data, HELD_OUT).sample("test")
+    pixels, labels = as_trained(data, HELD_OUT).sample("test")
     with torch.inference_mode():
         logits = trained.system(pixels).numpy()
     built = build_coded_graphs(trained, fit_temperature(logits, labels.numpy()))

@@ -226,15 +226,15 @@ def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -
     # Parts are of equal size: the variance is that within them plus that of their means.
     parts = gather(torch.stack([mean, variance])[None])
     mean, variance = parts[:, 0].mean(0), parts[:, 1].mean(0) + parts[:, 0].var(0, correction=0)
-    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
-        raise AssertionError
-    if norm.num_batches_tracked is None:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         raise AssertionError
     count *= world()
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        # Without a momentum, torch's averages weigh all batches alike.
+        share = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.lerp_(variance * (count / (count - 1)), share)
     return mean, variance
 
 

@@ -12,11 +12,22 @@ import msgspec
 from privdfs_training.config import DataConfig
 from privdfs_training.data.celeba import load_celeba_attributes, load_celeba_identity
 from privdfs_training.data.cifar import load_cifar10, load_cifar100
-from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task, hold_out, in_memory
+from privdfs_training.data.dataset import Batch, DataSet, ImageData, Split, Task, as_trained, in_memory
 from privdfs_training.data.fashion import load_fashion_mnist
 from privdfs_training.data.imagenet import load_imagenet
 
-__all__ = ["Batch", "DataSet", "ImageData", "Split", "Task", "hold_out", "image_shape", "in_memory", "load_data"]
+__all__ = [
+    "Batch",
+    "DataSet",
+    "ImageData",
+    "Split",
+    "Task",
+    "as_trained",
+    "hold_out",
+    "image_shape",
+    "in_memory",
+    "load_data",
+]
 
 LOADERS: dict[str, Callable[[Path | None, DataConfig], ImageData]] = {
     "fashion-mnist": lambda root, _: load_fashion_mnist(root),
@@ -70,4 +81,4 @@ def load_data(wanted: str | DataConfig, root: Path | None) -> ImageData:
     """
     config = msgspec.convert({"name": wanted, "flip": False}, DataConfig) if isinstance(wanted, str) else wanted
     data = LOADERS[config.name](root, config)
-    return hold_out(data, config.held_out) if config.held_out else data
+    return as_trained(data, config.held_out)

@@ -199,6 +199,11 @@ def in_memory(data: ImageData) -> DataSet:
     )
 
 
+def as_trained(data: ImageData, held_out: int) -> ImageData:
+    """A whole set as the run saw it that held out so many training images; 0: none."""
+    return hold_out(data, held_out) if held_out else data
+
+
 def hold_out(data: ImageData, count: int) -> DataSet:
     """The set whose last training images take the place of the test images, so that nothing is chosen by the latter.
 
