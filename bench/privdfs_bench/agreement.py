@@ -32,7 +32,7 @@ from privdfs_export import evaluate
 from privdfs_export.serve import serve_release
 from privdfs_export.sessions import run_batched
 from privdfs_training.coded.system import load_coded
-from privdfs_training.data import as_trained
+from privdfs_training.data import DataSet, as_trained
 from privdfs_training.data.pictures import centre_crop, decode, read_file
 
 CALL_IMAGES = 32
@@ -79,9 +79,7 @@ def measure(release: Path, options: argparse.Namespace, console: Console) -> dic
     manifest = networks.manifest
     held_out = read_photographs(options.held_out, manifest)
     trained = load_coded(options.checkpoint, factory=options.factory)
-    trained_on = nhwc(
-        as_trained(manifest_data(manifest, options.data), trained.config.data.held_out).sample("train")[0]
-    )
+    trained_on = _learned_from(manifest_data(manifest, options.data), trained.config.data.held_out)
     check_apart(held_out.pixels, trained_on)
     baseline = evaluate.session(verified_graph(release / "baseline", "baseline"))
 
@@ -158,6 +156,11 @@ def read_photographs(folder: Path, manifest: CodedManifest) -> Photographs:
     content = ((read_file(photo.path, "Pass a folder that can be read."), str(photo.path)) for photo in photos)
     pixels = np.stack([decode(read, where, size, centre_crop, random) for read, where in content])
     return Photographs(pixels, np.array([places[names[photo.label]] for photo in photos]))
+
+
+def _learned_from(data: DataSet, held_out: int) -> NDArray[np.uint8]:
+    """The photographs that a run was trained on, which held out so many of a set's."""
+    return nhwc(as_trained(data, held_out).sample("train")[0])
 
 
 def check_apart(held_out: NDArray[np.uint8], trained_on: NDArray[np.uint8]) -> None:

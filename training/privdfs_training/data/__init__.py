@@ -23,7 +23,6 @@ __all__ = [
     "Split",
     "Task",
     "as_trained",
-    "hold_out",
     "image_shape",
     "in_memory",
     "load_data",
