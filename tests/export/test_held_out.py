@@ -10,15 +10,18 @@ import torch
 
 from privdfs._coded_format import CodedManifest
 from privdfs._format import CalibrationError, ClientManifest
+from privdfs._manifest import read_client_manifest
+from privdfs_bench.releases import manifest_data
 from privdfs_export import calibration
 from privdfs_export.calibration import calibrate, fit_temperature
+from privdfs_export.cli import main
 from privdfs_export.coded_contents import build_coded_graphs
 from privdfs_export.coded_release import export_coded
 from privdfs_export.contents import build_graphs
 from privdfs_export.errors import ExportError
 from privdfs_export.release import export_release
 from privdfs_training.checkpoint import TrainedSystem, load_system
-from privdfs_training.coded.system import TrainedCodedSystem
+from privdfs_training.coded.system import TrainedCodedSystem, save_coded
 from privdfs_training.data import DataSet, as_trained, load_data
 from tests.coded_release import drawn
 from tests.trained import QUIET
@@ -95,6 +98,18 @@ def test_a_coded_release(data: DataSet, tmp_path: Path) -> None:
         logits = trained.system(pixels).numpy()
     built = build_coded_graphs(trained, fit_temperature(logits, labels.numpy()))
     assert built.fusion.data == (tmp_path / "release" / "client" / "fusion.onnx").read_bytes()
+
+
+def test_the_command_and_the_benches_take_the_test_images(data: DataSet, data_folder: Path, tmp_path: Path) -> None:
+    trained, path, out = coded(data), tmp_path / "system.safetensors", tmp_path / "release"
+    save_coded(path, trained.system, trained.config, data, trained.accuracy, trained.rounds)
+    assert main([str(path), "--out", str(out), "--data", str(data_folder), "--servers", "3"]) == 0
+    manifest = read_client_manifest((out / "client" / "manifest.json").read_bytes())
+    assert manifest.made_by.config["data"]["held_out"] == HELD_OUT
+    assert manifest.accuracy.images == data.test_size
+    measured_on = manifest_data(manifest, data_folder)
+    assert torch.equal(measured_on.test_images, data.test_images)
+    assert torch.equal(measured_on.test_labels, data.test_labels)
 
 
 def test_images_held_out_and_no_others_decide_the_map(trained_release: Path, data: DataSet) -> None:
