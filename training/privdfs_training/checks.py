@@ -59,6 +59,27 @@ def network_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def teacher_problems(config: RunConfig, distillation: float) -> list[str]:
+    """What is wrong with a teacher of its own.
+
+    Args:
+        config: Any run.
+        distillation: Weight of what it teaches.
+
+    Returns:
+        A message for each problem.
+    """
+    teacher = config.teacher
+    if teacher is None:
+        return []
+    problems = [problem.replace("backbone.", "teacher.") for problem in _pixel_problems(teacher)]
+    if teacher.checkpoint is None:
+        problems.append("teacher.checkpoint is missing: a teacher has learned before, so name its weights")
+    if not distillation:
+        problems.append("[teacher] teaches nothing where loss.distillation is 0: give it a weight, or remove [teacher]")
+    return problems
+
+
 def factory_problems(backbone: CustomConfig) -> list[str]:
     """What is wrong with the name of a factory, before anything is imported.
 
@@ -95,6 +116,7 @@ def problems_of(config: Config) -> list[str]:
         *_attribute_problems(config),
         *_mask_problems(config),
         *network_problems(config),
+        *teacher_problems(config, config.loss.distillation),
         *_adversary_problems(config),
         *_fusion_problems(config),
         *loss_problems(config.loss),

@@ -36,7 +36,7 @@ class DataConfig(Section, frozen=True):
 
 
 class _Backbone(Section, frozen=True, kw_only=True, tag_field="name"):
-    """The unprotected model that the release is compared with, and the teacher of the split model."""
+    """The unprotected model that the release is compared with, and the teacher of the split model without [teacher]."""
 
     checkpoint: str | None = None  # safetensors file that the baseline stage starts from
     mean: tuple[float, ...] = ()  # of the pixels that the checkpoint's weights expect, per channel in 0..1; () measures
@@ -263,7 +263,7 @@ class TrainConfig(Section, frozen=True):
     compile: bool = False  # whether torch.compile fuses all networks but the head, at the cost of a slow start
 
 
-class RunConfig(Section, frozen=True):
+class RunConfig(Section, frozen=True, kw_only=True):
     """What every run has, masked, coded or of a rival."""
 
     name: str
@@ -271,6 +271,7 @@ class RunConfig(Section, frozen=True):
     data: DataConfig
     backbone: BackboneConfig
     head: HeadConfig
+    teacher: BackboneConfig | None = None  # finished network that teaches in the baseline's place, and the baseline too
 
 
 class BranchedConfig(RunConfig, frozen=True):

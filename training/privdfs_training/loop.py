@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.checkpoint import read_tensors, save_system, write_checkpoint
-from privdfs_training.config import Config
+from privdfs_training.config import Config, RunConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.interruption import InterruptedTrainingError, StopRequest, stop_on_signal
@@ -46,10 +46,23 @@ def check(config: Config) -> None:
         CheckpointError: A file that the config names is missing or damaged.
         TrainingConfigError: As `System`.
     """
-    for given in (config.backbone.checkpoint, config.head.checkpoint):
+    finished_weights(config)
+    System(config, image_shape=image_shape(config.data), classes=2)
+
+
+def finished_weights(config: RunConfig) -> None:
+    """Refuse a run whose finished weights are not there.
+
+    Args:
+        config: Any run.
+
+    Raises:
+        CheckpointError: A file that the config names is missing or damaged.
+    """
+    teacher = None if config.teacher is None else config.teacher.checkpoint
+    for given in (config.backbone.checkpoint, teacher, config.head.checkpoint):
         if given is not None:
             read_tensors(Path(given))
-    System(config, image_shape=image_shape(config.data), classes=2)
 
 
 def train(config: Config, data: ImageData, folder: Path, console: Console, *, device: torch.device = CPU) -> Path:

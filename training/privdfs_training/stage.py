@@ -3,7 +3,9 @@
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,8 @@ from privdfs_training.adversary import Adversary
 from privdfs_training.config import RunConfig, StageConfig
 from privdfs_training.data import Batch, DataSet, ImageData
 from privdfs_training.known import Known
-from privdfs_training.losses import choices
-from privdfs_training.models.backbone import Backbone
+from privdfs_training.losses import choices, distillation
+from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.head import Head
 from privdfs_training.pretrained import load_pretrained
 from privdfs_training.replay import replayed
@@ -60,8 +62,27 @@ class Stage:
     beside: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
+class TaughtLoss(Protocol):
+    """What the sections `loss` of all kinds of runs have in common."""
+
+    @property
+    def distillation(self) -> float:
+        """Weight of the divergence from the teacher's softened answer."""
+        ...
+
+    @property
+    def distillation_temperature(self) -> float:
+        """Softens both answers."""
+        ...
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the cross-entropy."""
+        ...
+
+
 def baseline_stage(
-    config: RunConfig, budget: StageConfig, baseline: Backbone, data: ImageData, label_smoothing: float
+    config: RunConfig, budget: StageConfig, baseline: Backbone, data: ImageData, teacher: Backbone, weights: TaughtLoss
 ) -> Stage:
     """The first stage of every run: the unprotected backbone.
 
@@ -70,13 +91,16 @@ def baseline_stage(
         budget: Of the stage.
         baseline: The backbone; `baseline` of the system.
         data: Its images.
-        label_smoothing: Of the cross-entropy.
+        teacher: What `teacher_of` gave.
+        weights: Of the terms of the loss.
 
     Returns:
         The stage.
     """
     if config.backbone.mean:  # now, so that a wrong number of channels is refused before time is spent
         baseline.normalise.set(config.backbone.mean, config.backbone.std)
+    taught = teacher is not baseline
+    ask_teacher = frozen(partial(teach, teacher), data, budget, flip=config.data.flip) if taught else None
 
     def prepare() -> None:
         if not config.backbone.mean:
@@ -85,35 +109,70 @@ def baseline_stage(
             load_pretrained(baseline, Path(config.backbone.checkpoint))
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
-        logits, wanted = choices(baseline(images).float(), labels)
-        return F.cross_entropy(logits, wanted, label_smoothing=label_smoothing), {}
+        answers, terms = baseline(images).float(), parallel.Terms()
+        total = F.cross_entropy(*choices(answers, labels), label_smoothing=weights.label_smoothing)
+        if ask_teacher is not None:
+            student, target = choices(answers, labels)[0], choices(ask_teacher(images), labels)[0]
+            term = distillation(student, target, weights.distillation_temperature)
+            total, terms["distillation"] = total + weights.distillation * term, term.detach()
+        return total, terms
 
     return Stage(
         name="baseline",
         config=budget,
         parts=("baseline",),
-        sections=("seed", "data", "backbone"),
+        sections=("seed", "data", "backbone", *(("teacher", "loss") if taught else ())),
         prepare=prepare,
         loss=loss,
         classify=baseline,
         networks=(baseline,),
+        known=known_of(ask_teacher),
     )
 
 
-@torch.no_grad()
-def teach(baseline: Backbone, images: Tensor) -> Tensor:
-    """What the finished baseline answers, for others to learn from.
+def teacher_of(config: RunConfig, baseline: Backbone, data: ImageData) -> Backbone:
+    """The network from which the others learn.
 
     Args:
-        baseline: The teacher; its statistics stay as they are from now on.
+        config: The run.
+        baseline: The backbone; `baseline` of the system, on the device where it computes.
+        data: Its images.
+
+    Returns:
+        The network of `config.teacher`, finished, on the same device; without that section the baseline.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged, or of another network.
+        TrainingConfigError: The network does not fit the images.
+    """
+    planned = config.teacher
+    if planned is None:
+        return baseline
+    teacher = build_backbone(planned, data.image_shape, len(data.classes))
+    if planned.mean:
+        teacher.normalise.set(planned.mean, planned.std)
+    else:
+        teacher.normalise.fit(data.sample("train")[0])
+    load_pretrained(teacher, Path(planned.checkpoint or ""))  # checks.py refuses a teacher without weights
+    device = next(baseline.parameters()).device
+    teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher.requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def teach(teacher: Backbone, images: Tensor) -> Tensor:
+    """What a finished network answers, for others to learn from.
+
+    Args:
+        teacher: The network; its statistics stay as they are from now on.
         images: uint8 [batch, channels, height, width].
 
     Returns:
         Logits, float32 [batch, classes], without a gradient.
     """
-    baseline.eval()
+    teacher.eval()
     parts = images.split(TEACHING_IMAGES if images.is_cpu else len(images))
-    return torch.cat([baseline(part).float() for part in parts])
+    return torch.cat([teacher(part).float() for part in parts])
 
 
 def head_to_int8(head: Head, data: ImageData, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from privdfs_training.losses import branches_alone, choices, decorrelation, rand
 from privdfs_training.masks import sparsity_and_overlap
 from privdfs_training.models.system import Encoded, System, start_from
 from privdfs_training.pretrained import load_cut
-from privdfs_training.stage import Frozen, Stage, baseline_stage, frozen, head_to_int8, known_of, teach
+from privdfs_training.stage import Frozen, Stage, baseline_stage, frozen, head_to_int8, known_of, teach, teacher_of
 
 SPLIT_PARTS = ("head", "quantiser", "masks", "branches", "fusion")
 
@@ -37,7 +37,10 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         Named baseline, masks, finetune, and perhaps branches and fusion.
     """
     split_parts = (*SPLIT_PARTS, "rate") if system.rate is not None else SPLIT_PARTS
-    split_sections = ("seed", "data", "backbone", "head", "masks", "branch", "fusion", "loss", "adversary", "keys")
+    split_sections = (
+        *("seed", "data", "backbone", "teacher", "head", "masks"),
+        *("branch", "fusion", "loss", "adversary", "keys"),
+    )
 
     if config.head.checkpoint is None:
         prepare_masks, prepare_finetune = partial(_start, system, data), partial(_to_int8, system, data)
@@ -45,8 +48,9 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         load_cut(system, Path(config.head.checkpoint))
         prepare_masks, prepare_finetune = partial(start_from, system.baseline, system.branches), _nothing
     masks_adversary, finetune_adversary = _adversaries(config, system)
+    teacher = teacher_of(config, system.baseline, data)
     masks_teacher, finetune_teacher = (
-        _frozen(config, data, budget, partial(teach, system.baseline)) if config.loss.distillation else None
+        _frozen(config, data, budget, partial(teach, teacher)) if config.loss.distillation else None
         for budget in (config.train.masks, config.train.finetune)
     )
     networks = (system.head, *system.branches)
@@ -54,7 +58,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
     def joint_loss(
         ask_teacher: Frozen | None, adversary: Adversary | None, images: Tensor, labels: Tensor, progress: float
     ) -> tuple[Tensor, parallel.Terms]:
-        teacher = None if ask_teacher is None else ask_teacher(images)
+        target = None if ask_teacher is None else ask_teacher(images)
         temperature, noise = temperature_and_noise(config.masks, progress)
         encoded = system.encode(
             images, temperature=temperature, noise=noise, partitions=_partitions(system, len(images))
@@ -65,7 +69,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         fused = system.fusion(answers, answered)
         # A fusion without a correction says nothing below its floor, where most of what a teacher knows lies.
         student = fused if config.fusion.hidden else answers.mean(dim=1)
-        total, terms = split_loss(fused, student, answers, labels, teacher, config.loss)
+        total, terms = split_loss(fused, student, answers, labels, target, config.loss)
         if system.rate is not None:
             bits = system.rate(encoded.steps, encoded.masks, labels).mean()
             total, terms = total + config.loss.rate * bits, terms | {"rate": bits.detach()}
@@ -76,7 +80,7 @@ def stages(config: Config, system: System, data: ImageData) -> tuple[Stage, ...]
         return total + price, terms | prices | sparsity_and_overlap(encoded.masks)
 
     todo = [
-        baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
+        baseline_stage(config, config.train.baseline, system.baseline, data, teacher, config.loss),
         Stage(
             name="masks",
             config=config.train.masks,

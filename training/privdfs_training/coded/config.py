@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from privdfs.coding import PRIMES
-from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems
+from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
 from privdfs_training.config import RunConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
@@ -115,6 +115,7 @@ def coded_config(raw: dict[str, Any], path: Path | str) -> CodedConfig:
     for problem in (
         *data_problems(config.data),
         *network_problems(config),
+        *teacher_problems(config, config.loss.distillation),
         *loss_problems(config.loss),
         *_sharing_problems(config.sharing),
         *_rounds_problems(config),

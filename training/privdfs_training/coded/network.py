@@ -295,7 +295,7 @@ def _sums_plainly(values: Tensor) -> bool:
 
 def _exact(network: IntegerNetwork, values: Tensor) -> Tensor:
     """The same for a few images, float64."""
-    found = values
+    found = values.double()  # a GPU sums no windows of int64
     for index, layer in enumerate(network.maps):
         if index == len(network.linear) and network.pool > 1:
             found = F.avg_pool2d(found, network.pool, divisor_override=1)

@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from privdfs.coding import fewest_moduli
 from privdfs_training import parallel
-from privdfs_training.checkpoint import read_tensors
 from privdfs_training.coded.bounds import interval_bound
 from privdfs_training.coded.config import CodedConfig
 from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
 from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
-from privdfs_training.loop import on_device, run_stages
+from privdfs_training.loop import finished_weights, on_device, run_stages
 from privdfs_training.losses import distillation
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
@@ -34,12 +33,16 @@ from privdfs_training.stage import (
     head_to_int8,
     known_of,
     teach,
+    teacher_of,
 )
 from privdfs_training.stages import temperature_and_noise
 
 PARTS = ("head", "rounds", "readout")
 # Not the limits on degree and primes: a finished run stays what it is when they are raised.
-SECTIONS = ("seed", "data", "backbone", "head", "sharing.bits", "sharing.values", "sharing.annealed", "rounds", "loss")
+SECTIONS = (
+    *("seed", "data", "backbone", "teacher", "head"),
+    *("sharing.bits", "sharing.values", "sharing.annealed", "rounds", "loss"),
+)
 SEEN_IMAGES = 5000  # training images on which the largest results are looked for
 
 
@@ -54,8 +57,7 @@ def check_coded(config: CodedConfig) -> None:
         TrainingConfigError: As `CodedSystem`; or already random weights can have results that need more primes than
             are allowed.
     """
-    if config.backbone.checkpoint is not None:
-        read_tensors(Path(config.backbone.checkpoint))
+    finished_weights(config)
     torch.manual_seed(config.seed)
     system = CodedSystem(config, image_shape=image_shape(config.data), classes=2)
     try:
@@ -126,6 +128,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         Baseline, rounds and finetune.
     """
     device = system.readout.weight.device
+    finished = teacher_of(config, system.baseline, data)
 
     def start() -> None:
         system.head.normalise.fit(data.sample("train")[0])
@@ -160,9 +163,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
     def stage(name: str, prepare: Callable[[], None], annealed: float) -> Stage:
         budget: StageConfig = getattr(config.train, name)
         teacher = (
-            frozen(partial(teach, system.baseline), data, budget, flip=config.data.flip)
-            if config.loss.distillation
-            else None
+            frozen(partial(teach, finished), data, budget, flip=config.data.flip) if config.loss.distillation else None
         )
         return Stage(
             name=name,
@@ -178,7 +179,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         )
 
     return (
-        baseline_stage(config, config.train.baseline, system.baseline, data, config.loss.label_smoothing),
+        baseline_stage(config, config.train.baseline, system.baseline, data, finished, config.loss),
         stage("rounds", start, config.sharing.annealed),
         stage("finetune", finish, 0.0),
     )

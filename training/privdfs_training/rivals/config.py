@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems
+from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
 from privdfs_training.config import BackboneConfig, BranchedConfig, CustomConfig, Section, StageConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
@@ -107,6 +107,7 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     for problem in (
         *data_problems(config.data),
         *network_problems(config),
+        *teacher_problems(config, config.loss.distillation),
         *loss_problems(config.loss),
         *_backbone_problems(config.backbone),
         *_defence_problems(config.defence),

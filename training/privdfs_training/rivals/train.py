@@ -17,9 +17,17 @@ from privdfs_training.rivals.config import RivalConfig
 from privdfs_training.rivals.defences import Shredder
 from privdfs_training.rivals.system import RivalSystem, save_rival
 from privdfs_training.run import Run
-from privdfs_training.stage import CALIBRATION_IMAGES, EVALUATION_BATCH, Stage, accuracy, baseline_stage, teach
+from privdfs_training.stage import (
+    CALIBRATION_IMAGES,
+    EVALUATION_BATCH,
+    Stage,
+    accuracy,
+    baseline_stage,
+    teach,
+    teacher_of,
+)
 
-SECTIONS = ("seed", "data", "backbone", "head", "branch", "defence", "loss")
+SECTIONS = ("seed", "data", "backbone", "teacher", "head", "branch", "defence", "loss")
 START_IMAGES = 1000  # whose features a defence sees before the split's first step
 
 
@@ -66,9 +74,10 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
     Returns:
         Baseline, split, and for Shredder noise.
     """
+    finished = teacher_of(config, system.baseline, data)
 
     def classification(logits: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Terms]:
-        teacher = teach(system.baseline, images)
+        teacher = teach(finished, images)
         answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
         taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
         terms: Terms = {"answer": answer.detach(), "distillation": taught.detach()}
@@ -97,9 +106,7 @@ def rival_stages(config: RivalConfig, system: RivalSystem, data: ImageData) -> t
         loss=split_loss,
         classify=system,
     )
-    baseline = baseline_stage(
-        config, config.train.baseline, system.baseline, data, label_smoothing=config.loss.label_smoothing
-    )
+    baseline = baseline_stage(config, config.train.baseline, system.baseline, data, finished, config.loss)
     defence = system.defence
     if config.train.noise is None or not isinstance(defence, Shredder):
         return baseline, split
