@@ -1,12 +1,18 @@
 """`privdfs-export calibrate RELEASE --out DIR`: a release again, with calibrated probabilities.
 
-For releases that were exported without calibration. Encoder, branches and baseline stay byte for byte what they are,
-and so do all accuracies. The fusion changes, and with it the id of the release: devices and servers need the new one
-together, and signatures and TensorRT plans have to be made again.
+For releases that were exported without calibration; and, with `--like TWIN`, for those that learned from all training
+images, so that none was left to calibrate with. The twin is a release of the same config but for `data.held_out`: its
+map was fitted on images that it had not seen, and is as good for networks that were trained as it was.
+
+Encoder, branches and baseline stay byte for byte what they are, and so do all accuracies. The fusion changes, and with
+it the id of the release: devices and servers need the new one together, and signatures and TensorRT plans have to be
+made again.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,6 +43,7 @@ from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training import provenance
 from privdfs_training.config import Config
 from privdfs_training.data import ImageData, load_data
+from privdfs_training.migration import migrated
 from privdfs_training.reading import config_from_dict
 
 DESCRIPTION = "Make a release again with calibrated probabilities."
@@ -50,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("release", type=Path, metavar="RELEASE", help="folder of a whole release")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new release; must not exist")
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="TWIN",
+        help="take the map of this release: of the same config, trained with data.held_out",
+    )
     parser.add_argument(
         "--data", type=Path, help="folder of the data set; default $PRIVDFS_DATA, then where Debian installs it"
     )
@@ -65,27 +78,29 @@ def run(options: argparse.Namespace) -> None:
         privdfs.Error: The release cannot be calibrated; nothing was written.
     """
     console = Console()
-    client = calibrate_release(options.release, options.data, options.out)
+    client = calibrate_release(options.release, options.data, options.out, like=options.like)
     error = client.accuracy.calibration
     if error is not msgspec.UNSET:
         told = f"{client.release}: expected calibration error {error.before:.2%}, calibrated {error.after:.2%}"
         console.print(f"{told}, written to {options.out}")
 
 
-def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientManifest:
+def calibrate_release(release: Path, folder: Path | None, out: Path, *, like: Path | None = None) -> ClientManifest:
     """Write a release again, its fusion calibrated.
 
     Args:
         release: Folder of a whole release.
         folder: Of the data set that it was trained on; None looks where the set is usually installed.
         out: Folder of the new release; must not exist.
+        like: Folder of a twin, a release whose map is taken; None fits one.
 
     Returns:
         The new client manifest.
 
     Raises:
         privdfs.BundleError: A file of the release is not what its manifest says.
-        privdfs.ExportError: The release is not whole, or calibrated already, or the data are not those of it.
+        privdfs.ExportError: The release is not whole, or calibrated already, or the data are not those of it; or the
+            twin is of another config or has no map that was fitted on images it had not seen.
     """
     refuse_existing(out)
     verify(release)
@@ -112,7 +127,10 @@ def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientMa
     config = config_from_dict(client.made_by.config, f"the manifest of {client.release}")
     data, keys = _data(client, config, folder), key_spec(client)
     partitions = None if keys is None else keys.partitions
-    calibrated = calibration.calibrate(plain, data, config, partitions)
+    if like is None:
+        calibrated = calibration.calibrate(plain, data, config, partitions)
+    else:
+        plain, calibrated = _like(like, plain, client)
     pixels, labels = data.sample("test")
     images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
     dealt = calibration.spread(len(images), partitions)
@@ -131,6 +149,45 @@ def calibrate_release(release: Path, folder: Path | None, out: Path) -> ClientMa
     )
     write_release(out, new, built, engine=engine, golden=golden, sidecars=[_sidecar(one) for one in repositories])
     return new
+
+
+def _like(twin: Path, built: Graphs, client: ClientManifest) -> tuple[Graphs, calibration.Calibrated]:
+    """The graphs without a map, and with the twin's."""
+    theirs = decode_client_manifest(read_manifest_bytes(twin / CLIENT_FOLDER))
+    error, ours = theirs.accuracy.calibration, client.made_by.config
+    if changed := sorted(_differences(ours, theirs.made_by.config)):
+        message = f"{twin} was trained with other settings in: {', '.join(changed)}. Take a twin of the same config."
+        raise ExportError(message)
+    fusion = onnx.load_from_string(read_verified(twin / CLIENT_FOLDER, theirs.files)[FUSION_NAME])
+    slopes = calibration.slopes_of(fusion)
+    held_out = theirs.made_by.config["data"].get("held_out", 0)
+    if error is msgspec.UNSET or slopes is None or held_out < calibration.FEWEST_HELD_OUT:
+        message = (
+            f"{twin} has no map that was fitted on images it had not seen. Train it with data.held_out = "
+            f"{calibration.FEWEST_HELD_OUT} or more, and export it."
+        )
+        raise ExportError(message)
+    with_map, without = (
+        dataclasses.replace(built, fusion=Graph(calibration.with_slopes(built.fusion.model, given)))
+        for given in (slopes, np.ones_like(slopes))
+    )
+    words = f"{held_out} training images, held out from a second training by the same config"
+    return without, calibration.Calibrated(with_map, slopes, words)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """Sections in which two configs differ, but for what says who a run is and which images it saw."""
+    mine, other = (_compared(config) for config in (ours, theirs))
+    return {section for section in mine | other if mine.get(section) != other.get(section)}
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without name, seed, images held out, and the file of a finished head."""
+    without = {"data": "held_out", "head": "checkpoint"}
+    kept = {name: value for name, value in migrated(config).items() if name not in {"name", "seed"}}
+    for section, key in without.items():
+        kept[section] = {name: value for name, value in kept[section].items() if name != key}
+    return kept
 
 
 def _sidecar(repository: Repository) -> Sidecar:

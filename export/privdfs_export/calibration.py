@@ -50,6 +50,8 @@ PULL = 1e-4
 SMALLEST = 1e-30
 #: Degrees and fraction of the size that a view is turned and scaled by at most; each takes a part of the images.
 VIEWS = ((5.0, 0.05), (10.0, 0.10))
+#: Of the map's slopes in the graph.
+SLOPES_NAME = "calibration_slopes"
 _LOWER = np.array([np.finfo(np.float32).min, *KNOTS], np.float32)
 _UPPER = np.array([*KNOTS, 0.0], np.float32)
 
@@ -243,9 +245,41 @@ def mapped(probabilities: Tensor, answered: Tensor, slopes: NDArray[np.float32])
     return (segments(probabilities.log()) * chosen[:, None]).sum(dim=2).softmax(dim=1)
 
 
+def slopes_of(fusion: onnx.ModelProto) -> NDArray[np.float32] | None:
+    """The map of a fusion, float32 [servers, segments]; None where it has none."""
+    found = [one for one in fusion.graph.initializer if one.name == SLOPES_NAME]
+    return numpy_helper.to_array(found[0]).astype(np.float32) if found else None
+
+
 def is_calibrated(fusion: onnx.ModelProto) -> bool:
     """Whether a fusion has a map already."""
-    return any(initializer.name == "calibration_slopes" for initializer in fusion.graph.initializer)
+    return slopes_of(fusion) is not None
+
+
+def with_slopes(fusion: onnx.ModelProto, slopes: NDArray[np.float32]) -> onnx.ModelProto:
+    """A fusion with this map, whether it had one before or not.
+
+    Args:
+        fusion: It is not changed.
+        slopes: float32 [servers, segments]; all one change no probability.
+
+    Returns:
+        A checked model.
+
+    Raises:
+        ExportError: The map is for another number of servers, or the fusion does not end in a softmax.
+    """
+    before = slopes_of(fusion)
+    if before is None:
+        return calibrated_fusion(fusion, slopes)
+    if before.shape != slopes.shape:
+        raise ExportError(f"the map is for {len(slopes)} servers, and the fusion has {len(before)}.")
+    model = copy.deepcopy(fusion)
+    for initializer in model.graph.initializer:
+        if initializer.name == SLOPES_NAME:
+            initializer.CopyFrom(numpy_helper.from_array(slopes, SLOPES_NAME))
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def calibrated_fusion(fusion: onnx.ModelProto, slopes: NDArray[np.float32]) -> onnx.ModelProto:
