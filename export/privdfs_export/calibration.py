@@ -337,7 +337,11 @@ def calibrated_fusion(fusion: onnx.ModelProto, slopes: NDArray[np.float32]) -> o
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """The temperature whose probabilities make labels likeliest; it leaves every ranking of classes as it is.
+    """The temperature at which answers are as sure, on average, as they are right; it leaves every ranking as it is.
+
+    Clarté et al., "Expectation consistency for calibration of neural networks", arXiv 2303.02644. On images held out
+    from `cifar10-coded` and `cifar10-coded-r1` it had a smaller error than the temperature of the smallest
+    cross-entropy, which single wrong but sure answers move.
 
     Args:
         logits: [images, classes], of images that were not trained on.
@@ -346,22 +350,15 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     Returns:
         What to divide logits by.
     """
-    rows = np.arange(len(labels))
-    losses = [-_log_softmax(logits / temperature)[rows, labels].mean() for temperature in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
+    right = (logits.argmax(axis=1) == labels).mean()
+    sure = [_surest(logits / temperature).mean() for temperature in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(np.abs(np.array(sure) - right)))])
 
 
-def _log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Logarithms of probabilities.
-
-    Args:
-        logits: [images, classes].
-
-    Returns:
-        Same shape.
-    """
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def _surest(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The largest probability of each image, [images]."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return 1 / raised.sum(axis=1)
 
 
 def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
