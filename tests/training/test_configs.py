@@ -13,6 +13,7 @@ from privdfs_training.coded.system import load_coded
 from privdfs_training.coded.train import check_coded, train_coded
 from privdfs_training.data import load_data
 from privdfs_training.loop import train
+from privdfs_training.models.backbone import build_backbone
 from privdfs_training.reading import config_from_dict, load_config, read_toml
 from tests.official import write_official
 from tests.trained import QUIET
@@ -79,6 +80,10 @@ def test_a_committed_coded_config_runs(path: Path, tmp_path: Path) -> None:
         factory = raw["backbone"]["factory"] = "tests.training.own_models:small"
         raw["backbone"]["checkpoint"] = str(tmp_path / "weights.safetensors")
         save_file(small_model(data.image_shape, len(data.classes)).state_dict(), raw["backbone"]["checkpoint"])
+    if "teacher" in raw:  # that the user has trained
+        raw["teacher"]["checkpoint"] = str(tmp_path / "teacher.safetensors")
+        teacher = build_backbone(coded_config(raw, path).teacher, data.image_shape, len(data.classes))
+        save_file(teacher.state_dict(), raw["teacher"]["checkpoint"])
     config = coded_config(raw, path)
     check_coded(config)
     trained = load_coded(train_coded(config, data, tmp_path / "run", QUIET), factory=factory)
