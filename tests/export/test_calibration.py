@@ -225,6 +225,104 @@ def test_the_command_refuses_what_it_cannot_calibrate(trained_release: Path, dat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def twin(trained_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release whose manifest says that training images were held out from the same config; its map is `SLOPES`."""
+    release = tmp_path_factory.mktemp("twin") / "release"
+    shutil.copytree(trained_release, release)
+    client = release / "client"
+    fusion = calibration.with_slopes(onnx.load(client / "fusion.onnx"), SLOPES).SerializeToString()
+    (client / "fusion.onnx").write_bytes(fusion)
+    rewrite(client, held_out=1500, files={"fusion.onnx": hashlib.sha256(fusion).hexdigest()})
+    return release
+
+
+def rewrite(client: Path, *, files: dict[str, str] | None = None, **changes: int | dict[str, float]) -> None:
+    """Change a manifest's digests, and its config: `held_out`, or a whole section."""
+    manifest = decode_client_manifest((client / "manifest.json").read_bytes())
+    config = json.loads(json.dumps(manifest.made_by.config))
+    for key, value in changes.items():
+        if key == "held_out":
+            config["data"]["held_out"] = value
+        else:
+            config[key] |= value
+    made_by = msgspec.structs.replace(manifest.made_by, config=config)
+    changed = msgspec.structs.replace(manifest, files=dict(manifest.files) | (files or {}), made_by=made_by)
+    (client / "manifest.json").write_bytes(encode_manifest(changed))
+
+
+def test_a_release_takes_the_map_of_its_twin(
+    trained_release: Path, twin: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "calibrated"
+    command = ["calibrate", str(trained_release), "--like", str(twin), "--out", str(out), "--data", str(data_folder)]
+    assert main(command) == 0
+    verify(out)
+    slopes = calibration.slopes_of(onnx.load(out / "client" / "fusion.onnx"))
+    assert slopes is not None
+    assert np.array_equal(slopes, SLOPES)
+    for path in trained_release.rglob("*.onnx"):
+        if path.name != "fusion.onnx":
+            assert (out / path.relative_to(trained_release)).read_bytes() == path.read_bytes()
+    old, new = (
+        decode_client_manifest((folder / "client" / "manifest.json").read_bytes()).accuracy
+        for folder in (trained_release, out)
+    )
+    assert isinstance(old.calibration, CalibrationError)
+    assert isinstance(new.calibration, CalibrationError)
+    assert new.calibration.before == pytest.approx(old.calibration.before, abs=1e-6)  # without any map
+    assert new.calibration.fitted_on == "1500 training images, held out from a second training by the same config"
+    assert msgspec.structs.replace(new, calibration=old.calibration) == old
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"held_out": 999}, "no map that was fitted on images it had not seen"),
+        ({"loss": {"distillation": 0.25}}, "other settings in: loss"),
+        ({"head": {"channels": 5}, "fusion": {"branch_dropout": 0.5}}, "other settings in: fusion, head"),
+    ],
+)
+def test_a_twin_of_another_kind_is_refused(
+    changes: dict[str, int | dict[str, float]],
+    problem: str,
+    trained_release: Path,
+    twin: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(twin, other)
+    rewrite(other / "client", **changes)
+    with pytest.raises(ExportError, match=problem):
+        calibrate_release(trained_release, data_folder, tmp_path / "out", like=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_map_for_another_number_of_servers_is_refused() -> None:
+    with pytest.raises(ExportError, match="for 2 servers, and the fusion has 3"):
+        calibration.with_slopes(calibration.calibrated_fusion(fusion_model(), SLOPES), SLOPES[:2])
+
+
+def test_slopes_of_one_change_no_probability() -> None:
+    plain = fusion_model()
+    logits, answered = heard(500)
+    same = calibration.calibrated_fusion(plain, np.ones_like(SLOPES))
+    assert np.allclose(probabilities(same, logits, answered), probabilities(plain, logits, answered), atol=1e-6)
+
+
+def test_the_temperature_makes_answers_as_sure_as_they_are_right() -> None:
+    drawn = np.random.default_rng(0)
+    logits = 4 * drawn.normal(size=(20_000, CLASSES))
+    stated = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (stated.cumsum(axis=1) > drawn.random((len(logits), 1))).argmax(axis=1)
+    temperature = calibration.fit_temperature(2.5 * logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.03)
+    cooled = np.exp(2.5 * logits / temperature)
+    sure = (cooled / cooled.sum(axis=1, keepdims=True)).max(axis=1).mean()
+    assert sure == pytest.approx((logits.argmax(axis=1) == labels).mean(), abs=0.004)
+
+
 def test_a_map_that_changes_a_class_is_refused() -> None:
     """Were a slope negative, the check before writing would see it."""
     plain = fusion_model()
