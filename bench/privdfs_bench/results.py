@@ -72,10 +72,10 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is not JSON ({error}): mend it or remove it"
+        msg = f"{path} is not JSON ({error}): repair it or remove it"
         raise BenchError(msg) from error
     if not isinstance(found, dict) or not isinstance(found.get("releases", {}), dict):
-        msg = f"{path} does not hold results of this benchmark: mend it or remove it"
+        msg = f"{path} does not hold results of this benchmark: repair it or remove it"
         raise BenchError(msg)
     return found
 

@@ -11,6 +11,7 @@ from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.coded_privacy import coded_beside_rivals
 from privdfs_bench.pages.coded_seeds import coded_seeds_table, minus_baseline
+from privdfs_bench.pages.larger import larger_table
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
 from privdfs_bench.releases import graph_digests
 
@@ -305,6 +306,15 @@ def test_coded_releases_stand_beside_their_other_seeds() -> None:
     (_, _, _, _, _, spread, *_) = coded_seeds_table({"coded": runs[:1]}, others, accuracy).splitlines()
     assert spread == "| small | standard deviation | 0.71% | 0.71 | 0.71 |  |"
     assert "one seed so far" in coded_seeds_table({"runs": []}, others, accuracy)
+
+
+def test_a_larger_model_stands_beside_its_bars() -> None:
+    about = {"command": "accuracy.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+    entry = {"fused": 0.8973, "baseline": 0.9072, "linear_readouts": 0.8258, "backbone": "resnet18", "made_by": about}
+    entry |= {"baseline_macs": 555_000_000, "client_macs": 26_000_000, "bytes_up": 15_360, "bytes_down": 5_170}
+    (_, _, row, *_) = larger_table({"releases": {"large": entry}}).splitlines()
+    assert row == "| large (resnet18) | 90.72% | 89.73% | -0.99 | +7.15 | 1/21.3 | 61.6 kB |"
+    assert "Not measured yet" in larger_table({})
 
 
 def test_every_release_stands_beside_every_bar_and_what_misses_one_is_bold(results: Path) -> None:

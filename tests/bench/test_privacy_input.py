@@ -59,7 +59,7 @@ def test_a_result_file_that_is_none_is_refused_before_anything_is_attacked(
 ) -> None:
     out = tmp_path / "privacy.json"
     out.write_text("{")
-    assert "mend it or remove it" in told(capsys, release, "--out", out)
+    assert "repair it or remove it" in told(capsys, release, "--out", out)
     assert out.read_text() == "{"
 
 

@@ -12,6 +12,7 @@ from privdfs_bench.pages.bars import bars_table, held_table, lied_to, point_of_r
 from privdfs_bench.pages.coded_bars import coded_held_table
 from privdfs_bench.pages.coded_privacy import masked_alone
 from privdfs_bench.pages.coded_seeds import coded_seeds_table, minus_baseline
+from privdfs_bench.pages.larger import larger_table
 from privdfs_bench.pages.marks import between, source
 from privdfs_bench.results import ROOT, read_results
 
@@ -58,6 +59,8 @@ def figures(folder: Path) -> str:
             minus_baseline(seeds, others, everything),
         ),
         CODED_TOLD,
+        "## A larger model",
+        larger_table(read_results(folder / "larger.json")),
         "## Which bars the masked releases meet",
         held_table(accuracy.get("releases", {}), privacy.get("releases", {})),
         "## Which bars hold together",
