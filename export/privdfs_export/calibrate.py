@@ -2,7 +2,8 @@
 
 For releases that were exported without calibration; and, with `--like TWIN`, for those that learned from all training
 images, so that none was left to calibrate with. The twin is a release of the same config but for `data.held_out`: its
-map was fitted on images that it had not seen, and is as good for networks that were trained as it was.
+map was fitted on images that it had not seen, and is as good for networks that were trained as it was. Where the config
+names weights to start from, the twin names others, which must not have learned from those images either.
 
 Encoder, branches and baseline stay byte for byte what they are, and so do all accuracies. The fusion changes, and with
 it the id of the release: devices and servers need the new one together, and signatures and TensorRT plans have to be
@@ -43,10 +44,11 @@ from privdfs_export.writing import Sidecar, refuse_existing, write_release
 from privdfs_training import provenance
 from privdfs_training.config import Config
 from privdfs_training.data import ImageData, load_data
-from privdfs_training.migration import migrated
 from privdfs_training.reading import config_from_dict
 
 DESCRIPTION = "Make a release again with calibrated probabilities."
+#: Sections of a config that can name weights to start from.
+_WITH_FILES = ("backbone", "head", "teacher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +101,9 @@ def calibrate_release(release: Path, folder: Path | None, out: Path, *, like: Pa
 
     Raises:
         privdfs.BundleError: A file of the release is not what its manifest says.
-        privdfs.ExportError: The release is not whole, or calibrated already, or the data are not those of it; or the
-            twin is of another config or has no map that was fitted on images it had not seen.
+        privdfs.ExportError: The release is not whole, the data are not those of it, or it is calibrated already and no
+            twin is given; or it held images out itself, or the twin is of another config or has no map that was
+            fitted on images it had not seen.
     """
     refuse_existing(out)
     verify(release)
@@ -154,14 +157,20 @@ def calibrate_release(release: Path, folder: Path | None, out: Path, *, like: Pa
 def _like(twin: Path, built: Graphs, client: ClientManifest) -> tuple[Graphs, calibration.Calibrated]:
     """The graphs without a map, and with the twin's."""
     theirs = decode_client_manifest(read_manifest_bytes(twin / CLIENT_FOLDER))
-    error, ours = theirs.accuracy.calibration, client.made_by.config
-    if changed := sorted(_differences(ours, theirs.made_by.config)):
+    mine, other = (
+        config_from_dict(each.made_by.config, f"the manifest of {each.release}") for each in (client, theirs)
+    )
+    if mine.data.held_out >= calibration.FEWEST_HELD_OUT:
+        message = f"{client.release} held out training images of its own. Export it again: its map is fitted on those."
+        raise ExportError(message)
+    if changed := _differences(mine, other):
         message = f"{twin} was trained with other settings in: {', '.join(changed)}. Take a twin of the same config."
         raise ExportError(message)
     fusion = onnx.load_from_string(read_verified(twin / CLIENT_FOLDER, theirs.files)[FUSION_NAME])
-    slopes = calibration.slopes_of(fusion)
-    held_out = theirs.made_by.config["data"].get("held_out", 0)
-    if error is msgspec.UNSET or slopes is None or held_out < calibration.FEWEST_HELD_OUT:
+    slopes, error = calibration.slopes_of(fusion), theirs.accuracy.calibration
+    held_out = other.data.held_out
+    fitted = error is not msgspec.UNSET and error.fitted_on == calibration.fitted_on_held_out(held_out)
+    if slopes is None or held_out < calibration.FEWEST_HELD_OUT or not fitted:
         message = (
             f"{twin} has no map that was fitted on images it had not seen. Train it with data.held_out = "
             f"{calibration.FEWEST_HELD_OUT} or more, and export it."
@@ -175,19 +184,30 @@ def _like(twin: Path, built: Graphs, client: ClientManifest) -> tuple[Graphs, ca
     return without, calibration.Calibrated(with_map, slopes, words)
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
-    """Sections in which two configs differ, but for what says who a run is and which images it saw."""
+def _differences(ours: Config, theirs: Config) -> list[str]:
+    """Sections in which two configs differ, but for what says who a run is and which images it saw.
+
+    Weights that a run starts from have seen images too. So a twin of a run that names a file has to name another one;
+    whether those weights have seen the images that the twin held out, no manifest says.
+    """
     mine, other = (_compared(config) for config in (ours, theirs))
-    return {section for section in mine | other if mine.get(section) != other.get(section)}
+    same_file = {
+        section
+        for section in _WITH_FILES
+        if (given := getattr(getattr(ours, section), "checkpoint", None)) is not None
+        and given == getattr(getattr(theirs, section), "checkpoint", None)
+    }
+    return sorted({name for name in mine | other if mine.get(name) != other.get(name)} | same_file)
 
 
-def _compared(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without name, seed, images held out, and the file of a finished head."""
-    without = {"data": "held_out", "head": "checkpoint"}
-    kept = {name: value for name, value in migrated(config).items() if name not in {"name", "seed"}}
-    for section, key in without.items():
-        kept[section] = {name: value for name, value in kept[section].items() if name != key}
-    return kept
+def _compared(config: Config) -> dict[str, Any]:
+    """A config without name, seed, the number of images held out, and the names of files with weights."""
+    plain = msgspec.to_builtins(config)
+    plain["data"].pop("held_out", None)
+    for section in _WITH_FILES:
+        if section in plain and "checkpoint" in plain[section]:
+            plain[section]["checkpoint"] = ""
+    return {name: value for name, value in plain.items() if name not in {"name", "seed"}}
 
 
 def _sidecar(repository: Repository) -> Sidecar:

@@ -119,10 +119,15 @@ def unseen(data: ImageData, held_out: int, count: int, shift: int) -> tuple[Tens
         Images uint8 [batch, channels, height, width], labels int64 [batch], and what they are in words.
     """
     if held_out >= FEWEST_HELD_OUT:
-        return *as_trained(data, held_out).sample("test"), f"{held_out} training images that were held out"
+        return *as_trained(data, held_out).sample("test"), fitted_on_held_out(held_out)
     pixels, labels = as_trained(data, held_out).sample("train", count)
     views = f"{len(labels)} training images, each mirrored, turned, scaled and moved at random"
     return unfamiliar(pixels, shift), labels, views
+
+
+def fitted_on_held_out(count: int) -> str:
+    """What a manifest says of a map that was fitted on images held out from the release's own training."""
+    return f"{count} training images that were held out"
 
 
 def measure(
@@ -267,13 +272,18 @@ def with_slopes(fusion: onnx.ModelProto, slopes: NDArray[np.float32]) -> onnx.Mo
         A checked model.
 
     Raises:
-        ExportError: The map is for another number of servers, or the fusion does not end in a softmax.
+        ExportError: The map has another shape than the fusion's, or the fusion does not end in a softmax.
     """
-    before = slopes_of(fusion)
-    if before is None:
+    servers = next(
+        given.type.tensor_type.shape.dim[1].dim_value for given in fusion.graph.input if given.name == ANSWERED
+    )
+    if slopes.shape != (servers, len(_LOWER)):
+        message = (
+            f"a map of shape {list(slopes.shape)} is not for a fusion of {servers} servers. Take one of its config."
+        )
+        raise ExportError(message)
+    if not is_calibrated(fusion):
         return calibrated_fusion(fusion, slopes)
-    if before.shape != slopes.shape:
-        raise ExportError(f"the map is for {len(slopes)} servers, and the fusion has {len(before)}.")
     model = copy.deepcopy(fusion)
     for initializer in model.graph.initializer:
         if initializer.name == SLOPES_NAME:

@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -237,17 +238,30 @@ def twin(trained_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return release
 
 
-def rewrite(client: Path, *, files: dict[str, str] | None = None, **changes: int | dict[str, float]) -> None:
-    """Change a manifest's digests, and its config: `held_out`, or a whole section."""
+FITTED = calibration.fitted_on_held_out(1500)
+
+
+def rewrite(
+    client: Path,
+    *,
+    files: dict[str, str] | None = None,
+    held_out: int = 0,
+    fitted_on: str = FITTED,
+    **sections: dict[str, Any],
+) -> None:
+    """Change a manifest's digests, what its map was fitted on, and its config; with a name and a seed of its own."""
     manifest = decode_client_manifest((client / "manifest.json").read_bytes())
-    config = json.loads(json.dumps(manifest.made_by.config))
-    for key, value in changes.items():
-        if key == "held_out":
-            config["data"]["held_out"] = value
-        else:
-            config[key] |= value
-    made_by = msgspec.structs.replace(manifest.made_by, config=config)
-    changed = msgspec.structs.replace(manifest, files=dict(manifest.files) | (files or {}), made_by=made_by)
+    config = json.loads(json.dumps(manifest.made_by.config)) | {"name": "twin", "seed": 9}
+    for section, keys in ({"data": {"held_out": held_out}} | sections).items():
+        config[section] |= keys
+    assert isinstance(manifest.accuracy.calibration, CalibrationError)
+    error = msgspec.structs.replace(manifest.accuracy.calibration, fitted_on=fitted_on)
+    changed = msgspec.structs.replace(
+        manifest,
+        files=dict(manifest.files) | (files or {}),
+        made_by=msgspec.structs.replace(manifest.made_by, config=config),
+        accuracy=msgspec.structs.replace(manifest.accuracy, calibration=error),
+    )
     (client / "manifest.json").write_bytes(encode_manifest(changed))
 
 
@@ -278,13 +292,16 @@ def test_a_release_takes_the_map_of_its_twin(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"held_out": 999}, "no map that was fitted on images it had not seen"),
+        ({"held_out": 999, "fitted_on": "999 training images that were held out"}, "images it had not seen"),
+        ({"fitted_on": "1500 training images, each mirrored, turned, scaled and moved"}, "images it had not seen"),
+        ({"fitted_on": "1500 training images, held out from a second training by the same config"}, "had not seen"),
         ({"loss": {"distillation": 0.25}}, "other settings in: loss"),
         ({"head": {"channels": 5}, "fusion": {"branch_dropout": 0.5}}, "other settings in: fusion, head"),
+        ({"backbone": {"checkpoint": "weights.safetensors"}}, "other settings in: backbone"),
     ],
 )
 def test_a_twin_of_another_kind_is_refused(
-    changes: dict[str, int | dict[str, float]],
+    changes: dict[str, Any],
     problem: str,
     trained_release: Path,
     twin: Path,
@@ -293,15 +310,57 @@ def test_a_twin_of_another_kind_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(twin, other)
-    rewrite(other / "client", **changes)
+    given: dict[str, Any] = {"held_out": 1500} | changes
+    rewrite(other / "client", **given)
     with pytest.raises(ExportError, match=problem):
         calibrate_release(trained_release, data_folder, tmp_path / "out", like=other)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_map_for_another_number_of_servers_is_refused() -> None:
-    with pytest.raises(ExportError, match="for 2 servers, and the fusion has 3"):
-        calibration.with_slopes(calibration.calibrated_fusion(fusion_model(), SLOPES), SLOPES[:2])
+@pytest.mark.parametrize(("own", "other"), [("a", "b"), ("a", "a"), (None, "b")])
+def test_a_twin_starts_from_other_weights_than_the_release(
+    own: str | None, other: str, trained_release: Path, twin: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    """Those of the release have seen all training images."""
+    release, second = tmp_path / "release", tmp_path / "twin"
+    for folder, source, name, count in ((release, trained_release, own, 0), (second, twin, other, 1500)):
+        shutil.copytree(source, folder)
+        rewrite(folder / "client", held_out=count, backbone={} if name is None else {"checkpoint": name})
+    if (own, other) == ("a", "b"):
+        assert calibrate_release(release, data_folder, tmp_path / "out", like=second)
+    else:
+        with pytest.raises(ExportError, match="other settings in: backbone"):
+            calibrate_release(release, data_folder, tmp_path / "out", like=second)
+
+
+def test_a_release_that_held_images_out_takes_no_other_map(twin: Path, data_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="held out training images of its own"):
+        calibrate_release(twin, data_folder, tmp_path / "out", like=twin)
+
+
+def test_a_twin_without_a_map_is_refused(
+    older_release: Path, trained_release: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"images it had not seen|other settings"):
+        calibrate_release(trained_release, data_folder, tmp_path / "out", like=older_release)
+
+
+def test_a_keyed_release_takes_a_map_too(keyed_trained_release: Path, data_folder: Path, tmp_path: Path) -> None:
+    second, out = tmp_path / "twin", tmp_path / "out"
+    shutil.copytree(keyed_trained_release, second)
+    rewrite(second / "client", held_out=1500)
+    new = calibrate_release(keyed_trained_release, data_folder, out, like=second)
+    old = decode_client_manifest((keyed_trained_release / "client" / "manifest.json").read_bytes())
+    assert new.release == old.release  # the twin's map is its own here
+    verify(out)
+
+
+@pytest.mark.parametrize("slopes", [SLOPES[:2], SLOPES[:, :2]])
+def test_a_map_of_another_shape_is_refused(slopes: np.ndarray) -> None:
+    plain = fusion_model()
+    for fusion in (plain, calibration.calibrated_fusion(plain, SLOPES)):
+        with pytest.raises(ExportError, match="is not for a fusion of 3 servers"):
+            calibration.with_slopes(fusion, slopes)
 
 
 def test_slopes_of_one_change_no_probability() -> None:

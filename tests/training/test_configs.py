@@ -82,7 +82,9 @@ def test_a_committed_coded_config_runs(path: Path, tmp_path: Path) -> None:
         save_file(small_model(data.image_shape, len(data.classes)).state_dict(), raw["backbone"]["checkpoint"])
     if "teacher" in raw:  # that the user has trained
         raw["teacher"]["checkpoint"] = str(tmp_path / "teacher.safetensors")
-        teacher = build_backbone(coded_config(raw, path).teacher, data.image_shape, len(data.classes))
+        planned = coded_config(raw, path).teacher
+        assert planned is not None
+        teacher = build_backbone(planned, data.image_shape, len(data.classes))
         save_file(teacher.state_dict(), raw["teacher"]["checkpoint"])
     config = coded_config(raw, path)
     check_coded(config)

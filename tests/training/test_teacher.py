@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from privdfs_training.checkpoint import read_checkpoint
+from privdfs_training.checkpoint import read_checkpoint, read_tensors, write_checkpoint
+from privdfs_training.cli import main
 from privdfs_training.coded.config import coded_config
 from privdfs_training.coded.system import CodedSystem
 from privdfs_training.coded.train import check_coded, coded_stages, train_coded
@@ -24,7 +25,7 @@ from privdfs_training.rivals.system import RivalSystem
 from privdfs_training.rivals.train import rival_stages
 from privdfs_training.stage import Stage, teacher_of
 from privdfs_training.stages import stages
-from tests.trained import QUIET, tiny_values
+from tests.trained import QUIET, tiny_values, write_toml
 from tests.training.coded_systems import CLASSES, IMAGE, coded_values
 from tests.training.rival_configs import rival_values
 
@@ -154,8 +155,65 @@ def test_a_teacher_that_cannot_teach_is_refused(
         read(values, Path("tests"))
 
 
-def test_a_missing_teacher_is_noticed_before_images_are_read(teacher: dict[str, Any]) -> None:
+def test_a_teacher_of_the_users_own_is_not_for_rivals() -> None:
+    own = {"name": "custom", "factory": "package.module:function", "checkpoint": "weights.safetensors"}
+    with pytest.raises(TrainingConfigError, match=r"teacher\.name = 'custom' is not for rivals"):
+        taught("rival", own)
+    with pytest.raises(TrainingConfigError, match=r"teacher\.factory is 'nonsense'"):
+        taught("masked", own | {"factory": "nonsense"})
+
+
+def test_a_teacher_that_does_not_fit_or_has_not_finished_is_named(teacher: dict[str, Any], data: DataSet) -> None:
+    path = Path(teacher["checkpoint"])
+    for about, values, problem in (
+        ({"finished": True}, teacher | {"width": 16}, r"\[teacher\]: .*does not fit"),
+        ({"finished": False}, teacher, r"\[teacher\]: .*has not ended"),
+    ):
+        tensors = read_tensors(path)[0]
+        write_checkpoint(path, tensors, about)
+        with pytest.raises(CheckpointError, match=problem):
+            stages_of("coded", values, data)
+
+
+def test_the_answers_of_a_teacher_are_computed_ahead_where_images_come_again(
+    teacher: dict[str, Any], data: DataSet
+) -> None:
+    values = coded_values() | {"teacher": teacher}
+    values["train"]["baseline"] |= {"crop_padding": 0, "epochs": 3}
+    config = coded_config(values, "tests")
+    system = CodedSystem(config, image_shape=data.image_shape, classes=CLASSES)
+    first = coded_stages(config, system, data)[0]
+    assert first.known is not None
+    first.known.prepare(lambda _: None)
+    assert len(first.known) == data.train_size
+
+
+def test_attributes_are_taught_as_choices(teacher: dict[str, Any], data: DataSet) -> None:
+    """Ten yes-or-no answers of each image, as of CelebA's forty."""
+    baseline, (first, _) = stages_of("masked", teacher, data)
+    first.prepare()
+    images = data.sample("train")[0][:8]
+    total, terms = first.loss(images, torch.randint(0, 2, (8, CLASSES), dtype=torch.uint8), 0.5)
+    assert torch.isfinite(total)
+    assert float(terms["distillation"]) > 0
+    assert baseline.training
+
+
+def test_a_teacher_expects_pixels_as_its_section_says(teacher: dict[str, Any], data: DataSet) -> None:
+    config = taught("coded", teacher | {"mean": [0.25], "std": [0.5]})
+    given = read_tensors(Path(teacher["checkpoint"]))[0]
+    save_file({name: value for name, value in given.items() if "normalise" not in name}, teacher["checkpoint"])
+    baseline = build_backbone(config.backbone, IMAGE, CLASSES)
+    assert float(teacher_of(config, baseline, data).normalise.mean) == pytest.approx(63.75)
+
+
+def test_a_missing_teacher_is_noticed_before_images_are_read(
+    teacher: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path(teacher["checkpoint"]).unlink()
+    rival = write_toml(tmp_path / "rival.toml", rival_values("none") | {"teacher": teacher})
+    assert main([str(rival), "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert "teacher.safetensors" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors"):
         check_coded(coded_config(coded_values() | {"teacher": teacher}, "tests"))
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors"):

@@ -72,7 +72,8 @@ def teacher_problems(config: RunConfig, distillation: float) -> list[str]:
     teacher = config.teacher
     if teacher is None:
         return []
-    problems = [problem.replace("backbone.", "teacher.") for problem in _pixel_problems(teacher)]
+    problems = _pixel_problems(teacher) + (factory_problems(teacher) if isinstance(teacher, CustomConfig) else [])
+    problems = [problem.replace("backbone.", "teacher.") for problem in problems]
     if teacher.checkpoint is None:
         problems.append("teacher.checkpoint is missing: a teacher has learned before, so name its weights")
     if not distillation:

@@ -18,7 +18,7 @@ from privdfs_training.config import Config, CustomConfig
 from privdfs_training.data import ImageData, load_data
 from privdfs_training.errors import TrainingConfigError, TrainingError
 from privdfs_training.interruption import InterruptedTrainingError
-from privdfs_training.loop import check, train
+from privdfs_training.loop import check, finished_weights, train
 from privdfs_training.reading import load_config, read_toml
 from privdfs_training.rivals.config import RivalConfig, rival_config
 from privdfs_training.rivals.train import train_rival
@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace) -> int:
             check(config)
         elif isinstance(config, CodedConfig):
             check_coded(config)
+        elif isinstance(config, RivalConfig):
+            finished_weights(config)
         data = load_data(config.data, options.data)  # what may take minutes comes after what may be wrong
         if options.threads is not None:
             torch.set_num_threads(options.threads)

@@ -38,7 +38,7 @@ class DataConfig(Section, frozen=True):
 class _Backbone(Section, frozen=True, kw_only=True, tag_field="name"):
     """The unprotected model that the release is compared with, and the teacher of the split model without [teacher]."""
 
-    checkpoint: str | None = None  # safetensors file that the baseline stage starts from
+    checkpoint: str | None = None  # safetensors file: the baseline stage starts from it, a teacher has these weights
     mean: tuple[float, ...] = ()  # of the pixels that the checkpoint's weights expect, per channel in 0..1; () measures
     std: tuple[float, ...] = ()  # likewise
 

@@ -118,7 +118,7 @@ def split_loss(
         student: Logits that are to come close to the teacher's, float [batch, classes].
         answers: The servers' logits, float [batch, servers, classes].
         labels: int64 [batch], or uint8 [batch, attributes] of 0 and 1.
-        teacher: The baseline's logits, float [batch, classes]; None where distillation has no weight.
+        teacher: The teacher's logits, float [batch, classes]; None where distillation has no weight.
         config: Weights of the terms.
 
     Returns:

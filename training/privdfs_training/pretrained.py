@@ -26,7 +26,11 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: The file is missing, damaged, or does not fit; the message lists what does and what does not.
     """
-    tensors, _ = read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    if '"finished": false' in metadata.get("about", ""):
+        raise CheckpointError(
+            f"{path} is of a stage that has not ended. Finish that run first: the same command goes on."
+        )
     prefix = "baseline."
     if any(name.startswith(prefix) for name in tensors):  # a file of this project, with other parts beside the backbone
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -15,6 +15,7 @@ from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
 from privdfs_training.config import RunConfig, StageConfig
 from privdfs_training.data import Batch, DataSet, ImageData
+from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.known import Known
 from privdfs_training.losses import choices, distillation
 from privdfs_training.models.backbone import Backbone, build_backbone
@@ -148,12 +149,15 @@ def teacher_of(config: RunConfig, baseline: Backbone, data: ImageData) -> Backbo
     planned = config.teacher
     if planned is None:
         return baseline
-    teacher = build_backbone(planned, data.image_shape, len(data.classes))
-    if planned.mean:
-        teacher.normalise.set(planned.mean, planned.std)
-    else:
-        teacher.normalise.fit(data.sample("train")[0])
-    load_pretrained(teacher, Path(planned.checkpoint or ""))  # checks.py refuses a teacher without weights
+    try:
+        teacher = build_backbone(planned, data.image_shape, len(data.classes))
+        if planned.mean:
+            teacher.normalise.set(planned.mean, planned.std)
+        else:
+            teacher.normalise.fit(data.sample("train")[0])
+        load_pretrained(teacher, Path(planned.checkpoint or ""))  # checks.py refuses a teacher without weights
+    except (CheckpointError, TrainingConfigError) as error:  # of a backbone, as all networks of this kind are called
+        raise type(error)(f"[teacher]: {error}") from error
     device = next(baseline.parameters()).device
     teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher.requires_grad_(requires_grad=False)

@@ -109,7 +109,7 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
         *network_problems(config),
         *teacher_problems(config, config.loss.distillation),
         *loss_problems(config.loss),
-        *_backbone_problems(config.backbone),
+        *_backbone_problems(config.backbone, config.teacher),
         *_defence_problems(config.defence),
         *_stage_problems(config),
     ):
@@ -118,10 +118,13 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     return config
 
 
-def _backbone_problems(backbone: BackboneConfig) -> list[str]:
-    if not isinstance(backbone, CustomConfig):
-        return []
-    return ["backbone.name = 'custom' is not for rivals: they are compared by backbones that everybody has"]
+def _backbone_problems(backbone: BackboneConfig, teacher: BackboneConfig | None) -> list[str]:
+    given = {"backbone": backbone, "teacher": teacher}
+    return [
+        f"{name}.name = 'custom' is not for rivals: they are compared by backbones that everybody has"
+        for name, config in given.items()
+        if isinstance(config, CustomConfig)
+    ]
 
 
 def _defence_problems(defence: Defence) -> list[str]:
