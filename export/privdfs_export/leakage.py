@@ -3,12 +3,14 @@
 For every size of a coalition the manifest gets the attack that reconstructs most above the class mean, by the worst
 coalition. Devices refuse by it (`max_leakage_db` of the SDK), and `privdfs describe` shows it. Of a coded release these
 are coalitions of more servers than may collude; that fewer learn nothing is proven, and an audit that saw otherwise is
-refused. The release keeps its id, since no graph changes; a signature of the client folder is of the old manifest, so
+refused. Figures of another release of the same name count if its encoder, and what is shared in later rounds, were
+the same. The release keeps its id, since no graph changes; a signature of the client folder is of the old manifest, so
 it is removed, and the release has to be signed again.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import msgspec
 
 from privdfs._coded_format import CodedManifest
 from privdfs._files import read_manifest_bytes
-from privdfs._format import CLIENT_FOLDER, MANIFEST_NAME, SIGNATURE_NAME, Leakage
+from privdfs._format import (
+    CLIENT_FOLDER,
+    FUSION_NAME,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    ClientManifest,
+    Leakage,
+)
 from privdfs._manifest import encode_manifest, read_client_manifest
 from privdfs._verify import verify
 from privdfs_export.errors import ExportError
@@ -86,7 +95,7 @@ def record_leakage(release: Path, results: Path) -> tuple[Leakage, ...]:
     verify(client)
     manifest = read_client_manifest(read_manifest_bytes(client))
     coded = isinstance(manifest, CodedManifest)
-    entry = _entry(results, manifest.release)
+    entry = _entry(results, manifest)
     try:
         _refuse_flagged(results, entry, coded=coded)
         rows = tuple(_row(found, entry) for _, found in sorted(entry["worst"].items(), key=lambda one: int(one[0])))
@@ -127,11 +136,14 @@ def _row(found: dict[str, Any], entry: dict[str, Any]) -> Leakage:
     return msgspec.convert({"coalition": found["members"], **values, **about}, Leakage)
 
 
-def _entry(results: Path, release: str) -> dict[str, Any]:
-    """The entry of a release in a result file."""
+def _entry(results: Path, manifest: ClientManifest | CodedManifest) -> dict[str, Any]:
+    """The entry of a release in a result file, or of one of its name whose graphs before the servers are the same."""
+    release = manifest.release
     try:
         entries = json.loads(results.read_text(encoding="utf-8"))["releases"]
         found = [entry for entry in entries.values() if entry.get("release") == release]
+        namesake = entries.get(release.rpartition("-")[0], {})
+        found += [namesake] if _same_shares(namesake.get("graphs", {}), manifest) else []
         measured = [str(entry.get("release", name)) for name, entry in entries.items()]
     except OSError as error:
         message = f"{results} cannot be read ({error.strerror}). Make it: python bench/privacy.py RELEASE"
@@ -146,6 +158,12 @@ def _entry(results: Path, release: str) -> dict[str, Any]:
         )
         raise ExportError(message)
     return found[0]
+
+
+def _same_shares(graphs: Mapping[str, str], manifest: ClientManifest | CodedManifest) -> bool:
+    """Whether attacked graphs (name to the beginning of a digest) have the encoder and the relays of a release."""
+    makers = [name for name in manifest.files if name.endswith(".onnx") and name != FUSION_NAME]
+    return all(manifest.files[name].startswith(graphs.get(name.removesuffix(".onnx")) or "-") for name in makers)
 
 
 def _write(client: Path, data: bytes) -> None:

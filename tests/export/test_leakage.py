@@ -71,6 +71,15 @@ def test_the_manifest_has_the_worst_of_every_size(release: Path, capsys: pytest.
     assert Client.local(release, max_leakage_db=1.5)
 
 
+def test_figures_of_the_same_encoder_count(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calibration gives a release another id; what its servers see stays what was attacked."""
+    encoder = Bundle.open(release / "client", allow_unsigned=True).manifest.files["encoder.onnx"]
+    for graphs in ({}, {"encoder": ""}, {"encoder": "0" * 16}, {"fusion": encoder[:16]}):
+        assert "not of tiny-1" in record(release, results("tiny-0", graphs=graphs), capsys)
+    told = record(release, results("tiny-0", graphs={"encoder": encoder[:16], "fusion": "0" * 16}), capsys)
+    assert "servers 0, 2 by dense" in told
+
+
 def test_a_signed_release_has_to_be_signed_again(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = Ed25519PrivateKey.generate()
     trust = key.public_key().public_bytes_raw()

@@ -137,7 +137,8 @@ def _entry(
         "rounds": len(rounds),
         "degree": [each.degree for each in rounds],
         "moduli": [list(each.moduli) for each in rounds],
-        "graphs": {name: short_digest(digest) for name, digest in victim.networks.digests.items()},
+        # The fusion stays on the device, and no attack looks at it.
+        "graphs": {name: short_digest(digest) for name, digest in victim.networks.digests.items() if name != "fusion"},
         "data": f"{victim.data.name}, attackers trained on the training half, scored on the test half",
         "floor": floor,
         "undefended": undefended,
