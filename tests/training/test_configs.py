@@ -81,7 +81,7 @@ def test_a_committed_coded_config_runs(path: Path, tmp_path: Path) -> None:
         raw["backbone"]["checkpoint"] = str(tmp_path / "weights.safetensors")
         save_file(small_model(data.image_shape, len(data.classes)).state_dict(), raw["backbone"]["checkpoint"])
     if "teacher" in raw:  # that the user has trained
-        raw["teacher"]["checkpoint"] = str(tmp_path / "teacher.safetensors")
+        raw["teacher"] = {"name": "resnet8", "width": 8, "checkpoint": str(tmp_path / "teacher.safetensors")}
         planned = coded_config(raw, path).teacher
         assert planned is not None
         teacher = build_backbone(planned, data.image_shape, len(data.classes))

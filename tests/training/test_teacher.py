@@ -50,7 +50,7 @@ def data(data_folder: Path) -> DataSet:
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> dict[str, Any]:
-    return weights_of("resnet20", tmp_path / "teacher.safetensors", 1, width=8)
+    return weights_of("resnet8", tmp_path / "teacher.safetensors", 1, width=16)
 
 
 def taught(kind: str, teacher: dict[str, Any]) -> RunConfig:
@@ -166,7 +166,7 @@ def test_a_teacher_of_the_users_own_is_not_for_rivals() -> None:
 def test_a_teacher_that_does_not_fit_or_has_not_finished_is_named(teacher: dict[str, Any], data: DataSet) -> None:
     path = Path(teacher["checkpoint"])
     for about, values, problem in (
-        ({"finished": True}, teacher | {"width": 16}, r"\[teacher\]: .*does not fit"),
+        ({"finished": True}, teacher | {"width": 8}, r"\[teacher\]: .*does not fit"),
         ({"finished": False}, teacher, r"\[teacher\]: .*has not ended"),
     ):
         tensors = read_tensors(path)[0]
