@@ -191,13 +191,14 @@ def _differences(ours: Config, theirs: Config) -> list[str]:
     whether those weights have seen the images that the twin held out, no manifest says.
     """
     mine, other = (_compared(config) for config in (ours, theirs))
-    same_file = {
-        section
-        for section in _WITH_FILES
-        if (given := getattr(getattr(ours, section), "checkpoint", None)) is not None
-        and given == getattr(getattr(theirs, section), "checkpoint", None)
-    }
-    return sorted({name for name in mine | other if mine.get(name) != other.get(name)} | same_file)
+    my_files, other_files = (_files(config) for config in (ours, theirs))
+    shared = {section for section, file in my_files.items() if file and file == other_files[section]}
+    return sorted({name for name in mine | other if mine.get(name) != other.get(name)} | shared)
+
+
+def _files(config: Config) -> dict[str, str | None]:
+    """Which files with weights a config names, by section."""
+    return {section: getattr(getattr(config, section), "checkpoint", None) for section in _WITH_FILES}
 
 
 def _compared(config: Config) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from privdfs_bench.pages import results as results_page
 from privdfs_bench.pages import scaling as scaling_page
 from privdfs_bench.pages.coded_privacy import coded_beside_rivals
 from privdfs_bench.pages.coded_seeds import coded_seeds_table, minus_baseline
-from privdfs_bench.pages.larger import larger_table
 from privdfs_bench.pages.marks import BEGIN, END, named, updated
 from privdfs_bench.releases import graph_digests
 
@@ -312,9 +311,14 @@ def test_a_larger_model_stands_beside_its_bars() -> None:
     about = {"command": "accuracy.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
     entry = {"fused": 0.8973, "baseline": 0.9072, "linear_readouts": 0.8258, "backbone": "resnet18", "made_by": about}
     entry |= {"baseline_macs": 555_000_000, "client_macs": 26_000_000, "bytes_up": 15_360, "bytes_down": 5_170}
-    (_, _, row, *_) = larger_table({"releases": {"large": entry}}).splitlines()
-    assert row == "| large (resnet18) | 90.72% | 89.73% | -0.99 | +7.15 | 1/21.3 | 61.6 kB |"
-    assert "Not measured yet" in larger_table({})
+    entry |= {"sharing": "coded", "data": "cifar10, test", "rounds": 2}
+    lines = frontier.larger_table({"large": entry}).splitlines()
+    assert "| baseline | 90.72%, at least 90.0% |" in lines
+    assert "| coded minus baseline | -0.99, at least -1.0 |" in lines
+    assert "| coded minus linear readout | +7.15, at least +5.0 |" in lines
+    assert "| bytes up and down, 3 servers | 61.6 kB, at most 64 kB |" in lines
+    assert "`accuracy.py`, commit 0123456789" in lines[-1]
+    assert "Not measured yet" in frontier.larger_table({})
 
 
 def test_every_release_stands_beside_every_bar_and_what_misses_one_is_bold(results: Path) -> None:

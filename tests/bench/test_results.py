@@ -1,12 +1,13 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from privdfs import ConfigError
 from privdfs_bench.errors import BenchError
-from privdfs_bench.releases import release_name, releases
-from privdfs_bench.results import merge_release, read_results, to_json, write_results
+from privdfs_bench.releases import RELEASES, release_name, releases
+from privdfs_bench.results import ROOT, merge_release, read_results, to_json, write_results
 
 ABOUT = {"commit": "abc", "date": "2026-01-01"}
 
@@ -79,3 +80,10 @@ def test_without_names_all_releases_of_the_project_are_found(tmp_path: Path, mon
     for name in ("b", "a"):
         (tmp_path / name / "client" / "manifest.json").touch()
     assert releases([]) == [tmp_path / "a", tmp_path / "b"]
+
+
+def test_nothing_committed_names_a_folder_of_the_machine_that_made_it() -> None:
+    files = [*RELEASES.rglob("manifest.json"), *(ROOT / "bench" / "results").rglob("*.json")]
+    assert len(files) > 60
+    absolute = re.compile(r"(?<![\w.:/])/(?:work|home|root|tmp|mnt|Users)/")
+    assert [str(file) for file in files if absolute.search(file.read_text(encoding="utf-8"))] == []

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from privdfs_training import loop
-from privdfs_training.checkpoint import load_system, read_checkpoint
+from privdfs_training.checkpoint import load_system, read_checkpoint, write_checkpoint
 from privdfs_training.config import Config
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
@@ -156,6 +156,15 @@ def test_a_head_that_does_not_fit_is_refused(
     system = System(config, image_shape=(1, 28, 28), classes=10)
     with pytest.raises(CheckpointError, match=message):
         load_cut(system, run / f"{stage}.safetensors")
+
+
+def test_a_head_of_a_stage_that_still_runs_is_refused(trained_release: Path, tmp_path: Path) -> None:
+    run, path = trained_release.parent / "run", tmp_path / "finetune.safetensors"
+    checkpoint = read_checkpoint(run / "finetune.safetensors")
+    write_checkpoint(path, checkpoint.tensors, checkpoint.about | {"finished": False})
+    system = System(of_a_finished_system(run), image_shape=(1, 28, 28), classes=10)
+    with pytest.raises(CheckpointError, match="has not ended"):
+        load_cut(system, path)
 
 
 def test_a_head_that_is_not_there_is_refused_before_time_is_spent(

@@ -207,13 +207,18 @@ class FusionConfig(Section, frozen=True):
     branch_dropout: float  # probability that an answer is withheld in training, where its server was not drawn to stay
 
 
-class LossConfig(Section, frozen=True):
+class TaughtLossConfig(Section, frozen=True, kw_only=True):
+    """What the losses of all kinds of runs have in common, beside a cross-entropy with weight one."""
+
+    distillation: float  # Kullback-Leibler divergence from the teacher's softened answer
+    distillation_temperature: float
+    label_smoothing: float
+
+
+class LossConfig(TaughtLossConfig, frozen=True, kw_only=True):
     """Weights of the terms of the split model's loss, beside the fused cross-entropy with weight one."""
 
     auxiliary: float  # mean cross-entropy of the branches alone
-    distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
-    distillation_temperature: float
-    label_smoothing: float
     rate: float = 0.0  # per bit that a share holds beyond the class, mean over the servers
     bits: float = 0.0  # per bit of a share's size, mean over the servers; only learned levels can lower it
     decorrelation: float = 0.0  # redundancy between the shares of different servers; losses.decorrelation

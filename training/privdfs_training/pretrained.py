@@ -1,10 +1,11 @@
 """Weights that somebody trained before: a backbone's, of torchvision, timm or this project, and a system's cut."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from privdfs_training.checkpoint import load_weights, read_checkpoint, read_tensors
+from privdfs_training.checkpoint import FORMAT, load_weights, read_checkpoint, read_tensors
 from privdfs_training.errors import CheckpointError
 from privdfs_training.models.custom import CustomBackbone
 from privdfs_training.models.system import System
@@ -27,10 +28,8 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
         CheckpointError: The file is missing, damaged, or does not fit; the message lists what does and what does not.
     """
     tensors, metadata = read_tensors(path)
-    if '"finished": false' in metadata.get("about", ""):
-        raise CheckpointError(
-            f"{path} is of a stage that has not ended. Finish that run first: the same command goes on."
-        )
+    if metadata.get("format") == FORMAT:
+        _refuse_unfinished(path, read_checkpoint(path).about)
     prefix = "baseline."
     if any(name.startswith(prefix) for name in tensors):  # a file of this project, with other parts beside the backbone
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -67,11 +66,12 @@ def load_cut(system: System, path: Path) -> None:
         path: `system.safetensors` or `finetune.safetensors` of a run, keyed or not.
 
     Raises:
-        CheckpointError: The file is missing, damaged, of a stage before fine-tuning, or of another head, other masks
-            or other levels.
+        CheckpointError: The file is missing, damaged, of a stage before fine-tuning or one that has not ended, or of
+            another head, other masks or other levels.
     """
     cut = nn.ModuleDict({part: getattr(system, part) for part in ("head", "quantiser", "masks")})
     checkpoint = read_checkpoint(path)
+    _refuse_unfinished(path, checkpoint.about)
     fitting = {name: value for name, value in checkpoint.tensors.items() if name.split(".")[0] in cut}
     load_weights(cut, fitting, path)
     if not (system.masks.on and system.head.input.on):
@@ -90,6 +90,12 @@ def load_cut(system: System, path: Path) -> None:
             "what made the file."
         )
         raise CheckpointError(message)
+
+
+def _refuse_unfinished(path: Path, about: dict[str, Any]) -> None:
+    """Refuse what a stage has written that still runs; finished systems do not say."""
+    if not about.get("finished", True):
+        raise CheckpointError(f"{path} is of a stage that has not ended. Finish that run first: its command goes on.")
 
 
 def _is_count(name: str) -> bool:

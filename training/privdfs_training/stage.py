@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
-from privdfs_training.config import RunConfig, StageConfig
+from privdfs_training.config import RunConfig, StageConfig, TaughtLossConfig
 from privdfs_training.data import Batch, DataSet, ImageData
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.known import Known
@@ -63,27 +62,13 @@ class Stage:
     beside: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
-class TaughtLoss(Protocol):
-    """What the sections `loss` of all kinds of runs have in common."""
-
-    @property
-    def distillation(self) -> float:
-        """Weight of the divergence from the teacher's softened answer."""
-        ...
-
-    @property
-    def distillation_temperature(self) -> float:
-        """Softens both answers."""
-        ...
-
-    @property
-    def label_smoothing(self) -> float:
-        """Of the cross-entropy."""
-        ...
-
-
 def baseline_stage(
-    config: RunConfig, budget: StageConfig, baseline: Backbone, data: ImageData, teacher: Backbone, weights: TaughtLoss
+    config: RunConfig,
+    budget: StageConfig,
+    baseline: Backbone,
+    data: ImageData,
+    teacher: Backbone,
+    weights: TaughtLossConfig,
 ) -> Stage:
     """The first stage of every run: the unprotected backbone.
 

@@ -7,7 +7,7 @@ import msgspec
 
 from privdfs.coding import PRIMES
 from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
-from privdfs_training.config import RunConfig, Section, StageConfig
+from privdfs_training.config import RunConfig, Section, StageConfig, TaughtLossConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
@@ -53,12 +53,9 @@ class RoundConfig(Section, frozen=True):
     skip: int = 0  # number of the round, from 1, whose values the device adds to this one's results; 0: none
 
 
-class CodedLossConfig(Section, frozen=True):
+class CodedLossConfig(TaughtLossConfig, frozen=True, kw_only=True):
     """Weights of the terms, beside the cross-entropy with weight one."""
 
-    distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
-    distillation_temperature: float
-    label_smoothing: float
     range: float = 0.0  # per bit of the range that sums of absolute weights prove, mean over outputs and rounds
 
 

@@ -6,7 +6,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
-from privdfs_training.config import BackboneConfig, BranchedConfig, CustomConfig, Section, StageConfig
+from privdfs_training.config import (
+    BackboneConfig,
+    BranchedConfig,
+    CustomConfig,
+    Section,
+    StageConfig,
+    TaughtLossConfig,
+)
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
@@ -61,14 +68,6 @@ class CemConfig(Section, frozen=True, tag_field="kind", tag="cem"):
 Defence: TypeAlias = UndefendedConfig | NoPeekConfig | DiscoConfig | ShredderConfig | ResSflConfig | CemConfig
 
 
-class RivalLossConfig(Section, frozen=True):
-    """Weights of the terms beside the cross-entropy with weight one and the defence's own; the same as ours."""
-
-    distillation: float  # Kullback-Leibler divergence from the baseline's softened answer
-    distillation_temperature: float
-    label_smoothing: float
-
-
 class RivalTrainConfig(Section, frozen=True):
     """The stages, in the order in which they run."""
 
@@ -81,7 +80,7 @@ class RivalConfig(BranchedConfig, frozen=True):
     """A whole run of a rival."""
 
     defence: Defence
-    loss: RivalLossConfig
+    loss: TaughtLossConfig  # beside the defence's own terms; the same as ours
     train: RivalTrainConfig
 
 
