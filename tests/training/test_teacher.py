@@ -104,6 +104,22 @@ def test_the_split_model_learns_from_the_teacher_and_not_from_the_baseline(
     assert any("distillation" in name for name in terms)
 
 
+def test_a_stage_may_be_taught_by_the_baseline_instead(teacher: dict[str, Any], data: DataSet) -> None:
+    values = coded_values() | {"teacher": teacher}
+    values["train"]["finetune"]["taught_by"] = "baseline"
+    config = coded_config(values, "tests")
+    system = CodedSystem(config, image_shape=data.image_shape, classes=CLASSES)
+    _, rounds, finetune = coded_stages(config, system, data)
+    asked = list[bool]()
+    system.baseline.register_forward_hook(lambda *_: asked.append(True))
+    images, labels = (part[:8] for part in data.sample("train"))
+    for stage, calls in ((rounds, 0), (finetune, 1)):
+        stage.prepare()
+        _, terms = stage.loss(images, labels, 0.5)
+        assert len(asked) == calls
+        assert "coded_distillation" in terms
+
+
 def test_a_run_does_not_depend_on_its_baseline_and_keeps_nothing_of_the_teacher(
     teacher: dict[str, Any], data: DataSet, tmp_path: Path
 ) -> None:

@@ -36,3 +36,21 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool) -> Tensor:
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+def mixup(images: Tensor, count: int) -> Tensor:
+    """Blend the first images of a batch, each with the next one, in proportions drawn anew.
+
+    Zhang et al., arXiv 1710.09412, equation 1, with alpha = 1. What a blend shows has no label: ask a teacher, as Beyer
+    et al. do (arXiv 2106.05237). Uses torch's global CPU generator, which the training loop seeds before every step.
+
+    Args:
+        images: uint8 [batch, channels, height, width], in random order.
+        count: How many are blended; the others stay.
+
+    Returns:
+        uint8 [batch, channels, height, width].
+    """
+    drawn = per_image(lambda total: torch.rand(total, 1, 1, 1), len(images))[:count].to(images.device)
+    blends = drawn * images[:count] + (1 - drawn) * images.roll(-1, 0)[:count]
+    return torch.cat([blends.round().to(images.dtype), images[count:]])

@@ -186,8 +186,8 @@ def frozen(
 ) -> Frozen:
     """A function of images whose networks are finished, for one stage: no gradient, recorded or known where it can be.
 
-    Recorded where one process computes on a GPU (replay.py), known where its images come again (known.py). Neither
-    where it draws partitions: those come from the processor, anew in every step.
+    Recorded where one process computes on a GPU (replay.py), known where its images come again (known.py). Not known
+    where partitions or blends of images are drawn, anew in every step.
 
     Args:
         compute: Images to float [batch, …].
@@ -195,7 +195,7 @@ def frozen(
         budget: Of the stage.
         flip: Whether training mirrors half of them.
         record: Whether it may be recorded.
-        draws: Whether it draws partitions.
+        draws: Whether partitions or blends are drawn.
 
     Returns:
         The same function, made faster.

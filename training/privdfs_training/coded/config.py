@@ -59,12 +59,19 @@ class CodedLossConfig(TaughtLossConfig, frozen=True, kw_only=True):
     range: float = 0.0  # per bit of the range that sums of absolute weights prove, mean over outputs and rounds
 
 
+class TaughtStageConfig(StageConfig, frozen=True):
+    """A stage that learns from a teacher."""
+
+    mixup: float = 0.0  # share of a batch that is blended with other images; the teacher alone says what blends show
+    taught_by: Literal["teacher", "baseline"] = "teacher"  # [teacher], which is the baseline where there is none
+
+
 class CodedTrainConfig(Section, frozen=True):
     """The stages, in the order in which they run."""
 
     baseline: StageConfig
-    rounds: StageConfig  # head and rounds together
-    finetune: StageConfig  # the same with an int8 head
+    rounds: TaughtStageConfig  # head and rounds together
+    finetune: TaughtStageConfig  # the same with an int8 head
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products; weights are always float32
 
 
@@ -215,10 +222,27 @@ def _stage_problems(config: CodedConfig) -> list[str]:
         )
     if config.head.checkpoint is not None:
         problems.append("head.checkpoint brings a head with masks, and a coded run has none: remove it")
-    for name in ("baseline", "rounds", "finetune"):
-        problems += stage_problems(f"train.{name}", getattr(config.train, name), least_epochs=int(name != "baseline"))
+    problems += stage_problems("train.baseline", config.train.baseline, least_epochs=0)
+    for name, stage in (("rounds", config.train.rounds), ("finetune", config.train.finetune)):
+        problems += stage_problems(f"train.{name}", stage) + _teaching_problems(f"train.{name}", stage, config)
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
         problems.append(
             "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
         )
     return problems
+
+
+def _teaching_problems(name: str, stage: TaughtStageConfig, config: CodedConfig) -> list[str]:
+    distilled = config.loss.distillation > 0
+    checks = (
+        (not 0 <= stage.mixup <= 1, f"{name}.mixup is {stage.mixup}; it is a share of a batch, from 0 to 1"),
+        (
+            stage.mixup > 0 and not distilled,
+            f"{name}.mixup makes images that only a teacher knows: give loss.distillation a weight, or remove it",
+        ),
+        (
+            stage.taught_by == "baseline" and not (distilled and config.teacher),
+            f"{name}.taught_by has a choice where [teacher] teaches beside the baseline: remove it",
+        ),
+    )
+    return [problem for wrong, problem in checks if wrong]

@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from privdfs.coding import fewest_moduli
 from privdfs_training import parallel
+from privdfs_training.augment import mixup
 from privdfs_training.coded.bounds import interval_bound
-from privdfs_training.coded.config import CodedConfig
+from privdfs_training.coded.config import CodedConfig, TaughtStageConfig
 from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
-from privdfs_training.config import StageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
 from privdfs_training.loop import finished_weights, on_device, run_stages
 from privdfs_training.losses import distillation
+from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
 from privdfs_training.run import Compute, Run
@@ -139,39 +140,16 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
             system.mask.freeze()
         head_to_int8(system.head, data, device)
 
-    def loss(
-        ask_teacher: Frozen | None, annealed: float, images: Tensor, labels: Tensor, progress: float
-    ) -> tuple[Tensor, Terms]:
-        teacher = None if ask_teacher is None else ask_teacher(images)
-        for current in system.polynomials:
-            current.progress = min(1.0, progress / annealed) if annealed else 1.0
-        temperature, noise = temperature_and_noise(CHOICE, progress)
-        values = system.values(images, temperature=temperature, noise=noise)
-        total, terms = torch.zeros((), device=images.device), Terms()
-        # The readout learns on the same losses beside the rounds; its gradient ends at the values.
-        for name, logits in (("coded", system.answer(values)), ("readout", system.read(values))):
-            answer = F.cross_entropy(logits.float(), labels, label_smoothing=config.loss.label_smoothing)
-            total, terms[name] = total + answer, answer.detach()
-            if teacher is not None:
-                taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
-                total, terms[f"{name}_distillation"] = total + config.loss.distillation * taught, taught.detach()
-        if config.loss.range:
-            bits = torch.stack([current.range_bits() for current in system.polynomials]).mean()
-            total, terms["range"] = total + config.loss.range * bits, bits.detach()
-        return total, terms
-
     def stage(name: str, prepare: Callable[[], None], annealed: float) -> Stage:
-        budget: StageConfig = getattr(config.train, name)
-        teacher = (
-            frozen(partial(teach, finished), data, budget, flip=config.data.flip) if config.loss.distillation else None
-        )
+        budget: TaughtStageConfig = getattr(config.train, name)
+        teacher = _teacher(config, budget, finished if budget.taught_by == "teacher" else system.baseline, data)
         return Stage(
             name=name,
             config=budget,
             parts=PARTS if system.mask is None else (*PARTS, "mask"),
             sections=SECTIONS,
             prepare=prepare,
-            loss=partial(loss, teacher, annealed),
+            loss=partial(_loss, config, system, teacher, annealed, budget.mixup),
             classify=system,
             networks=(system.head,),
             known=known_of(teacher),
@@ -183,6 +161,48 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         stage("rounds", start, config.sharing.annealed),
         stage("finetune", finish, 0.0),
     )
+
+
+def _teacher(config: CodedConfig, budget: TaughtStageConfig, network: Backbone, data: ImageData) -> Frozen | None:
+    """What a stage asks its teacher, if anything."""
+    if not config.loss.distillation:
+        return None
+    return frozen(partial(teach, network), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
+
+
+def _loss(
+    config: CodedConfig,
+    system: CodedSystem,
+    ask_teacher: Frozen | None,
+    annealed: float,
+    share: float,
+    images: Tensor,
+    labels: Tensor,
+    progress: float,
+) -> tuple[Tensor, Terms]:
+    """The loss of rounds and readout, and its terms; a share of the images is blended first."""
+    blended = round(share * len(images))
+    if blended:
+        images, labels = mixup(images, blended), labels[blended:]
+    teacher = None if ask_teacher is None else ask_teacher(images)
+    for current in system.polynomials:
+        current.progress = min(1.0, progress / annealed) if annealed else 1.0
+    temperature, noise = temperature_and_noise(CHOICE, progress)
+    values = system.values(images, temperature=temperature, noise=noise)
+    total, terms = torch.zeros((), device=images.device), Terms()
+    # The readout learns on the same losses beside the rounds; its gradient ends at the values.
+    for name, logits in (("coded", system.answer(values)), ("readout", system.read(values))):
+        if len(labels):
+            known = logits[blended:].float()
+            answer = F.cross_entropy(known, labels, label_smoothing=config.loss.label_smoothing)
+            total, terms[name] = total + answer, answer.detach()
+        if teacher is not None:
+            taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
+            total, terms[f"{name}_distillation"] = total + config.loss.distillation * taught, taught.detach()
+    if config.loss.range:
+        bits = torch.stack([current.range_bits() for current in system.polynomials]).mean()
+        total, terms["range"] = total + config.loss.range * bits, bits.detach()
+    return total, terms
 
 
 def _readout_of(system: CodedSystem) -> Callable[[Tensor], Tensor]:

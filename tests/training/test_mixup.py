@@ -1,0 +1,134 @@
+"""`mixup` and `taught_by` of a coded stage: what blends are, who says what they show, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from privdfs_training.augment import mixup
+from privdfs_training.coded.config import coded_config
+from privdfs_training.coded.system import CodedSystem
+from privdfs_training.coded.train import coded_stages
+from privdfs_training.data import DataSet, in_memory, load_data
+from privdfs_training.errors import TrainingConfigError
+from privdfs_training.stage import Stage
+from tests.training.coded_systems import CLASSES, coded_values
+
+
+@pytest.fixture(scope="module")
+def data(data_folder: Path) -> DataSet:
+    return in_memory(load_data("fashion-mnist", data_folder))
+
+
+def rounds_stage(data: DataSet, **keys: Any) -> tuple[CodedSystem, Stage]:
+    """The rounds stage with some keys, of a system with always the same weights, ready to train."""
+    values = coded_values()
+    values["loss"]["distillation"] = 1.0
+    values["train"]["rounds"] |= keys
+    torch.manual_seed(0)
+    config = coded_config(values, "tests")
+    system = CodedSystem(config, image_shape=data.image_shape, classes=CLASSES)
+    stage = coded_stages(config, system, data)[1]
+    stage.prepare()
+    return system, stage
+
+
+def test_the_first_images_are_blended_with_the_next_and_the_others_stay() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
+    blends = mixup(images, 300)
+    assert blends.dtype == torch.uint8
+    assert torch.equal(blends[300:], images[300:])
+    first, second = images[:300].double().flatten(1), images[1:301].double().flatten(1)
+    along = second - first
+    shares = ((blends[:300].double().flatten(1) - first) * along).sum(1) / along.square().sum(1)
+    expected = first + shares[:, None] * along
+    assert (blends[:300].double().flatten(1) - expected).abs().max() < 1.0
+    # Proportions are drawn evenly from 0 to 1, for each image anew.
+    counts = torch.histc(shares.float(), 4, -0.01, 1.01)
+    assert counts.min() > 50
+    assert not torch.equal(mixup(images, 300), blends)
+
+
+def test_a_whole_batch_can_be_blended() -> None:
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert (mixup(images, 4) != images).flatten(1).any(1).all()
+
+
+def seen_by(system: CodedSystem) -> list[Tensor]:
+    """What the baseline is asked about, from now on."""
+    asked = list[Tensor]()
+    system.baseline.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    return asked
+
+
+def test_the_teacher_says_what_blends_show_and_labels_what_the_others_do(data: DataSet) -> None:
+    images, labels = (part[:8] for part in data.sample("train"))
+    system, stage = rounds_stage(data, mixup=0.5)
+    asked = seen_by(system)
+
+    def loss(given: Tensor) -> dict[str, float]:
+        torch.manual_seed(3)
+        terms = stage.loss(images, given, 0.5)[1]
+        return {name: float(value) for name, value in terms.items() if name != "range"}  # of running statistics
+
+    found = loss(labels)
+    shown = torch.cat(asked)
+    assert (shown[:4] != images[:4]).flatten(1).any(1).all()
+    assert torch.equal(shown[4:], images[4:])
+    others = (labels + 1) % CLASSES
+    assert loss(torch.cat([others[:4], labels[4:]])) == found
+    assert loss(torch.cat([labels[:4], others[4:]])) != found
+
+
+def test_without_labels_the_teacher_alone_teaches(data: DataSet) -> None:
+    images, labels = (part[:8] for part in data.sample("train"))
+    _, stage = rounds_stage(data, mixup=1.0)
+    total, terms = stage.loss(images, labels, 0.5)
+    assert set(terms) == {"coded_distillation", "readout_distillation", "range"}
+    total.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(total)
+
+
+def test_without_mixup_images_stay(data: DataSet) -> None:
+    images, labels = (part[:8] for part in data.sample("train"))
+    system, stage = rounds_stage(data)
+    asked = seen_by(system)
+    _, terms = stage.loss(images, labels, 0.5)
+    assert torch.equal(torch.cat(asked), images)
+    values = system.values(images)
+    assert float(terms["readout"]) == pytest.approx(
+        float(F.cross_entropy(system.read(values), labels).detach()), rel=1e-4
+    )
+
+
+def test_answers_about_blends_are_not_computed_ahead(data: DataSet) -> None:
+    assert rounds_stage(data, epochs=3, crop_padding=0)[1].known is not None
+    assert rounds_stage(data, epochs=3, crop_padding=0, mixup=0.1)[1].known is None
+
+
+@pytest.mark.parametrize(
+    ("change", "distillation", "problem"),
+    [
+        ({"mixup": 1.5}, 1.0, r"train\.rounds\.mixup is 1\.5; it is a share"),
+        ({"mixup": -0.1}, 1.0, r"train\.rounds\.mixup is -0\.1; it is a share"),
+        ({"mixup": float("nan")}, 1.0, r"train\.rounds\.mixup is nan; it is a share"),
+        ({"mixup": 0.5}, 0.0, r"train\.rounds\.mixup makes images that only a teacher knows"),
+        ({"taught_by": "baseline"}, 1.0, r"train\.rounds\.taught_by has a choice where \[teacher\]"),
+        ({"taught_by": "nobody"}, 1.0, r"taught_by"),
+    ],
+)
+def test_what_cannot_work_is_refused(change: dict[str, Any], distillation: float, problem: str) -> None:
+    values = coded_values()
+    values["loss"]["distillation"] = distillation
+    values["train"]["rounds"] |= change
+    with pytest.raises(TrainingConfigError, match=problem):
+        coded_config(values, "tests")
+    values = coded_values()
+    values["train"]["baseline"] |= {"mixup": 0.5}
+    with pytest.raises(TrainingConfigError, match=r"mixup"):
+        coded_config(values, "tests")
