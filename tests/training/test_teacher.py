@@ -53,17 +53,19 @@ def teacher(tmp_path: Path) -> dict[str, Any]:
     return weights_of("resnet8", tmp_path / "teacher.safetensors", 1, width=16)
 
 
-def taught(kind: str, teacher: dict[str, Any]) -> RunConfig:
+def taught(kind: str, teacher: dict[str, Any], **baseline: Any) -> RunConfig:
+    """A config with a teacher, and some keys of the baseline stage."""
+    values = {"masked": tiny_values, "coded": coded_values, "rival": lambda: rival_values("none")}[kind]()
+    values["teacher"] = teacher
+    values["train"]["baseline"] |= baseline
     if kind == "masked":
-        return config_from_dict(tiny_values() | {"teacher": teacher}, "tests")
-    if kind == "coded":
-        return coded_config(coded_values() | {"teacher": teacher}, "tests")
-    return rival_config(rival_values("none") | {"teacher": teacher}, Path("tests"))
+        return config_from_dict(values, "tests")
+    return coded_config(values, "tests") if kind == "coded" else rival_config(values, Path("tests"))
 
 
-def stages_of(kind: str, teacher: dict[str, Any], data: DataSet) -> tuple[Backbone, tuple[Stage, ...]]:
+def stages_of(kind: str, teacher: dict[str, Any], data: DataSet, **keys: Any) -> tuple[Backbone, tuple[Stage, ...]]:
     """The baseline, and the first two stages."""
-    config: Any = taught(kind, teacher)
+    config: Any = taught(kind, teacher, **keys)
     make, plan = {
         "masked": (System, stages),
         "coded": (CodedSystem, coded_stages),
@@ -88,6 +90,26 @@ def test_the_baseline_learns_from_the_teacher(kind: str, teacher: dict[str, Any]
     assert float(wanted) > 0.01
     assert float(terms["distillation"]) == pytest.approx(float(wanted), rel=1e-4)
     assert float(total.detach()) == pytest.approx(float(plain + config.loss.distillation * wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_tells_the_baseline_what_blends_show(kind: str, teacher: dict[str, Any], data: DataSet) -> None:
+    baseline, (first, _) = stages_of(kind, teacher, data, mixup=0.5)
+    first.prepare()
+    images, labels = (part[:8] for part in data.sample("train"))
+    shown = list[torch.Tensor]()
+    baseline.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    others = (labels + 1) % CLASSES
+
+    def loss(given: torch.Tensor) -> float:
+        torch.manual_seed(3)
+        return float(first.loss(images, given, 0.5)[0].detach())
+
+    found = loss(labels)
+    assert (shown[0][:4] != images[:4]).flatten(1).any(1).all()
+    assert torch.equal(shown[0][4:], images[4:])
+    assert loss(torch.cat([others[:4], labels[4:]])) == found
+    assert loss(torch.cat([labels[:4], others[4:]])) != found
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,7 +38,7 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool) -> Tensor:
     ]
 
 
-def mixup(images: Tensor, count: int) -> Tensor:
+def mixup(images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Blend the first images of a batch, each with the next one, in proportions drawn anew.
 
     Zhang et al., arXiv 1710.09412, equation 1, with alpha = 1. What a blend shows has no label: ask a teacher, as Beyer
@@ -46,11 +46,15 @@ def mixup(images: Tensor, count: int) -> Tensor:
 
     Args:
         images: uint8 [batch, channels, height, width], in random order.
-        count: How many are blended; the others stay.
+        labels: Of any kind, [batch, …].
+        share: How many are blended, in 0..1; the others stay, and are the last ones.
 
     Returns:
-        uint8 [batch, channels, height, width].
+        uint8 [batch, channels, height, width], and the labels of those that stay.
     """
+    count = round(share * len(images))
+    if not count:
+        return images, labels
     drawn = per_image(lambda total: torch.rand(total, 1, 1, 1), len(images))[:count].to(images.device)
     blends = drawn * images[:count] + (1 - drawn) * images.roll(-1, 0)[:count]
-    return torch.cat([blends.round().to(images.dtype), images[count:]])
+    return torch.cat([blends.round().to(images.dtype), images[count:]]), labels[count:]

@@ -17,6 +17,7 @@ from privdfs_training.config import (
     RunConfig,
     Section,
     StageConfig,
+    TaughtStageConfig,
 )
 
 #: Of a CIFAR ResNet's first stage. Below it oneDNN's gradient of the strided shortcut writes past its memory where a
@@ -122,6 +123,7 @@ def problems_of(config: Config) -> list[str]:
         *_fusion_problems(config),
         *loss_problems(config.loss),
         *_budget_problems(config),
+        *mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None),
         *_other_problems(config),
     ]
 
@@ -184,6 +186,27 @@ def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> l
         (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
         (not stage.clip >= 0, f"{name}.clip is {stage.clip}; it is a norm, or 0 to cut no gradient"),
         (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
+    )
+    return [problem for wrong, problem in checks if wrong]
+
+
+def mixup_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> list[str]:
+    """What is wrong with the blends of a stage.
+
+    Args:
+        name: Of its section.
+        stage: The section.
+        taught: Whether a teacher answers in it.
+
+    Returns:
+        A message for each problem.
+    """
+    checks = (
+        (not 0 <= stage.mixup <= 1, f"{name}.mixup is {stage.mixup}; it is a share of a batch, from 0 to 1"),
+        (
+            stage.mixup > 0 and not taught,
+            f"{name}.mixup makes images that only a teacher knows, and no teacher answers in this stage: remove it",
+        ),
     )
     return [problem for wrong, problem in checks if wrong]
 

@@ -250,6 +250,12 @@ class StageConfig(Section, frozen=True):
     clip: float = 0.0  # norm that a gradient is cut to; 0 cuts none
 
 
+class TaughtStageConfig(StageConfig, frozen=True):
+    """A stage that may learn from a teacher."""
+
+    mixup: float = 0.0  # share of a batch that is blended with other images; the teacher alone says what blends show
+
+
 class FusionStageConfig(StageConfig, frozen=True):
     """The stage that trains the fusion alone, on the answers of branches that no longer change."""
 
@@ -259,7 +265,7 @@ class FusionStageConfig(StageConfig, frozen=True):
 class TrainConfig(Section, frozen=True):
     """The stages, in the order in which they run; the last two are optional."""
 
-    baseline: StageConfig
+    baseline: TaughtStageConfig
     masks: StageConfig
     finetune: StageConfig
     branches: StageConfig | None = None  # each branch for itself, on the shares of a head that no longer changes

@@ -26,6 +26,23 @@ def choices(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([-logits / 2, logits / 2], dim=-1).flatten(0, 1), labels.flatten().long()
 
 
+def labelled(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of the images that have a label.
+
+    Args:
+        logits: float [batch, classes] or [batch, attributes].
+        labels: Of the last images, as for `choices`; the others are blends (`augment.mixup`).
+        label_smoothing: Of the cross-entropy.
+
+    Returns:
+        Scalar, 0 where no image has a label.
+    """
+    if not len(labels):
+        return logits.new_zeros(())
+    known = choices(logits[len(logits) - len(labels) :], labels)
+    return F.cross_entropy(*known, label_smoothing=label_smoothing)
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Divergence of the student's softened answer from the teacher's.
 

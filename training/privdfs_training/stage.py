@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
-from privdfs_training.config import RunConfig, StageConfig, TaughtLossConfig
+from privdfs_training.augment import mixup
+from privdfs_training.config import RunConfig, StageConfig, TaughtLossConfig, TaughtStageConfig
 from privdfs_training.data import Batch, DataSet, ImageData
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.known import Known
-from privdfs_training.losses import choices, distillation
+from privdfs_training.losses import choices, distillation, labelled
 from privdfs_training.models.backbone import Backbone, build_backbone
 from privdfs_training.models.head import Head
 from privdfs_training.pretrained import load_pretrained
@@ -64,7 +64,7 @@ class Stage:
 
 def baseline_stage(
     config: RunConfig,
-    budget: StageConfig,
+    budget: TaughtStageConfig,
     baseline: Backbone,
     data: ImageData,
     teacher: Backbone,
@@ -86,7 +86,9 @@ def baseline_stage(
     if config.backbone.mean:  # now, so that a wrong number of channels is refused before time is spent
         baseline.normalise.set(config.backbone.mean, config.backbone.std)
     taught = teacher is not baseline
-    ask_teacher = frozen(partial(teach, teacher), data, budget, flip=config.data.flip) if taught else None
+    ask_teacher = None
+    if taught:
+        ask_teacher = frozen(partial(teach, teacher), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
 
     def prepare() -> None:
         if not config.backbone.mean:
@@ -95,8 +97,9 @@ def baseline_stage(
             load_pretrained(baseline, Path(config.backbone.checkpoint))
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
+        images, labels = mixup(images, labels, budget.mixup)
         answers, terms = baseline(images).float(), parallel.Terms()
-        total = F.cross_entropy(*choices(answers, labels), label_smoothing=weights.label_smoothing)
+        total = labelled(answers, labels, weights.label_smoothing)
         if ask_teacher is not None:
             student, target = choices(answers, labels)[0], choices(ask_teacher(images), labels)[0]
             term = distillation(student, target, weights.distillation_temperature)

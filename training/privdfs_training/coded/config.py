@@ -6,8 +6,15 @@ from typing import Any, Literal
 import msgspec
 
 from privdfs.coding import PRIMES
-from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
-from privdfs_training.config import RunConfig, Section, StageConfig, TaughtLossConfig
+from privdfs_training.checks import (
+    data_problems,
+    loss_problems,
+    mixup_problems,
+    network_problems,
+    stage_problems,
+    teacher_problems,
+)
+from privdfs_training.config import RunConfig, Section, TaughtLossConfig, TaughtStageConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
@@ -59,19 +66,18 @@ class CodedLossConfig(TaughtLossConfig, frozen=True, kw_only=True):
     range: float = 0.0  # per bit of the range that sums of absolute weights prove, mean over outputs and rounds
 
 
-class TaughtStageConfig(StageConfig, frozen=True):
-    """A stage that learns from a teacher."""
+class CodedStageConfig(TaughtStageConfig, frozen=True):
+    """A stage that trains head and rounds."""
 
-    mixup: float = 0.0  # share of a batch that is blended with other images; the teacher alone says what blends show
     taught_by: Literal["teacher", "baseline"] = "teacher"  # [teacher], which is the baseline where there is none
 
 
 class CodedTrainConfig(Section, frozen=True):
     """The stages, in the order in which they run."""
 
-    baseline: StageConfig
-    rounds: TaughtStageConfig  # head and rounds together
-    finetune: TaughtStageConfig  # the same with an int8 head
+    baseline: TaughtStageConfig
+    rounds: CodedStageConfig  # head and rounds together
+    finetune: CodedStageConfig  # the same with an int8 head
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of convolutions and products; weights are always float32
 
 
@@ -223,6 +229,7 @@ def _stage_problems(config: CodedConfig) -> list[str]:
     if config.head.checkpoint is not None:
         problems.append("head.checkpoint brings a head with masks, and a coded run has none: remove it")
     problems += stage_problems("train.baseline", config.train.baseline, least_epochs=0)
+    problems += mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None)
     for name, stage in (("rounds", config.train.rounds), ("finetune", config.train.finetune)):
         problems += stage_problems(f"train.{name}", stage) + _teaching_problems(f"train.{name}", stage, config)
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
@@ -232,17 +239,9 @@ def _stage_problems(config: CodedConfig) -> list[str]:
     return problems
 
 
-def _teaching_problems(name: str, stage: TaughtStageConfig, config: CodedConfig) -> list[str]:
+def _teaching_problems(name: str, stage: CodedStageConfig, config: CodedConfig) -> list[str]:
     distilled = config.loss.distillation > 0
-    checks = (
-        (not 0 <= stage.mixup <= 1, f"{name}.mixup is {stage.mixup}; it is a share of a batch, from 0 to 1"),
-        (
-            stage.mixup > 0 and not distilled,
-            f"{name}.mixup makes images that only a teacher knows: give loss.distillation a weight, or remove it",
-        ),
-        (
-            stage.taught_by == "baseline" and not (distilled and config.teacher),
-            f"{name}.taught_by has a choice where [teacher] teaches beside the baseline: remove it",
-        ),
-    )
-    return [problem for wrong, problem in checks if wrong]
+    problems = mixup_problems(name, stage, taught=distilled)
+    if stage.taught_by == "baseline" and not (distilled and config.teacher):
+        problems.append(f"{name}.taught_by has a choice where [teacher] teaches beside the baseline: remove it")
+    return problems

@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional as F
 
 from privdfs.coding import fewest_moduli
 from privdfs_training import parallel
 from privdfs_training.augment import mixup
 from privdfs_training.coded.bounds import interval_bound
-from privdfs_training.coded.config import CodedConfig, TaughtStageConfig
+from privdfs_training.coded.config import CodedConfig, CodedStageConfig
 from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
 from privdfs_training.loop import finished_weights, on_device, run_stages
-from privdfs_training.losses import distillation
+from privdfs_training.losses import distillation, labelled
 from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
@@ -141,7 +140,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         head_to_int8(system.head, data, device)
 
     def stage(name: str, prepare: Callable[[], None], annealed: float) -> Stage:
-        budget: TaughtStageConfig = getattr(config.train, name)
+        budget: CodedStageConfig = getattr(config.train, name)
         teacher = _teacher(config, budget, finished if budget.taught_by == "teacher" else system.baseline, data)
         return Stage(
             name=name,
@@ -163,7 +162,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
     )
 
 
-def _teacher(config: CodedConfig, budget: TaughtStageConfig, network: Backbone, data: ImageData) -> Frozen | None:
+def _teacher(config: CodedConfig, budget: CodedStageConfig, network: Backbone, data: ImageData) -> Frozen | None:
     """What a stage asks its teacher, if anything."""
     if not config.loss.distillation:
         return None
@@ -181,9 +180,7 @@ def _loss(
     progress: float,
 ) -> tuple[Tensor, Terms]:
     """The loss of rounds and readout, and its terms; a share of the images is blended first."""
-    blended = round(share * len(images))
-    if blended:
-        images, labels = mixup(images, blended), labels[blended:]
+    images, labels = mixup(images, labels, share)
     teacher = None if ask_teacher is None else ask_teacher(images)
     for current in system.polynomials:
         current.progress = min(1.0, progress / annealed) if annealed else 1.0
@@ -192,10 +189,8 @@ def _loss(
     total, terms = torch.zeros((), device=images.device), Terms()
     # The readout learns on the same losses beside the rounds; its gradient ends at the values.
     for name, logits in (("coded", system.answer(values)), ("readout", system.read(values))):
-        if len(labels):
-            known = logits[blended:].float()
-            answer = F.cross_entropy(known, labels, label_smoothing=config.loss.label_smoothing)
-            total, terms[name] = total + answer, answer.detach()
+        answer = labelled(logits.float(), labels, config.loss.label_smoothing)
+        total, terms[name] = total + answer, answer.detach()
         if teacher is not None:
             taught = distillation(logits.float(), teacher, config.loss.distillation_temperature)
             total, terms[f"{name}_distillation"] = total + config.loss.distillation * taught, taught.detach()

@@ -5,7 +5,14 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
+from privdfs_training.checks import (
+    data_problems,
+    loss_problems,
+    mixup_problems,
+    network_problems,
+    stage_problems,
+    teacher_problems,
+)
 from privdfs_training.config import (
     BackboneConfig,
     BranchedConfig,
@@ -13,6 +20,7 @@ from privdfs_training.config import (
     Section,
     StageConfig,
     TaughtLossConfig,
+    TaughtStageConfig,
 )
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
@@ -71,7 +79,7 @@ Defence: TypeAlias = UndefendedConfig | NoPeekConfig | DiscoConfig | ShredderCon
 class RivalTrainConfig(Section, frozen=True):
     """The stages, in the order in which they run."""
 
-    baseline: StageConfig
+    baseline: TaughtStageConfig
     split: StageConfig
     noise: StageConfig | None = None  # shredder alone has it: the network is frozen, and the noise is learned
 
@@ -165,6 +173,7 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         stage: StageConfig | None = getattr(config.train, name)
         if stage is not None:
             problems += stage_problems(f"train.{name}", stage, least_epochs=int(name != "baseline"))
+    problems += mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None)
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
         problems.append(
             "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
