@@ -1,4 +1,4 @@
-"""`mixup` and `taught_by` of a coded stage: what blends are, who says what they show, and what is refused."""
+"""`mixup` and `taught_by`: what blends are, who says what they show, and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from privdfs_training.coded.system import CodedSystem
 from privdfs_training.coded.train import coded_stages
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import TrainingConfigError
+from privdfs_training.losses import labelled
 from privdfs_training.reading import config_from_dict
 from privdfs_training.rivals.config import rival_config
 from privdfs_training.stage import Stage
@@ -98,8 +99,11 @@ def test_the_teacher_says_what_blends_show_and_labels_what_the_others_do(data: D
     shown = torch.cat(asked)
     assert (shown[:4] != images[:4]).flatten(1).any(1).all()
     assert torch.equal(shown[4:], images[4:])
+    head = list[Tensor]()
+    system.head.register_forward_pre_hook(lambda _, given: head.append(given[0]))
     others = (labels + 1) % CLASSES
     assert loss(torch.cat([others[:4], labels[4:]])) == found
+    assert torch.equal(head[0], shown)  # the student sees what the teacher is asked about
     assert loss(torch.cat([labels[:4], others[4:]])) != found
 
 
@@ -137,7 +141,8 @@ def test_answers_about_blends_are_not_computed_ahead(data: DataSet) -> None:
         ({"mixup": -0.1}, 1.0, r"train\.rounds\.mixup is -0\.1; it is a share"),
         ({"mixup": float("nan")}, 1.0, r"train\.rounds\.mixup is nan; it is a share"),
         ({"mixup": 0.5}, 0.0, r"train\.rounds\.mixup makes images that only a teacher knows, and no teacher"),
-        ({"taught_by": "baseline"}, 1.0, r"train\.rounds\.taught_by has a choice where \[teacher\]"),
+        ({"mixup": 0.01, "batch": 40}, 1.0, r"train\.rounds\.mixup is 0\.01, which blends no image"),
+        ({"taught_by": "baseline"}, 1.0, r"train\.rounds\.taught_by chooses between \[teacher\] and the baseline"),
         ({"taught_by": "nobody"}, 1.0, r"taught_by"),
     ],
 )
@@ -147,6 +152,32 @@ def test_what_cannot_work_is_refused(change: dict[str, Any], distillation: float
     values["train"]["rounds"] |= change
     with pytest.raises(TrainingConfigError, match=problem):
         coded_config(values, "tests")
+
+
+def test_blends_of_a_stage_without_epochs_are_refused() -> None:
+    values = coded_values() | {"teacher": {"name": "resnet8", "width": 8, "checkpoint": "somewhere"}}
+    values["backbone"]["checkpoint"] = "somewhere"
+    values["train"]["baseline"] |= {"mixup": 0.5, "epochs": 0}
+    with pytest.raises(TrainingConfigError, match=r"train\.baseline\.mixup is 0\.5, which blends no image"):
+        coded_config(values, "tests")
+
+
+def test_a_teacher_that_no_stage_learns_from_is_refused() -> None:
+    values = coded_values() | {"teacher": {"name": "resnet8", "width": 8, "checkpoint": "somewhere"}}
+    values["backbone"]["checkpoint"] = "somewhere"
+    for stage in ("rounds", "finetune"):
+        values["train"][stage]["taught_by"] = "baseline"
+    coded_config(values, "tests")  # the baseline's own stage does
+    values["train"]["baseline"]["epochs"] = 0
+    with pytest.raises(TrainingConfigError, match=r"\[teacher\] teaches no stage"):
+        coded_config(values, "tests")
+
+
+def test_attributes_are_blended_too() -> None:
+    logits, given = torch.randn(4, 40), torch.randint(0, 2, (4, 40), dtype=torch.uint8)
+    expected = F.binary_cross_entropy_with_logits(logits[2:], given[2:].float())
+    assert float(labelled(logits, given[2:], 0.0)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(labelled(logits, given[4:], 0.0)) == 0
 
 
 @pytest.mark.parametrize("kind", ["masked", "coded", "rival"])

@@ -13,6 +13,8 @@ import torch
 
 from privdfs_training import loop, parallel
 from privdfs_training.checkpoint import read_checkpoint
+from privdfs_training.coded.config import coded_config
+from privdfs_training.coded.train import train_coded
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
 from privdfs_training.reading import config_from_dict
@@ -153,6 +155,17 @@ def test_a_batch_that_the_processes_cannot_divide_is_an_error_before_anything_st
         TrainingConfigError, match=r"train\.masks\.batch is 25, which 2 processes cannot divide into equal parts"
     ):
         loop.train(config_from_dict(values, "tests"), load_data("fashion-mnist", few_images), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_blends_of_a_batch_need_one_process(tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours in a batch may be in different processes."""
+    values = coded_values_of_every_step()
+    values["train"]["finetune"]["mixup"] = 0.5
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "synchronise", lambda _: None)
+    with pytest.raises(TrainingConfigError, match=r"train\.finetune\.mixup blends images of the whole batch"):
+        train_coded(coded_config(values, "tests"), load_data("fashion-mnist", few_images), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
 
 

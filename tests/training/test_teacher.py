@@ -108,6 +108,12 @@ def test_the_teacher_tells_the_baseline_what_blends_show(kind: str, teacher: dic
     found = loss(labels)
     assert (shown[0][:4] != images[:4]).flatten(1).any(1).all()
     assert torch.equal(shown[0][4:], images[4:])
+    config: Any = taught(kind, teacher, mixup=0.5)
+    with torch.no_grad():
+        answers, theirs = baseline(shown[0]), teacher_of(config, baseline, data).eval()(shown[0])
+        wanted = torch.nn.functional.cross_entropy(answers[4:], labels[4:])
+        wanted += config.loss.distillation * distillation(answers, theirs, 4.0)
+    assert found == pytest.approx(float(wanted), rel=1e-4)
     assert loss(torch.cat([others[:4], labels[4:]])) == found
     assert loss(torch.cat([labels[:4], others[4:]])) != found
 
@@ -221,6 +227,7 @@ def test_the_answers_of_a_teacher_are_computed_ahead_where_images_come_again(
     config = coded_config(values, "tests")
     system = CodedSystem(config, image_shape=data.image_shape, classes=CLASSES)
     first = coded_stages(config, system, data)[0]
+    assert stages_of("coded", teacher, data, crop_padding=0, epochs=3, mixup=0.1)[1][0].known is None
     assert first.known is not None
     first.known.prepare(lambda _: None)
     assert len(first.known) == data.train_size

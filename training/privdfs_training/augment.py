@@ -41,7 +41,7 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool) -> Tensor:
 def mixup(images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Blend the first images of a batch, each with the next one, in proportions drawn anew.
 
-    Zhang et al., arXiv 1710.09412, equation 1, with alpha = 1. What a blend shows has no label: ask a teacher, as Beyer
+    Zhang et al., arXiv 1710.09412, section 1, with alpha = 1. What a blend shows has no label: ask a teacher, as Beyer
     et al. do (arXiv 2106.05237). Uses torch's global CPU generator, which the training loop seeds before every step.
 
     Args:

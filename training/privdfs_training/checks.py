@@ -205,7 +205,14 @@ def mixup_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> list
         (not 0 <= stage.mixup <= 1, f"{name}.mixup is {stage.mixup}; it is a share of a batch, from 0 to 1"),
         (
             stage.mixup > 0 and not taught,
-            f"{name}.mixup makes images that only a teacher knows, and no teacher answers in this stage: remove it",
+            (
+                f"{name}.mixup makes images that only a teacher knows, and no teacher answers in this stage: add a "
+                "[teacher] and give loss.distillation a weight, or remove it"
+            ),
+        ),
+        (
+            0 < stage.mixup <= 1 and not (stage.epochs and round(stage.mixup * stage.batch)),
+            f"{name}.mixup is {stage.mixup}, which blends no image: no epochs, or too small a batch. Remove it",
         ),
     )
     return [problem for wrong, problem in checks if wrong]

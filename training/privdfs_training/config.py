@@ -251,9 +251,11 @@ class StageConfig(Section, frozen=True):
 
 
 class TaughtStageConfig(StageConfig, frozen=True):
-    """A stage that may learn from a teacher."""
+    """A stage whose images may be blended for its teacher."""
 
-    mixup: float = 0.0  # share of a batch that is blended with other images; the teacher alone says what blends show
+    #: Share of a batch that is blended with other images, not the alpha of other tools, which is 1 here. The teacher
+    #: alone says what a blend shows.
+    mixup: float = 0.0
 
 
 class FusionStageConfig(StageConfig, frozen=True):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
 from privdfs_training.checkpoint import read_tensors, save_system, write_checkpoint
-from privdfs_training.config import Config, RunConfig
+from privdfs_training.config import Config, RunConfig, TaughtStageConfig
 from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.interruption import InterruptedTrainingError, StopRequest, stop_on_signal
@@ -282,6 +282,12 @@ def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
             message = (
                 f"train.{stage.name}.batch is {batch}, which {parallel.world()} processes cannot divide into equal "
                 f"parts. Start another number of processes, or take a multiple of {parallel.world()}."
+            )
+            raise TrainingConfigError(message)
+        if parallel.world() > 1 and isinstance(stage.config, TaughtStageConfig) and stage.config.mixup:
+            message = (
+                f"train.{stage.name}.mixup blends images of the whole batch, of which each of {parallel.world()} "
+                "processes has a part. Start one process, or remove it."
             )
             raise TrainingConfigError(message)
 

@@ -230,8 +230,11 @@ def _stage_problems(config: CodedConfig) -> list[str]:
         problems.append("head.checkpoint brings a head with masks, and a coded run has none: remove it")
     problems += stage_problems("train.baseline", config.train.baseline, least_epochs=0)
     problems += mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None)
-    for name, stage in (("rounds", config.train.rounds), ("finetune", config.train.finetune)):
+    rounds, finetune = config.train.rounds, config.train.finetune
+    for name, stage in (("rounds", rounds), ("finetune", finetune)):
         problems += stage_problems(f"train.{name}", stage) + _teaching_problems(f"train.{name}", stage, config)
+    if config.teacher and not config.train.baseline.epochs and {rounds.taught_by, finetune.taught_by} == {"baseline"}:
+        problems.append("[teacher] teaches no stage: let one be taught_by = 'teacher', or remove [teacher]")
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
         problems.append(
             "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
@@ -242,6 +245,6 @@ def _stage_problems(config: CodedConfig) -> list[str]:
 def _teaching_problems(name: str, stage: CodedStageConfig, config: CodedConfig) -> list[str]:
     distilled = config.loss.distillation > 0
     problems = mixup_problems(name, stage, taught=distilled)
-    if stage.taught_by == "baseline" and not (distilled and config.teacher):
-        problems.append(f"{name}.taught_by has a choice where [teacher] teaches beside the baseline: remove it")
+    if stage.taught_by == "baseline" and not config.teacher:
+        problems.append(f"{name}.taught_by chooses between [teacher] and the baseline; without [teacher], remove it")
     return problems
