@@ -291,7 +291,10 @@ def test_coded_releases_stand_beside_their_other_seeds() -> None:
     ]
     measured = {"baseline": 0.9375, "linear_readouts": 0.91, "made_by": about | {"command": "accuracy.py"}}
     accuracy = {"small": measured | {"fused": 0.93}}
+    measured |= {"rounds": 2}
     others = {"small-seed-1": measured | {"fused": 0.94}, "small-seed-2": measured | {"fused": 0.935}}
+    masked = {"fashion-seed-1": {key: value for key, value in measured.items() if key != "rounds"} | {"fused": 0.9}}
+    others |= masked
     lines = coded_seeds_table({"coded": runs}, others, accuracy).splitlines()
     assert lines[2:7] == [
         "| small | 0, the release | 93.00% | -0.75 | +2.00 |  |",
@@ -301,10 +304,15 @@ def test_coded_releases_stand_beside_their_other_seeds() -> None:
         "| small | standard deviation | 0.50% | 0.50 | 0.50 | 0.71 dB |",
     ]
     assert lines[-1].count("`frontier.py`, commit 0123456789") == lines[-1].count("`accuracy.py`, commit") == 2
-    assert minus_baseline({"coded": runs}, others, accuracy) == {"small": pytest.approx([-0.75, 0.25, -0.25])}
-    (_, _, _, _, _, spread, *_) = coded_seeds_table({"coded": runs[:1]}, others, accuracy).splitlines()
-    assert spread == "| small | standard deviation | 0.71% | 0.71 | 0.71 |  |"
-    assert "one seed so far" in coded_seeds_table({"runs": []}, others, accuracy)
+    assert minus_baseline(others, accuracy) == {"small": pytest.approx([-0.75, 0.25, -0.25])}
+    # A seed that nobody has attacked has its accuracy, and an empty cell.
+    (_, _, _, _, second, mean, spread, *_) = coded_seeds_table({"coded": runs[:1]}, others, accuracy).splitlines()
+    assert second == "| small | 2 | 93.50% | -0.25 | +2.50 |  |"
+    assert mean == "| small | mean | 93.50% | -0.25 | +2.50 | +6.00 dB |"
+    assert spread == "| small | standard deviation | 0.50% | 0.50 | 0.50 |  |"
+    (_, _, _, _, _, mean, *_) = coded_seeds_table({}, others, accuracy).splitlines()
+    assert mean == "| small | mean | 93.50% | -0.25 | +2.50 |  |"
+    assert "one seed so far" in coded_seeds_table({"coded": runs}, masked, accuracy)
 
 
 def test_a_larger_model_stands_beside_its_bars() -> None:

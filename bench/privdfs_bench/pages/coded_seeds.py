@@ -17,7 +17,8 @@ def coded_seeds_table(
         accuracy_of_seeds: Releases of seeds-accuracy.json.
         accuracy: Releases of accuracy.json.
     """
-    runs = _runs(seeds, accuracy_of_seeds)
+    runs = _runs(accuracy_of_seeds)
+    attacked = {run["name"]: run for run in seeds.get("coded", [])}
     if not runs:
         return "Coded releases have one seed so far: `python bench/frontier.py configs/seeds/fashion-coded.toml`."
     rows = [
@@ -26,37 +27,38 @@ def coded_seeds_table(
     ]
     about = []
     for name in sorted(set(map(_release, runs))):
-        others = {run: entry for run, entry in runs.items() if _release(run) == name}
         found: dict[str, tuple[float | None, ...]] = {"0, the release": (*_points(accuracy[name]), None)}
-        for run, entry in others.items():
-            measured, decoded = accuracy_of_seeds[run], entry["decoded"]["psnr"] - entry["floor"]["class_mean"]
-            found[str(entry["made_by"]["seed"])] = (*_points(measured), decoded)
-            about += [source(entry["made_by"]), source(measured["made_by"])]
+        for run in (run for run in runs if _release(run) == name):
+            measured, decoded = accuracy_of_seeds[run], None
+            if attack := attacked.get(run):
+                decoded = attack["decoded"]["psnr"] - attack["floor"]["class_mean"]
+                about.append(source(attack["made_by"]))
+            found[run.rpartition("-")[2]] = (*_points(measured), decoded)
+            about.append(source(measured["made_by"]))
         columns = [[value for value in column if value is not None] for column in zip(*found.values(), strict=True)]
-        found["mean"] = tuple(map(statistics.mean, columns))
+        found["mean"] = tuple(statistics.mean(column) if column else None for column in columns)
         found["standard deviation"] = tuple(statistics.stdev(column) if len(column) > 1 else None for column in columns)
         rows += [_row(name, seed, values) for seed, values in found.items()]
     told = (
         "Over tritonservers, all test images. The last column is that of one decoder of effort `standard`, on the test "
-        "images or on those that training held out; the release's own audit stands in PRIVACY.md."
+        "images or on those that training held out; the release's own audit stands in PRIVACY.md. An empty cell has "
+        "not been measured."
     )
     return "\n".join(rows) + f"\n\n{told} {'; '.join(about)}."
 
 
-def minus_baseline(
-    seeds: Mapping[str, Any], accuracy_of_seeds: Mapping[str, Any], accuracy: Mapping[str, Any]
-) -> dict[str, list[float]]:
+def minus_baseline(accuracy_of_seeds: Mapping[str, Any], accuracy: Mapping[str, Any]) -> dict[str, list[float]]:
     """Points over the baseline of each coded release that has other seeds: its own, then theirs; arguments as above."""
     found: dict[str, list[float]] = {}
-    for run in _runs(seeds, accuracy_of_seeds):
+    for run in _runs(accuracy_of_seeds):
         name = _release(run)
         found.setdefault(name, [_points(accuracy[name])[1]]).append(_points(accuracy_of_seeds[run])[1])
     return found
 
 
-def _runs(seeds: Mapping[str, Any], accuracy_of_seeds: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The runs of seeds.json that were also measured as releases."""
-    return {run["name"]: run for run in seeds.get("coded", []) if run["name"] in accuracy_of_seeds}
+def _runs(accuracy_of_seeds: Mapping[str, Any]) -> list[str]:
+    """Coded runs from other seeds; those of masked shares have no rounds."""
+    return [run for run, measured in accuracy_of_seeds.items() if "rounds" in measured]
 
 
 def _release(run: str) -> str:

@@ -55,7 +55,7 @@ def figures(folder: Path) -> str:
             everything,
             audited,
             points,
-            minus_baseline(seeds, others, everything),
+            minus_baseline(others, everything),
         ),
         CODED_TOLD,
         "## A larger model",
