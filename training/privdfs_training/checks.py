@@ -60,26 +60,28 @@ def network_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def teacher_problems(config: RunConfig, distillation: float) -> list[str]:
-    """What is wrong with a teacher of its own.
+def teacher_problems(config: RunConfig, baseline: TaughtStageConfig, distillation: float) -> list[str]:
+    """What is wrong with a teacher of its own, and with what the baseline learns from it.
 
     Args:
         config: Any run.
+        baseline: Its first stage.
         distillation: Weight of what it teaches.
 
     Returns:
         A message for each problem.
     """
     teacher = config.teacher
+    blends = mixup_problems("train.baseline", baseline, taught=teacher is not None)
     if teacher is None:
-        return []
+        return blends
     problems = _pixel_problems(teacher) + (factory_problems(teacher) if isinstance(teacher, CustomConfig) else [])
     problems = [problem.replace("backbone.", "teacher.") for problem in problems]
     if teacher.checkpoint is None:
         problems.append("teacher.checkpoint is missing: a teacher has learned before, so name its weights")
     if not distillation:
         problems.append("[teacher] teaches nothing where loss.distillation is 0: give it a weight, or remove [teacher]")
-    return problems
+    return problems + blends
 
 
 def factory_problems(backbone: CustomConfig) -> list[str]:
@@ -118,12 +120,11 @@ def problems_of(config: Config) -> list[str]:
         *_attribute_problems(config),
         *_mask_problems(config),
         *network_problems(config),
-        *teacher_problems(config, config.loss.distillation),
+        *teacher_problems(config, config.train.baseline, config.loss.distillation),
         *_adversary_problems(config),
         *_fusion_problems(config),
         *loss_problems(config.loss),
         *_budget_problems(config),
-        *mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None),
         *_other_problems(config),
     ]
 

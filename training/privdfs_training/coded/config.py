@@ -125,7 +125,7 @@ def coded_config(raw: dict[str, Any], path: Path | str) -> CodedConfig:
     for problem in (
         *data_problems(config.data),
         *network_problems(config),
-        *teacher_problems(config, config.loss.distillation),
+        *teacher_problems(config, config.train.baseline, config.loss.distillation),
         *loss_problems(config.loss),
         *_sharing_problems(config.sharing),
         *_rounds_problems(config),
@@ -229,7 +229,6 @@ def _stage_problems(config: CodedConfig) -> list[str]:
     if config.head.checkpoint is not None:
         problems.append("head.checkpoint brings a head with masks, and a coded run has none: remove it")
     problems += stage_problems("train.baseline", config.train.baseline, least_epochs=0)
-    problems += mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None)
     rounds, finetune = config.train.rounds, config.train.finetune
     for name, stage in (("rounds", rounds), ("finetune", finetune)):
         problems += stage_problems(f"train.{name}", stage) + _teaching_problems(f"train.{name}", stage, config)

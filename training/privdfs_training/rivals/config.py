@@ -5,14 +5,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from privdfs_training.checks import (
-    data_problems,
-    loss_problems,
-    mixup_problems,
-    network_problems,
-    stage_problems,
-    teacher_problems,
-)
+from privdfs_training.checks import data_problems, loss_problems, network_problems, stage_problems, teacher_problems
 from privdfs_training.config import (
     BackboneConfig,
     BranchedConfig,
@@ -114,7 +107,7 @@ def rival_config(raw: dict[str, Any], path: Path) -> RivalConfig:
     for problem in (
         *data_problems(config.data),
         *network_problems(config),
-        *teacher_problems(config, config.loss.distillation),
+        *teacher_problems(config, config.train.baseline, config.loss.distillation),
         *loss_problems(config.loss),
         *_backbone_problems(config.backbone, config.teacher),
         *_defence_problems(config.defence),
@@ -173,7 +166,6 @@ def _stage_problems(config: RivalConfig) -> list[str]:
         stage: StageConfig | None = getattr(config.train, name)
         if stage is not None:
             problems += stage_problems(f"train.{name}", stage, least_epochs=int(name != "baseline"))
-    problems += mixup_problems("train.baseline", config.train.baseline, taught=config.teacher is not None)
     if config.train.baseline.epochs == 0 and config.backbone.checkpoint is None:
         problems.append(
             "train.baseline.epochs = 0 takes finished weights as they are: name them in backbone.checkpoint"
