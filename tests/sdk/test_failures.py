@@ -308,7 +308,7 @@ def test_a_slow_replica_is_hedged_by_the_other(
         result = client.predict(images[0])
         assert result.answered == ALL
         assert result.probabilities.tobytes() == expected[0]
-    assert len(twins[1][1].received) == 3
+    assert len(twins[1][1].received) >= 3, "once of the first two calls, and each time after"
 
 
 def test_a_single_endpoint_is_hedged_by_itself(
