@@ -176,6 +176,26 @@ def test_a_stage_of_another_teacher_is_refused(teacher: dict[str, Any], data: Da
         train_coded(coded_config(values, "tests"), data, tmp_path / "run", QUIET)
 
 
+def test_a_stage_of_a_teacher_whose_file_was_replaced_is_refused(
+    teacher: dict[str, Any], data: DataSet, tmp_path: Path
+) -> None:
+    values = coded_values() | {"teacher": teacher}
+    values["train"]["baseline"]["epochs"] = values["train"]["rounds"]["epochs"] = 1
+    config = coded_config(values, "tests")
+    train_coded(config, data, tmp_path / "run", QUIET)
+    trained = Path(teacher["checkpoint"]).read_bytes()
+    weights_of("resnet8", Path(teacher["checkpoint"]), 4, width=16)
+    with pytest.raises(CheckpointError, match=r"made with another \S+teacher\.safetensors.*remove"):
+        train_coded(config, data, tmp_path / "run", QUIET)
+    Path(teacher["checkpoint"]).write_bytes(trained)
+    train_coded(config, data, tmp_path / "run", QUIET)
+    rounds = tmp_path / "run" / "rounds.safetensors"
+    older = read_checkpoint(rounds)
+    del older.about["made_by"]["files"]
+    write_checkpoint(rounds, dict(older.tensors), older.about)  # as older versions left it
+    train_coded(config, data, tmp_path / "run", QUIET)
+
+
 @pytest.mark.parametrize(
     ("change", "weight", "problem"),
     [

@@ -161,7 +161,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     about = restore(path, stage, modules, optimizer)
     if about["finished"]:
         return
-    step = int(about["step"])
+    step, origin = int(about["step"]), made_by(stage, run)
     if step:
         console.print(f"{stage.name}: continuing at step {step}")
     else:
@@ -177,7 +177,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
         tensors = {} if finished else running_state(stage, optimizer)
-        about = {"made_by": made_by(stage, run), "step": step, "finished": finished}
+        about = {"made_by": origin, "step": step, "finished": finished}
         parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
 
     if step == steps:  # the weights are used as they came

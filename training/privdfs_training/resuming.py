@@ -10,6 +10,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from privdfs._files import sha256_file
 from privdfs_training import parallel
 from privdfs_training.checkpoint import load_weights, optimizer_tensors, read_checkpoint, restore_optimizer
 from privdfs_training.errors import CheckpointError
@@ -50,8 +51,11 @@ def check_checkpoints(todo: tuple[Stage, ...], run: Run) -> None:
         if path.exists():
             theirs = migrated(read_checkpoint(path).about.get("made_by", {}))
             ours = json.loads(json.dumps(made_by(stage, run)))
+            then, now = theirs.pop("files", {}), ours.pop("files", {})  # of older versions, nobody can say
             changed = [section for section in ours | theirs if theirs.get(section) != ours.get(section)]
             others += [f"{path} was made with other settings in: {', '.join(changed)}"] if changed else []
+            replaced = [file for file, digest in now.items() if then.get(file, digest) != digest]
+            others += [f"{path} was made with another {', '.join(replaced)}"] if replaced and not changed else []
     if others:
         files = "this file to train its stage" if len(others) == 1 else "these files to train their stages"
         message = f"{'; '.join(others)}. Give the run another name, or remove {files} again."
@@ -59,7 +63,7 @@ def check_checkpoints(todo: tuple[Stage, ...], run: Run) -> None:
 
 
 def made_by(stage: Stage, run: Run) -> dict[str, Any]:
-    """What decides a stage's weights: sections of the config, the budgets of the stages before it, and its own."""
+    """What decides a stage's weights: sections of the config and the files they name, the budgets up to its own."""
     everything = msgspec.to_builtins(run.config)
     # A section or a key whose every value is the default is not among the values.
     sections = {
@@ -70,7 +74,10 @@ def made_by(stage: Stage, run: Run) -> dict[str, Any]:
     budgets = everything["train"]
     earlier = itertools.takewhile(lambda name: name != stage.name, budgets)  # a config has them in their order
     precision = {} if run.compute.precision == "bfloat16" else {"precision": run.compute.precision}
-    return sections | {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
+    budget = {f"train.{name}": budgets[name] for name in earlier} | {"train": budgets[stage.name] | precision}
+    named = [Path(section["checkpoint"]) for section in sections.values() if _value(section, "checkpoint")]
+    files = {str(file): sha256_file(file) for file in named if file.exists()}
+    return sections | budget | ({"files": files} if files else {})
 
 
 def _value(section: Any, key: str) -> Any:  # noqa: ANN401  of a config
