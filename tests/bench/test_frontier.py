@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import frontier
+from privdfs_bench.audit import frontier as audit
 from privdfs_bench.audit.frontier import config_of, recorded_config
 from privdfs_bench.audit.frontier_picture import draw, is_current, points
-from privdfs_bench.audit.sweeps import SWEEPS, chosen, read_sweep
+from privdfs_bench.audit.sweeps import SWEEPS, Run, chosen, read_sweep
 from privdfs_bench.pages.frontier import search_table
 from privdfs_bench.results import RESULTS
 from privdfs_training.coded.system import load_coded
 from privdfs_training.config import Config, VitTinyConfig
-from privdfs_training.data import load_data
+from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import TrainingConfigError
-from tests.trained import shifted_images, tiny_values, write_data, write_idx, write_toml
+from privdfs_training.reading import config_from_dict
+from tests.trained import QUIET, shifted_images, tiny_values, write_data, write_idx, write_toml
 from tests.training.coded_systems import coded_values
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "frontier.py"
@@ -91,6 +94,29 @@ def test_a_sweep_is_trained_measured_drawn_and_not_made_twice(sweep: Path, data_
             assert 5 < found["psnr"] < 20  # one epoch of a tiny decoder
         assert entry["made_by"]["config"]["run"]["loss"]["auxiliary"] == 0.4
         assert f"{entry['accuracy']:.2%}" in both.stdout
+
+
+def test_runs_of_other_teachers_share_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = DataSet("none", (), *[torch.empty(0)] * 4)
+
+    def train(config: Config, _data: object, folder: Path, _console: object, **_: object) -> Path:
+        if not (folder / "baseline.safetensors").exists():
+            (folder / "baseline.safetensors").write_text(str(config.teacher))
+        return folder
+
+    monkeypatch.setattr(audit, "train", train)
+    for name, teacher in (("none", None), ("same", None), ("first", "a"), ("second", "b"), ("third", "b")):
+        values = tiny_values()
+        if teacher is not None:
+            values["teacher"] = {"name": "resnet8", "width": 8, "checkpoint": teacher}
+        config = config_from_dict(values, "tests")
+        audit.train_run(Run(name, {}, config), images, tmp_path, QUIET)
+        assert (tmp_path / name / "baseline.safetensors").read_text() == str(config.teacher)
+    assert len(list(tmp_path.glob("baseline-*"))) == 3
+    (tmp_path / "b").write_text("weights")  # another teacher of the same name
+    monkeypatch.chdir(tmp_path)
+    audit.train_run(Run("fourth", {}, config), images, tmp_path, QUIET)
+    assert len(list(tmp_path.glob("baseline-*"))) == 4
 
 
 CODED_SWEEP = """

@@ -20,7 +20,7 @@ from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
 from privdfs_training.coded.config import MapConfig, RoundConfig, coded_config
-from privdfs_training.coded.network import PolynomialRound, exact
+from privdfs_training.coded.network import PolynomialMap, PolynomialRound, exact
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
 from privdfs_training.coded.system import CodedSystem, describe, load_coded
 from privdfs_training.coded.train import train_coded
@@ -159,6 +159,20 @@ def test_weights_are_integers_of_the_bits_of_the_config_and_gradients_reach_ever
         if not name.startswith(("baseline", "readout")):
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_wide_steps_are_not_computed_in_bfloat16() -> None:
+    """On processors, torch 2.13's gradient of such a convolution can write outside its memory, and end the process."""
+    planned = MapConfig(outputs=16, kernel=7, stride=7)
+    system = drawn_system("rounds")
+    wide = PolynomialMap(planned, (4, 14, 14), 16, 5)
+    values = torch.randint(-7, 8, (32, 4, 14, 14)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = wide(values)
+        other = system.polynomials[0].hidden[0](torch.zeros(2, *system.polynomials[0].inputs))
+    assert torch.equal(answers, wide(values))
+    assert answers.dtype == torch.float32
+    assert other.dtype == torch.bfloat16
 
 
 def test_the_readout_leaves_the_head_alone() -> None:

@@ -161,7 +161,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     about = restore(path, stage, modules, optimizer)
     if about["finished"]:
         return
-    step, origin = int(about["step"]), made_by(stage, run)
+    step = int(about["step"])
+    origin = about["made_by"] if step else made_by(stage, run)  # a file may have been replaced since it was read
     if step:
         console.print(f"{stage.name}: continuing at step {step}")
     else:

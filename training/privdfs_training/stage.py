@@ -86,9 +86,7 @@ def baseline_stage(
     if config.backbone.mean:  # now, so that a wrong number of channels is refused before time is spent
         baseline.normalise.set(config.backbone.mean, config.backbone.std)
     taught = teacher is not baseline
-    ask_teacher = None
-    if taught:
-        ask_teacher = frozen(partial(teach, teacher), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
+    ask_teacher = teaching(config, budget, teacher, data) if taught else None
 
     def prepare() -> None:
         if not config.backbone.mean:
@@ -165,6 +163,21 @@ def teach(teacher: Backbone, images: Tensor) -> Tensor:
     teacher.eval()
     parts = images.split(TEACHING_IMAGES if images.is_cpu else len(images))
     return torch.cat([teacher(part).float() for part in parts])
+
+
+def teaching(config: RunConfig, budget: TaughtStageConfig, teacher: Backbone, data: ImageData) -> Frozen:
+    """What a stage asks its teacher, of images as they are after blending.
+
+    Args:
+        config: The run.
+        budget: Of the stage.
+        teacher: A finished network.
+        data: The images.
+
+    Returns:
+        Images to logits, float [batch, classes].
+    """
+    return frozen(partial(teach, teacher), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
 
 
 def head_to_int8(head: Head, data: ImageData, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from privdfs._files import sha256_file
 from privdfs._format import largest_coalition
 from privdfs_bench.audit.attacks import ATTACKS, reconstruct
 from privdfs_bench.audit.coded_sweep import coded_table, measure_coded
@@ -60,8 +61,11 @@ def train_run(run: Run, data: DataSet, folder: Path, console: Console, device: t
     config = run.config
     if isinstance(config, CodedConfig):
         return train_coded(config, data, folder / run.name, console, device=device)
+    taught = () if config.teacher is None else (config.teacher, config.loss)
+    named = [config.backbone.checkpoint] + ([] if config.teacher is None else [config.teacher.checkpoint])
+    files = [sha256_file(Path(name)) for name in named if name is not None and Path(name).exists()]
     same = msgspec.json.encode(
-        [config.seed, config.data, config.backbone, config.train.baseline, config.train.precision]
+        [config.seed, config.data, config.backbone, config.train.baseline, config.train.precision, *taught, *files]
     )
     shared = folder / f"baseline-{hashlib.sha256(same).hexdigest()[:12]}.safetensors"
     own = folder / run.name / "baseline.safetensors"

@@ -19,7 +19,6 @@ from privdfs_training.data import ImageData, image_shape
 from privdfs_training.errors import RangeError, TrainingConfigError
 from privdfs_training.loop import finished_weights, on_device, run_stages
 from privdfs_training.losses import distillation, labelled
-from privdfs_training.models.backbone import Backbone
 from privdfs_training.models.system import start_from
 from privdfs_training.parallel import CPU, Terms
 from privdfs_training.run import Compute, Run
@@ -29,11 +28,10 @@ from privdfs_training.stage import (
     Stage,
     accuracy,
     baseline_stage,
-    frozen,
     head_to_int8,
     known_of,
-    teach,
     teacher_of,
+    teaching,
 )
 from privdfs_training.stages import temperature_and_noise
 
@@ -141,7 +139,8 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
 
     def stage(name: str, prepare: Callable[[], None], annealed: float) -> Stage:
         budget: CodedStageConfig = getattr(config.train, name)
-        teacher = _teacher(config, budget, finished if budget.taught_by == "teacher" else system.baseline, data)
+        network = finished if budget.taught_by == "teacher" else system.baseline
+        teacher = teaching(config, budget, network, data) if config.loss.distillation else None
         return Stage(
             name=name,
             config=budget,
@@ -160,13 +159,6 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
         stage("rounds", start, config.sharing.annealed),
         stage("finetune", finish, 0.0),
     )
-
-
-def _teacher(config: CodedConfig, budget: CodedStageConfig, network: Backbone, data: ImageData) -> Frozen | None:
-    """What a stage asks its teacher, if anything."""
-    if not config.loss.distillation:
-        return None
-    return frozen(partial(teach, network), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
 
 
 def _loss(
