@@ -151,7 +151,7 @@ for (const [wire, Made] of [
       const slow: Answerer = (asked) => (isCheck(asked) ? computing("masked", 0)(asked) : "silence");
       return withServers([slow, ...truly("masked")], (all) => {
         const [silent, first, ...others] = all as [ReplayServer, ReplayServer, ...ReplayServer[]];
-        const options: ClientOptions = { retries: { hedgeAfter: 30, hedgeBudget: 1 } };
+        const options: ClientOptions = { retries: { attempts: 2, hedgeAfter: 30, hedgeBudget: 1 } };
         return withClient("masked", [[silent, first], ...others], options, async (client) => {
           const result = await client.predict(image("masked"));
           expect(result.answered).toEqual([true, true, true]);

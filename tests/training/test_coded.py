@@ -161,7 +161,7 @@ def test_weights_are_integers_of_the_bits_of_the_config_and_gradients_reach_ever
             assert float(parameter.grad.abs().sum()) > 0, name
 
 
-def test_wide_steps_are_not_computed_in_bfloat16() -> None:
+def test_large_strides_are_not_computed_in_bfloat16() -> None:
     """On processors, torch 2.13's gradient of such a convolution can write outside its memory, and end the process."""
     planned = MapConfig(outputs=16, kernel=7, stride=7)
     system = drawn_system("rounds")

@@ -176,10 +176,11 @@ def test_a_stage_of_another_teacher_is_refused(teacher: dict[str, Any], data: Da
         train_coded(coded_config(values, "tests"), data, tmp_path / "run", QUIET)
 
 
-def test_a_stage_of_a_teacher_whose_file_was_replaced_is_refused(
-    teacher: dict[str, Any], data: DataSet, tmp_path: Path
+@pytest.mark.parametrize("section", ["teacher", "backbone"])
+def test_a_stage_is_refused_whose_file_was_replaced(
+    section: str, teacher: dict[str, Any], data: DataSet, tmp_path: Path
 ) -> None:
-    values = coded_values() | {"teacher": teacher}
+    values = coded_values() | {section: teacher}
     values["train"]["baseline"]["epochs"] = values["train"]["rounds"]["epochs"] = 1
     config = coded_config(values, "tests")
     train_coded(config, data, tmp_path / "run", QUIET)

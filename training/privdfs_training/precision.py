@@ -31,6 +31,16 @@ def autocast(device: str, precision: str = "bfloat16") -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16" and has_bfloat16(device))
 
 
+def autocast_unless(device: str, *, exact: bool) -> torch.autocast:
+    """The caller's autocast, or none where values have to keep all bits.
+
+    Args:
+        device: As above.
+        exact: Whether they have to.
+    """
+    return torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not exact)
+
+
 @contextmanager
 def uncached_autocast(device: str) -> Iterator[None]:
     """The caller's autocast, without its cache of cast weights.

@@ -20,6 +20,7 @@ from privdfs_training.coded.config import MapConfig, RoundConfig
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
 from privdfs_training.coded.square import squared
 from privdfs_training.errors import RangeError, TrainingConfigError
+from privdfs_training.precision import autocast_unless
 
 Reals = NDArray[np.float64]
 #: Root mean square of weights and of shared values, as a share of the largest one: what is divided by it has about
@@ -111,9 +112,8 @@ class PolynomialMap(nn.Module):
 
     def _mapped(self, values: Tensor, weight: Tensor) -> Tensor:
         # On processors torch 2.13's bf16 gradient of a padded 7x7 convolution of stride 7 can write outside its memory.
-        device = values.device.type
-        unsafe = device == "cpu" and self.stride > LARGEST_BF16_STRIDE
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not unsafe):
+        unsafe = values.is_cpu and self.stride > LARGEST_BF16_STRIDE
+        with autocast_unless(values.device.type, exact=unsafe):
             mapped = linear_map(values, weight, self.over, self.stride, self.padding)
         return mapped.view(len(values), *self.outputs)
 

@@ -15,6 +15,7 @@ from privdfs_training.models.head import ConvUnit, Head, output_of
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.models.resnet import BasicBlock, Bottleneck, ResNet
 from privdfs_training.models.vit import Block, VisionTransformer, embed
+from privdfs_training.precision import autocast_unless
 from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight, round_to
 
 
@@ -66,8 +67,7 @@ class BackboneHead(Head):
             point: of pixels in a ResNet, of patches in a ViT.
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
-        device = images.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.on):
+        with autocast_unless(images.device.type, exact=self.input.on):
             pixels = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.front(pixels))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privdfs_training.models.normalise import Normalise
+from privdfs_training.precision import autocast_unless
 from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight, round_to
 
 
@@ -56,7 +57,7 @@ class ConvUnit(nn.Module):
     def _convolution(self, features: Tensor) -> Tensor:
         # On processors the bf16 gradient of a strided depthwise convolution takes longer than all the rest of a head.
         slow = features.device.type == "cpu" and self.conv.groups > 1 and self.conv.stride[0] > 1
-        with torch.autocast(features.device.type, enabled=torch.is_autocast_enabled(features.device.type) and not slow):
+        with autocast_unless(features.device.type, exact=slow):
             return self.conv(features.float() if slow else features)
 
     def _integer_convolution(self, features: Tensor) -> Tensor:
@@ -189,8 +190,7 @@ class CompactHead(Head):
             first, and by the stem's stride.
         """
         # bf16 has too few bits for the sums that int8 arithmetic keeps exactly.
-        device = images.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not self.input.on):
+        with autocast_unless(images.device.type, exact=self.input.on):
             features = self.input(self.normalise(images)).contiguous(memory_format=torch.channels_last)
             return self.narrow(self.blocks(self.stem(features)))
 
