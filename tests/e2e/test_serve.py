@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from privdfs._errors import BundleIntegrityError
 from privdfs_export.errors import RepositoryError, TritonserverFailedError, TritonserverMissingError
+from privdfs_export.repository import read_repository
 from privdfs_export.serve import (
     ADMIN_HEADER,
     HTTP_ADMIN_HEADER,
@@ -35,6 +37,8 @@ from privdfs_export.serve import (
     tritonserver,
 )
 from privdfs_export.serve.cli import main
+from privdfs_export.serve.local import running
+from privdfs_export.serve.tritonserver import Services
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
 from tests.ports import free_ports
@@ -62,6 +66,17 @@ def process(release: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     with _start_command(release, tmp_path, log_dir=tmp_path / "logs") as started:
         yield started
         started.kill()
+
+
+def port_of(address: str | tuple[str, int]) -> int:
+    return int(address.split("/metrics")[0].split(":")[-1]) if isinstance(address, str) else address[1]
+
+
+def page(url: str, path: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection("127.0.0.1", port_of(url), timeout=10)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 def infer(endpoint: str, model: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -339,17 +354,46 @@ def test_a_graph_that_cannot_be_loaded_is_found_before_anything_starts(tmp_path:
     assert descendants(os.getpid()) <= before
 
 
-def test_a_port_taken_in_the_meantime_is_replaced(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", 0))
-        somebody.listen()
-        taken = somebody.getsockname()[1]
-        free_port = processes.free_port
-        answers = iter([taken])
-        monkeypatch.setattr(tritonserver, "free_port", lambda: next(answers, None) or free_port())
-        with serve([release / "server-0"]) as (endpoint,):
-            assert endpoint != f"127.0.0.1:{taken}"
-            assert infer(endpoint, "branch", "share", shares(1)).shape == (1, 4)
+@pytest.mark.parametrize("service", range(3), ids=["grpc", "http", "metrics"])
+def test_a_port_taken_in_the_meantime_is_replaced(
+    release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: int
+) -> None:
+    """Taken as servers take a port that is held for them: nobody else can."""
+    thieves: list[socket.socket] = []
+    place = tritonserver.place
+
+    def place_and_lose(held: list[socket.socket], wanted: int | None = None) -> str:
+        found = place(held, wanted)
+        if not thieves and len(held) == service + 1:
+            thieves.append(socket.create_server(("127.0.0.1", port_of(found))))
+        return found
+
+    monkeypatch.setattr(tritonserver, "place", place_and_lose)
+    checked, services = [read_repository(release / "server-0")], Services(http=True, metrics=True)
+    with running(checked, None, tmp_path / "logs", services) as (server,):
+        (thief,) = thieves
+        with thief:
+            urls = [server.endpoint, server.http or "", server.metrics or ""]
+            assert port_of(thief.getsockname()) not in map(port_of, urls)
+            assert infer(server.endpoint, "branch", "share", shares(1)).shape == (1, 4)
+            assert page(urls[1], "/v2/health/ready")[0] == 200
+            assert b"nv_inference_count" in page(urls[2], "/metrics")[1]
+
+
+def test_a_held_port_is_given_to_nobody_until_its_server_has_ended(release: Path, tmp_path: Path) -> None:
+    with running([read_repository(release / "server-0")], None, tmp_path / "logs") as (server,):
+        held: list[socket.socket] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            taken = {port_of(processes.place(held)) for _ in range(200)} | {port_of(server.endpoint)}
+            assert len(taken) == 201
+            for _ in range(2_000):
+                with socket.create_connection(listener.getsockname()) as somebody, socket.socket() as another:
+                    another.bind(("127.0.0.1", 0))
+                    listener.accept()[0].close()
+                    assert not {port_of(each.getsockname()) for each in (somebody, another)} & taken
+        for each in held:
+            each.close()
+    assert [each.fileno() for each in server.held] == [-1]
 
 
 def test_a_missing_tritonserver_is_an_error_that_says_what_to_do(

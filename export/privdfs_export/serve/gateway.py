@@ -1,6 +1,7 @@
 """Local gateways: an nginx in front of each tritonserver, as `deploy/nginx.conf.template` sets it up."""
 
 import http.client
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeErro
 from privdfs_export.repository import Repository
 from privdfs_export.serve.authority import Authority
 from privdfs_export.serve.nginx import DEFAULT_RATE, NginxSettings, check_origin, nginx_config, secret_line
-from privdfs_export.serve.processes import Kept, all_ready, find_program, free_port, ports, start
+from privdfs_export.serve.processes import Kept, all_ready, find_program, place, ports, start
 from privdfs_export.serve.tritonserver import RunningServer
 
 _ONE_PROCESS = "daemon off; master_process off;"
@@ -110,9 +111,10 @@ def _start(
     server: RunningServer,
     wanted: int | None,
 ) -> RunningGateway:
-    port, log = wanted or free_port(), server.log.with_suffix(".gateway.log")
+    held: list[socket.socket] = []
+    listen, log = place(held, wanted), server.log.with_suffix(".gateway.log")
     calls = server.log.with_suffix(".calls.log")
-    metrics = None if server.metrics is None else f"127.0.0.1:{free_port()}"
+    metrics = None if server.metrics is None else place(held)
 
     def fill(folder: Path) -> list[str]:
         certificate, key = gateway.cert or folder / "certificate.pem", gateway.key or folder / "key.pem"
@@ -121,7 +123,7 @@ def _start(
         secret = folder / "secret.conf"
         secret.write_text(secret_line(server.secret), encoding="ascii")
         settings = NginxSettings(
-            listen=f"127.0.0.1:{port}",
+            listen=listen,
             tls=gateway.tls,
             certificate=str(certificate.absolute()),
             key=str(key.absolute()),
@@ -136,12 +138,13 @@ def _start(
         # One process: workers would outlive a master that was killed.
         return [str(program.absolute()), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", _ONE_PROCESS]
 
-    folder, keeper = start("privdfs-gateway-", log, fill, f"the configuration of a gateway to {repository.path}")
+    of = f"the configuration of a gateway to {repository.path}"
+    folder, keeper = start("privdfs-gateway-", log, fill, of, held)
     ca = None if authority is None else authority.ca
     url = None if metrics is None else f"http://{metrics}/metrics"
     what, model = f"nginx in front of {repository.path}", repository.models[0].name
-    endpoint = f"{'https' if gateway.tls else 'http'}://127.0.0.1:{port}"
-    return RunningGateway(what, folder, log, keeper, server, endpoint, ca, url, calls, model)
+    endpoint = f"{'https' if gateway.tls else 'http'}://{listen}"
+    return RunningGateway(what, folder, log, keeper, held, server, endpoint, ca, url, calls, model)
 
 
 def _is_ready(gateway: RunningGateway) -> bool:

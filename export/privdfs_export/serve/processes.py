@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -34,7 +34,7 @@ _PORT_TAKEN = re.compile(r"(already in use|Address already in use|Failed to bind
 
 @dataclass(frozen=True)
 class Kept:
-    """A process and its keeper: what it is, the folder that is deleted with it, and its log."""
+    """A process and its keeper: what it is, the folder that is deleted with it, its log, and the ports held for it."""
 
     failure: ClassVar[type[ProcessFailedError]] = ProcessFailedError
 
@@ -42,6 +42,7 @@ class Kept:
     copy: Path
     log: Path
     keeper: "subprocess.Popen[bytes]"
+    held: Sequence[socket.socket] = field(repr=False)
 
     @property
     def pid(self) -> int | None:
@@ -62,7 +63,7 @@ def find_program(name: str, folder: str) -> Path | None:
 
 
 def start(
-    prefix: str, log: Path, fill: Callable[[Path], Sequence[str]], of: str
+    prefix: str, log: Path, fill: Callable[[Path], Sequence[str]], of: str, held: Sequence[socket.socket]
 ) -> tuple[Path, "subprocess.Popen[bytes]"]:
     """Start a process in a new folder, with a keeper.
 
@@ -71,6 +72,7 @@ def start(
         log: its output goes there; overwritten.
         fill: writes what the process needs into the folder, and says its command line.
         of: what is written, for an error.
+        held: ports of the process (`place`); given back where it cannot be started.
 
     Returns:
         The folder, and the keeper.
@@ -95,6 +97,7 @@ def start(
             )
     except BaseException as error:  # Ctrl-C too: only a keeper that runs removes the folder
         shutil.rmtree(folder, ignore_errors=True)
+        _give_back(held)
         if isinstance(error, OSError):
             msg = f"cannot write {of} and its log ({error}): free some space, or set TMPDIR"
             raise ServeError(msg) from error
@@ -157,11 +160,28 @@ def _wait_until_ready(kept: AnyKept, is_ready: Callable[[AnyKept], bool], deadli
     return False
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def place(held: list[socket.socket], wanted: int | None = None) -> str:
+    """An address, "127.0.0.1:PORT", with that port, or else with a free one, which is held from now on."""
+    if wanted is None:
+        held.append(_hold_port())
+        wanted = held[-1].getsockname()[1]
+    return f"127.0.0.1:{wanted}"
+
+
+def _hold_port() -> socket.socket:
+    """A free TCP port, which the system gives to nobody while this socket is open.
+
+    The socket never listens, so that a server that sets SO_REUSEADDR, as Triton and nginx do, can listen there.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def _give_back(held: Sequence[socket.socket]) -> None:
+    for each in held:
+        each.close()
 
 
 def ports(first: int | None, skip: int, count: int) -> Sequence[int | None]:
@@ -203,6 +223,7 @@ def _end(kept: Kept) -> int:
         _kill(kept)
         return kept.keeper.wait()
     finally:
+        _give_back(kept.held)
         remove(kept.copy)  # by now, unless the keeper was killed, there is nothing left
 
 

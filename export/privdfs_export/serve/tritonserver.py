@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from privdfs_export.errors import TritonserverFailedError, TritonserverMissingError
 from privdfs_export.repository import Repository
 from privdfs_export.serve.authority import Authority
-from privdfs_export.serve.processes import Kept, find_program, free_port, start
+from privdfs_export.serve.processes import Kept, find_program, place, start
 
 _ENVIRONMENT_NAME = ".venv-triton"
 #: What clients need stays open: health, metadata, model configuration (it names the release), inference.
@@ -113,9 +113,10 @@ def start_server(
     With an authority, gRPC is over TLS.
     """
     token, admin, secret = f"privdfs-{secrets.token_hex(8)}", secrets.token_hex(16), secrets.token_hex(16)
-    endpoint = f"127.0.0.1:{free_port() if port is None else port}"
-    web = f"http://127.0.0.1:{http_port or free_port()}" if services.http or services.gateway else None
-    metrics = f"http://127.0.0.1:{free_port()}/metrics" if services.metrics else None
+    held: list[socket.socket] = []
+    endpoint = place(held, port)
+    web = f"http://{place(held, http_port)}" if services.http or services.gateway else None
+    metrics = f"http://{place(held)}/metrics" if services.metrics else None
 
     def fill(copy: Path) -> list[str]:
         for name, data in repository.files.items():
@@ -125,7 +126,7 @@ def start_server(
         options += [*_http(web, admin, secret if services.gateway else None), *_metrics(metrics)]
         return command_line(program, repository, copy, token, options)
 
-    copy, keeper = start("privdfs-server-", log, fill, f"a copy of {repository.path}")
+    copy, keeper = start("privdfs-server-", log, fill, f"a copy of {repository.path}", held)
     public, behind = (None, web) if services.gateway else (web, None)
     what = f"tritonserver of {repository.path}"
     return RunningServer(
@@ -133,6 +134,7 @@ def start_server(
         copy,
         log,
         keeper,
+        held,
         repository.path,
         endpoint,
         public,
@@ -210,7 +212,7 @@ def _metrics(url: str | None) -> list[str]:
 
 
 def is_ready(server: RunningServer) -> bool:
-    """Ask over gRPC, and over HTTP; another program's server on the same port does not count."""
+    """Ask over gRPC, over HTTP, and for the metrics; another program's server on the same port does not count."""
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
@@ -228,15 +230,30 @@ def is_ready(server: RunningServer) -> bool:
         except InferenceServerException:
             return False
     web = server.http or server.behind
-    return ready and (web is None or _says_over_http(web, server))
+    # Triton starts to serve its metrics last, and ends where it cannot.
+    return (
+        ready and (web is None or _says_over_http(web, server)) and (server.metrics is None or _counts(server.metrics))
+    )
 
 
 def _says_over_http(endpoint: str, server: RunningServer) -> bool:
-    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=2)
+    headers = {GATEWAY_HEADER: server.secret} if server.behind else {}
+    return f'"name":"{server.token}"'.encode() in _get(f"{endpoint}/v2", headers)
+
+
+def _counts(url: str) -> bool:
+    """Whether its metrics are served; they do not name a server, but the port is held for this one."""
+    return b"nv_inference_count" in _get(url, {})
+
+
+def _get(url: str, headers: dict[str, str]) -> bytes:
+    """What a page says; nothing, where there is none."""
+    address, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(address, timeout=2)
     try:
-        connection.request("GET", "/v2", headers={GATEWAY_HEADER: server.secret} if server.behind else {})
-        return f'"name":"{server.token}"'.encode() in connection.getresponse().read(1 << 16)
+        connection.request("GET", f"/{path}", headers=headers)
+        return connection.getresponse().read(1 << 16)
     except (OSError, http.client.HTTPException):
-        return False
+        return b""
     finally:
         connection.close()
