@@ -39,7 +39,18 @@ PIXELS = [
     {"levels": 15, "hidden": [{"outputs": 6, "kernel": 7, "stride": 7}], "output": {"outputs": 8}},
     {"levels": 15, "hidden": [{"outputs": 12, **ALL}], "output": ALL},
 ]
-KINDS = {"rounds": ROUNDS, "mixer": MIXER, "quartic": QUARTIC, "pooled": POOLED, "pixels": PIXELS}
+MIRRORED = [
+    {"levels": 15, "hidden": [{"outputs": 12, "kernel": 3}], "output": {"outputs": 4, "kernel": 3}, "skip": 1},
+    {"levels": 9, "hidden": [{"outputs": 16, "kernel": 3}], "pool": 7, "output": ALL},
+]
+KINDS = {
+    "rounds": ROUNDS,
+    "mixer": MIXER,
+    "quartic": QUARTIC,
+    "pooled": POOLED,
+    "pixels": PIXELS,
+    "mirrored": MIRRORED,
+}
 
 
 def coded_values(kind: str = "rounds") -> dict[str, Any]:
@@ -50,6 +61,8 @@ def coded_values(kind: str = "rounds") -> dict[str, Any]:
     coded["sharing"] = {"kind": "coded", "bits": 3 if kind == "quartic" else 5, "degree": 4 if kind == "quartic" else 2}
     if kind == "pixels":
         coded["head"] = {"kind": "pixels"}
+    if kind == "mirrored":
+        coded["sharing"]["mirrored"] = coded["data"]["flip"] = True
     coded["rounds"] = json.loads(json.dumps(KINDS[kind]))
     coded["loss"] = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
     coded["train"] = {name: dict(stage) for name in ("baseline", "rounds", "finetune")}
@@ -75,8 +88,9 @@ def drawn_system(kind: str) -> CodedSystem:
         for current in system.polynomials:
             for linear in current.linear:
                 linear.add_(torch.randn_like(linear))
-            current.norm.weight.mul_(torch.rand_like(current.norm.weight) + 0.5)
-            current.norm.bias.add_(torch.randn_like(current.norm.bias))
+            gain, bias = current.norm.parameters()
+            gain.mul_(torch.rand_like(gain) + 0.5)
+            bias.add_(torch.randn_like(bias))
     return system.eval()
 
 

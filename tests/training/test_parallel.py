@@ -87,11 +87,12 @@ def coded_values_of_every_step() -> dict[str, Any]:
     stage = values["train"]["masks"] | {"batch": 60, "learning_rate": 1e-3, "clip": 1.0}
     values["train"] = {name: stage | {"epochs": epochs} for name, epochs in CODED_STEPS.items()}
     values["train"]["precision"] = "float32"
-    values["sharing"] = {"kind": "coded", "annealed": 0.5}
+    values["sharing"] = {"kind": "coded", "annealed": 0.5, "mirrored": True}
     values["rounds"] = [
         {"levels": 15, "hidden": [{"outputs": 8, "kernel": 3}], "output": {"outputs": 4, "kernel": 3}, "skip": 1},
-        {"levels": 9, "hidden": [{"outputs": 8, "over": "all"}], "output": {"over": "all"}},
+        {"levels": 9, "hidden": [{"outputs": 8, "kernel": 3}], "pool": 7, "output": {"over": "all"}},
     ]
+    values["data"]["flip"] = True
     loss = {"distillation": 1.0, "distillation_temperature": 4.0, "label_smoothing": 0.0, "range": 0.01}
     return values | {"loss": loss}
 

@@ -281,6 +281,8 @@ def synchronise(module: nn.Module) -> None:
     if world() == 1:
         return
     for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            # The same object goes on: a replacement would leave other references to it behind.
-            child.__class__ = SynchronisedBatchNorm2d
+        if isinstance(child, nn.BatchNorm2d):
+            # The same object goes on: a replacement would leave other references to it behind. It stays what it was,
+            # too: torch gives a module with parametrizations a class of its own.
+            kind = type(child)
+            child.__class__ = type(kind.__name__, (SynchronisedBatchNorm2d, kind), {})

@@ -14,7 +14,7 @@ from privdfs_training.checks import (
     stage_problems,
     teacher_problems,
 )
-from privdfs_training.config import RunConfig, Section, TaughtLossConfig, TaughtStageConfig
+from privdfs_training.config import CompactHeadConfig, RunConfig, Section, TaughtLossConfig, TaughtStageConfig
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.migration import migrated
 from privdfs_training.reading import refuse_unknown_keys
@@ -38,6 +38,7 @@ class SharingConfig(Section, frozen=True):
     degree: int = 2  # the largest of a round; N servers of which T collude need N > degree * T
     primes: int = len(PRIMES)  # the most that a round's proven range may need
     values: int = 0  # of the head's feature that are shared at all; training chooses which. 0: all
+    mirrored: bool = False  # kernels of head and rounds in pairs that mirror each other: mirror images get one answer
     annealed: float = 0.0  # share of the rounds stage in which squares take over from ReLUs; 0: squares from the start
 
 
@@ -129,6 +130,7 @@ def coded_config(raw: dict[str, Any], path: Path | str) -> CodedConfig:
         *loss_problems(config.loss),
         *_sharing_problems(config.sharing),
         *_rounds_problems(config),
+        *(_mirror_problems(config) if config.sharing.mirrored else ()),
         *_stage_problems(config),
     ):
         message = f"{path}: {problem}"
@@ -218,6 +220,26 @@ def _round_problems(planned: RoundConfig, number: int, config: CodedConfig) -> l
         ),
     )
     return [problem for wrong, problem in checks if wrong]
+
+
+def _mirror_problems(config: CodedConfig) -> list[str]:
+    if not isinstance(config.head, CompactHeadConfig):
+        return ["sharing.mirrored is for head.kind = 'compact', whose kernels training makes"]
+    problems = (
+        [] if config.data.flip else ["sharing.mirrored is for images that a mirror leaves in their class: data.flip"]
+    )
+    if config.sharing.values:
+        problems.append("sharing.mirrored needs all values of the feature: leave out sharing.values")
+    head, *others = config.head.stem, config.head.channels, *(channels for channels, _ in config.head.stages)
+    *maps, last = [each for planned in config.rounds for each in (*planned.hidden, planned.output)]
+    others += [each.outputs for each in maps]
+    if any(count % 2 for count in (head, *others)):
+        problems.append("sharing.mirrored needs an even number of channels everywhere: half of them mirror the others")
+    if any(each.over != "window" for each in maps) or last.over != "all":
+        problems.append("sharing.mirrored is for maps over windows, and a last map over 'all'")
+    if any(each.stride > 1 and each.stride != each.kernel for each in maps):
+        problems.append("sharing.mirrored needs maps of stride 1, or with a kernel as large as their stride")
+    return problems
 
 
 def _stage_problems(config: CodedConfig) -> list[str]:

@@ -20,6 +20,7 @@ from privdfs_training.coded.config import MapConfig, RoundConfig
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
 from privdfs_training.coded.square import squared
 from privdfs_training.errors import RangeError, TrainingConfigError
+from privdfs_training.mirrored import pair_kernels, pair_norm, pair_statistics, pair_sums, pair_values
 from privdfs_training.precision import autocast_unless
 
 Reals = NDArray[np.float64]
@@ -134,7 +135,15 @@ class PolynomialRound(nn.Module):
     """
 
     def __init__(
-        self, planned: RoundConfig, inputs: Shape, *, bits: int, classes: int, next_largest: int, skipped: int
+        self,
+        planned: RoundConfig,
+        inputs: Shape,
+        *,
+        bits: int,
+        classes: int,
+        next_largest: int,
+        skipped: int,
+        mirrored: bool = False,
     ) -> None:
         """Start with random weights and a linear term as large as the square.
 
@@ -145,6 +154,7 @@ class PolynomialRound(nn.Module):
             classes: Outputs of a last map that does not say how many.
             next_largest: Magnitude of the values that the device makes of the results; 0 in the last round.
             skipped: Magnitude of the values that a skip adds; 0 without one.
+            mirrored: Whether kernels are mirrored pairs, as those are that gave what is shared.
 
         Raises:
             TrainingConfigError: Windows are larger than what they move over, or do not divide what they sum over.
@@ -152,6 +162,7 @@ class PolynomialRound(nn.Module):
         super().__init__()
         self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest
         self.pool, self.skip, self.skipped, self.progress = planned.pool, planned.skip, skipped, 1.0
+        self.mirrored = mirrored
         self.hidden, self.linear, self.spreads = nn.ModuleList(), nn.ParameterList(), nn.ModuleList()
         # What one unit of training is worth in integers: for the result of each hidden map, and for the last square.
         self.worth, self.square_worth = list[float](), 1.0
@@ -162,7 +173,7 @@ class PolynomialRound(nn.Module):
             self.worth.append(spread * self.square_worth)
             self.square_worth = self.worth[-1] ** 2
             self.hidden.append(layer)
-            self.linear.append(nn.Parameter(torch.ones(layer.outputs[0])))
+            self.linear.append(nn.Parameter(torch.ones(layer.outputs[0] // (2 if mirrored else 1))))
             self.spreads.append(nn.BatchNorm2d(layer.outputs[0], momentum=MOMENTUM, affine=False))
             shape = layer.outputs
         if shape[1] % self.pool or shape[2] % self.pool:
@@ -173,6 +184,8 @@ class PolynomialRound(nn.Module):
         self.outputs = self.output.outputs
         self.norm = nn.BatchNorm2d(self.outputs[0])
         self.skip_gain = nn.Parameter(torch.ones(self.outputs[0])) if self.skip else None
+        if mirrored:
+            self._mirror(shape)
 
     def forward(self, shared: Sequence[Tensor]) -> Tensor:
         """What training computes.
@@ -243,14 +256,28 @@ class PolynomialRound(nn.Module):
 
     def _linear(self, index: int) -> Tensor:
         """The k of one square, not rounded yet, float [channels]: a learned factor times its input's spread."""
-        variance = self.spreads[index].get_buffer("running_var")
-        return self.linear[index] * variance.sqrt() * self.worth[index]
+        variance, factor = self.spreads[index].get_buffer("running_var"), self.linear[index]
+        return (factor.repeat(2) if self.mirrored else factor) * variance.sqrt() * self.worth[index]
 
     def _watch(self, index: int, mean: Tensor, variance: Tensor, images: int) -> None:
         """Remember how what is squared spreads."""
         spread = self.spreads[index]
         if isinstance(spread, nn.BatchNorm2d) and spread.training:
             parallel.remember(spread, mean, variance, images * math.prod(self._squared()[index].outputs[1:]))
+            if self.mirrored:
+                pair_statistics(spread)
+
+    def _mirror(self, last_inputs: Shape) -> None:
+        """Let mirrored values give mirrored results, halves of channels exchanged, or the same logits."""
+        for layer in self._squared():
+            pair_kernels(layer)
+        if self.output.over == "all":
+            pair_sums(self.output, last_inputs)
+            return
+        pair_kernels(self.output)
+        pair_norm(self.norm)
+        if self.skip:
+            pair_values(self, "skip_gain")
 
     def _squared(self) -> list[PolynomialMap]:
         """The hidden maps."""

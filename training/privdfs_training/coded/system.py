@@ -50,7 +50,7 @@ class CodedSystem(nn.Module):
         channels, height, width = image_shape
         self.image_shape, self.classes = image_shape, classes
         self.baseline = build_backbone(config.backbone, image_shape, classes)
-        self.head = build_head(config.head, self.baseline, channels)
+        self.head = build_head(config.head, self.baseline, channels, mirrored=config.sharing.mirrored)
         with torch.no_grad():
             self.head.eval()
             shape = tuple(self.head(torch.zeros(1, channels, height, width, dtype=torch.uint8)).shape[1:])
@@ -150,6 +150,7 @@ def _build_rounds(config: CodedConfig, shape: Shape, classes: int) -> nn.ModuleL
                 classes=classes,
                 next_largest=planned[index + 1].levels // 2 if index + 1 < len(planned) else 0,
                 skipped=planned[each.skip - 1].levels // 2 if each.skip else 0,
+                mirrored=config.sharing.mirrored,
             )
         except TrainingConfigError as error:
             message = f"round {index + 1}: {error}"

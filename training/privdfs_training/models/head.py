@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privdfs_training.mirrored import pair_kernels, pair_norm
 from privdfs_training.models.normalise import Normalise
 from privdfs_training.precision import autocast_unless
 from privdfs_training.quantise import ActivationQuantiser, fake_quantise_weight, round_to
@@ -44,7 +45,7 @@ class ConvUnit(nn.Module):
                 quantiser follows it.
         """
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
         self.output = ActivationQuantiser(signed=False) if relu else None
         self._source = (source,)  # in a tuple, since it is another module's own submodule
@@ -71,19 +72,20 @@ class ConvUnit(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A depthwise 3x3 unit and a pointwise one, with a shortcut where the shapes allow it."""
+    """A depthwise unit and a pointwise one, with a shortcut where the shapes allow it."""
 
-    def __init__(self, source: ActivationQuantiser, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, source: ActivationQuantiser, inputs: int, outputs: int, *, kernel: int, stride: int) -> None:
         """Build one block.
 
         Args:
             source: The quantiser whose output this block takes.
             inputs: Channels in.
             outputs: Channels out.
+            kernel: Height and width of the depthwise kernel.
             stride: Of the depthwise convolution.
         """
         super().__init__()
-        self.depthwise = ConvUnit(source, inputs, inputs, 3, stride=stride, groups=inputs)
+        self.depthwise = ConvUnit(source, inputs, inputs, kernel, stride=stride, groups=inputs)
         self.pointwise = ConvUnit(output_of(self.depthwise), inputs, outputs, 1)
         self.sum = ActivationQuantiser(signed=False) if stride == 1 and inputs == outputs else None
 
@@ -156,6 +158,7 @@ class CompactHead(Head):
         stages: tuple[tuple[int, int], ...],
         channels: int,
         stem_stride: int = 2,
+        mirrored: bool = False,
     ) -> None:
         """Build the head.
 
@@ -165,19 +168,28 @@ class CompactHead(Head):
             stages: (channels, blocks) of each stage; every stage but the first halves height and width.
             channels: Of the feature.
             stem_stride: Of the first convolution.
+            mirrored: Whether a mirrored image gives the mirrored feature, with the halves of its channels exchanged.
+                Height and width are even then wherever they are halved, and so are all numbers of channels.
         """
         super().__init__()
         self.normalise = Normalise(image_channels)
         self.input = ActivationQuantiser(signed=True)
-        self.stem = ConvUnit(self.input, image_channels, stem, 3, stride=stem_stride)
+        # Windows of three in steps of two lie differently from the right than from the left.
+        halving = 4 if mirrored else 3
+        self.stem = ConvUnit(self.input, image_channels, stem, halving if stem_stride == 2 else 3, stride=stem_stride)
         source, inputs = output_of(self.stem), stem
         self.blocks = nn.Sequential()
         for stage, (outputs, count) in enumerate(stages):
             for index in range(count):
-                block = SeparableBlock(source, inputs, outputs, stride=2 if stage and not index else 1)
+                kernel, stride = (halving, 2) if stage and not index else (3, 1)
+                block = SeparableBlock(source, inputs, outputs, kernel=kernel, stride=stride)
                 self.blocks.append(block)
                 source, inputs = block.output, outputs
         self.narrow = ConvUnit(source, inputs, channels, 1, relu=False)
+        for unit in self.modules() if mirrored else ():
+            if isinstance(unit, ConvUnit):
+                pair_kernels(unit.conv, paired=unit is not self.stem)
+                pair_norm(unit.bn)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the feature.

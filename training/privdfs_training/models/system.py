@@ -172,13 +172,14 @@ def start_from(baseline: Backbone, modules: Iterable[nn.Module]) -> None:
             module.start_from(baseline)  # pyright: ignore[reportArgumentType]  built from this very baseline
 
 
-def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> Head:
+def build_head(config: HeadConfig, baseline: Backbone, image_channels: int, *, mirrored: bool = False) -> Head:
     """The head of a run.
 
     Args:
         config: Its section.
         baseline: Whose first layers a head of kind "backbone" takes.
         image_channels: Of the image.
+        mirrored: Of a compact head: whether its kernels are mirrored pairs.
 
     Returns:
         The head, with fresh weights or the baseline's.
@@ -196,6 +197,7 @@ def build_head(config: HeadConfig, baseline: Backbone, image_channels: int) -> H
         stages=config.stages,
         channels=config.channels,
         stem_stride=config.stem_stride,
+        mirrored=mirrored,
     )
 
 
