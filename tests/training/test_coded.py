@@ -19,11 +19,11 @@ from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
-from privdfs_training.coded.config import MapConfig, RoundConfig, coded_config
+from privdfs_training.coded.config import MapConfig, RoundConfig, SharingConfig, coded_config
 from privdfs_training.coded.network import PolynomialMap, PolynomialRound, exact
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
 from privdfs_training.coded.system import CodedSystem, describe, load_coded
-from privdfs_training.coded.train import train_coded
+from privdfs_training.coded.train import SECTIONS, train_coded
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
 from privdfs_training.interruption import InterruptedTrainingError
@@ -447,6 +447,12 @@ def test_more_primes_make_a_finished_run_what_it_failed_to_be(tmp_path: Path, da
     values["sharing"]["bits"] = 6
     with pytest.raises(CheckpointError, match=r"other settings in: sharing\.bits"):
         train_coded(coded_config(values, "tests"), data, run_folder, QUIET)
+
+
+def test_a_run_goes_on_with_the_sharing_that_it_began_with() -> None:
+    """Limits may be raised; every other key decides the weights."""
+    keys = {f"sharing.{key}" for key in SharingConfig.__struct_fields__}
+    assert keys - set(SECTIONS) == {"sharing.kind", "sharing.degree", "sharing.primes"}
 
 
 def test_a_coded_system_is_not_a_masked_one_nor_the_other_way(trained: Path, trained_release: Path) -> None:
