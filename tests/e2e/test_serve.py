@@ -358,7 +358,7 @@ def test_a_graph_that_cannot_be_loaded_is_found_before_anything_starts(tmp_path:
 def test_a_port_taken_in_the_meantime_is_replaced(
     release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: int
 ) -> None:
-    """Taken as servers take a port that is held for them: nobody else can."""
+    """By a program that takes it as servers take a port that is held for them."""
     thieves: list[socket.socket] = []
     place = tritonserver.place
 

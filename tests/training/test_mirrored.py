@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from privdfs_training import parallel
 from privdfs_training.coded.config import coded_config
+from privdfs_training.coded.system import CodedSystem
 from privdfs_training.errors import TrainingConfigError
 from privdfs_training.mirrored import pair_norm
 from privdfs_training.models.head import CompactHead
@@ -80,8 +81,9 @@ def test_several_processes_synchronise_a_paired_normalisation(monkeypatch: pytes
     norm = nn.BatchNorm2d(4)
     pair_norm(norm)
     monkeypatch.setattr(parallel, "world", lambda: 2)
-    parallel.synchronise(norm)
-    assert isinstance(norm, parallel.SynchronisedBatchNorm2d)
+    for _ in range(2):  # the second call finds nothing left to do
+        parallel.synchronise(norm)
+        assert isinstance(norm, parallel.SynchronisedBatchNorm2d)
     assert {name for name, _ in norm.named_parameters()} == {
         "parametrizations.weight.original",
         "parametrizations.bias.original",
@@ -102,7 +104,7 @@ def test_several_processes_synchronise_a_paired_normalisation(monkeypatch: pytes
         (lambda v: v["rounds"][0]["output"].update(outputs=3), "an even number of channels everywhere"),
         (lambda v: v["rounds"][1]["hidden"][0].update(over="all", kernel=1), "is for maps over windows"),
         (lambda v: v["rounds"][1].update(output={}), "and a last map over 'all'"),
-        (lambda v: v["rounds"][0]["hidden"][0].update(stride=2), "a kernel as large as their stride"),
+        (lambda v: v.update(rounds=[]), r"there is no \[\[rounds\]\]"),
     ],
 )
 def test_what_a_mirror_would_change_is_refused(change: Callable[[dict[str, Any]], Any], problem: str) -> None:
@@ -110,3 +112,34 @@ def test_what_a_mirror_would_change_is_refused(change: Callable[[dict[str, Any]]
     change(values)
     with pytest.raises(TrainingConfigError, match=problem):
         coded_config(values, "tests")
+
+
+@pytest.mark.parametrize(
+    ("image", "change", "problem"),
+    [
+        ((1, 28, 26), {}, r"divide by 4, and these have 28 x 26 pixels"),
+        ((1, 2, 28), {}, r"divide by 4, and these have 2 x 28 pixels"),
+        (IMAGE, {"kernel": 2, "stride": 2}, "round 1: .* of 7 positions in a row kernel = 2 in steps of 2"),
+        (IMAGE, {"kernel": 3, "stride": 4}, "round 1: .* in steps of 4 does not reach the last ones"),
+    ],
+)
+def test_positions_that_lie_differently_from_both_sides_are_refused(
+    image: tuple[int, int, int], change: dict[str, int], problem: str
+) -> None:
+    values = coded_values("mirrored")
+    values["rounds"][0]["hidden"][0] |= change
+    with pytest.raises(TrainingConfigError, match=problem):
+        CodedSystem(coded_config(values, "tests"), image_shape=image, classes=10)
+
+
+def test_windows_that_lie_alike_may_have_any_step() -> None:
+    """Seven positions: windows of three in steps of two reach from edge to edge."""
+    values = coded_values("mirrored")
+    del values["rounds"][0]["skip"]
+    values["rounds"][0]["hidden"][0]["stride"] = 2
+    values["rounds"][1]["pool"] = 4
+    torch.manual_seed(0)
+    system = CodedSystem(coded_config(values, "tests"), image_shape=IMAGE, classes=10)
+    system.train()(drawn_images())
+    shared = torch.from_numpy(drawn_values(system))
+    assert torch.equal(system.eval().answer(shared), system.answer(exchanged(shared)))

@@ -189,6 +189,17 @@ def test_one_process_needs_no_synchronised_statistics() -> None:
     assert parallel.mean({"loss": 1.5}) == {"loss": 1.5}
 
 
+def test_a_normalisation_that_does_more_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithActivation(torch.nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  as torch names it
+            return super().forward(input).relu()
+
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    module = WithActivation(2)
+    parallel.synchronise(module)
+    assert type(module) is WithActivation
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(TrainingConfigError, match=f"--device {device}"):

@@ -3,7 +3,7 @@
 The second half of a layer's channels has the kernels of the first half, mirrored left to right, with the halves of
 their inputs exchanged. Mirror an image, and every feature comes out mirrored, with the halves of its channels exchanged
 (Cohen and Welling, arXiv 1602.07576, section 4, for the group of identity and mirror). A last layer that treats both
-halves alike then answers as if it had seen the mean of both views, and the device computes no more than before.
+halves alike then answers as if it had seen the mean of both views, for about the compute of one.
 Pairs are equal by construction: there is one parameter for both, under `parametrizations`.
 """
 
@@ -99,14 +99,14 @@ def pair_norm(norm: nn.BatchNorm2d) -> None:
         norm: Changed in place.
     """
     pair_values(norm, "weight", "bias")
-    norm.register_forward_hook(lambda *_: pair_statistics(norm) if norm.training else None)
+    norm.register_forward_hook(lambda module, *_: pair_statistics(module) if module.training else None)
 
 
-def pair_statistics(norm: nn.BatchNorm2d) -> None:
+def pair_statistics(norm: nn.Module) -> None:
     """Replace the running statistics of both halves of the channels by their mean.
 
     Args:
-        norm: Changed in place.
+        norm: A batch normalisation; changed in place.
     """
     for values in (norm.get_buffer("running_mean"), norm.get_buffer("running_var")):
         # Through `data`: autograd keeps them with the step, and would see the change, though it never looks at them.

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from privdfs_training.errors import CheckpointError, TrainingConfigError, TrainingError
 
@@ -281,7 +282,7 @@ def synchronise(module: nn.Module) -> None:
     if world() == 1:
         return
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
+        if parametrize.type_before_parametrizations(child) is nn.BatchNorm2d:
             # The same object goes on: a replacement would leave other references to it behind. It stays what it was,
             # too: torch gives a module with parametrizations a class of its own.
             kind = type(child)

@@ -42,7 +42,7 @@ class Kept:
     copy: Path
     log: Path
     keeper: "subprocess.Popen[bytes]"
-    held: Sequence[socket.socket] = field(repr=False)
+    held: Sequence[socket.socket] = field(repr=False, compare=False)
 
     @property
     def pid(self) -> int | None:

@@ -242,7 +242,7 @@ def _says_over_http(endpoint: str, server: RunningServer) -> bool:
 
 
 def _counts(url: str) -> bool:
-    """Whether its metrics are served; they do not name a server, but the port is held for this one."""
+    """Whether its metrics are served; they name no server, but the system gives the port to no other."""
     return b"nv_inference_count" in _get(url, {})
 
 

@@ -130,7 +130,7 @@ def coded_config(raw: dict[str, Any], path: Path | str) -> CodedConfig:
         *loss_problems(config.loss),
         *_sharing_problems(config.sharing),
         *_rounds_problems(config),
-        *(_mirror_problems(config) if config.sharing.mirrored else ()),
+        *(_mirror_problems(config) if config.sharing.mirrored and config.rounds else ()),
         *_stage_problems(config),
     ):
         message = f"{path}: {problem}"
@@ -237,8 +237,6 @@ def _mirror_problems(config: CodedConfig) -> list[str]:
         problems.append("sharing.mirrored needs an even number of channels everywhere: half of them mirror the others")
     if any(each.over != "window" for each in maps) or last.over != "all":
         problems.append("sharing.mirrored is for maps over windows, and a last map over 'all'")
-    if any(each.stride > 1 and each.stride != each.kernel for each in maps):
-        problems.append("sharing.mirrored needs maps of stride 1, or with a kernel as large as their stride")
     return problems
 
 

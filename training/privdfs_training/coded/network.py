@@ -62,7 +62,7 @@ class PolynomialMap(nn.Module):
         unit: About the standard deviation of what it gives for values of unit variance.
     """
 
-    def __init__(self, planned: MapConfig, inputs: Shape, outputs: int, bits: int) -> None:
+    def __init__(self, planned: MapConfig, inputs: Shape, outputs: int, bits: int, *, mirrored: bool = False) -> None:
         """Start with random weights.
 
         Args:
@@ -70,9 +70,10 @@ class PolynomialMap(nn.Module):
             inputs: Channels, height, width that it takes.
             outputs: As in its section, or the number of classes.
             bits: Of the integer weights.
+            mirrored: Whether windows have to lie alike from the left and from the right.
 
         Raises:
-            TrainingConfigError: A window is larger than what it moves over.
+            TrainingConfigError: A window is larger than what it moves over, or windows lie differently.
         """
         super().__init__()
         channels, height, width = inputs
@@ -87,6 +88,12 @@ class PolynomialMap(nn.Module):
             high, wide = ((size + 2 * self.padding - planned.kernel) // planned.stride + 1 for size in (height, width))
             if min(high, wide) < 1:
                 message = f"kernel = {planned.kernel} does not fit into {height} x {width} positions"
+                raise TrainingConfigError(message)
+            if mirrored and (width + 2 * self.padding - planned.kernel) % planned.stride:
+                message = (
+                    f"sharing.mirrored needs windows that lie alike from both sides, and of {width} positions in a row "
+                    f"kernel = {planned.kernel} in steps of {planned.stride} does not reach the last ones"
+                )
                 raise TrainingConfigError(message)
             self.outputs = (outputs, high, wide)
         elif planned.over == "positions":
@@ -168,7 +175,7 @@ class PolynomialRound(nn.Module):
         self.worth, self.square_worth = list[float](), 1.0
         shape = inputs
         for each in planned.hidden:
-            layer = PolynomialMap(each, shape, each.outputs, bits)
+            layer = PolynomialMap(each, shape, each.outputs, bits, mirrored=mirrored)
             spread = layer.unit * (1 if self.worth else SPREAD * self.largest)
             self.worth.append(spread * self.square_worth)
             self.square_worth = self.worth[-1] ** 2
@@ -180,7 +187,7 @@ class PolynomialRound(nn.Module):
             message = f"pool = {self.pool} does not divide the {shape[1]} x {shape[2]} positions that it sums over"
             raise TrainingConfigError(message)
         shape = (shape[0], shape[1] // self.pool, shape[2] // self.pool)
-        self.output = PolynomialMap(planned.output, shape, planned.output.outputs or classes, bits)
+        self.output = PolynomialMap(planned.output, shape, planned.output.outputs or classes, bits, mirrored=mirrored)
         self.outputs = self.output.outputs
         self.norm = nn.BatchNorm2d(self.outputs[0])
         self.skip_gain = nn.Parameter(torch.ones(self.outputs[0])) if self.skip else None

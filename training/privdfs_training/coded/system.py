@@ -15,7 +15,7 @@ from privdfs_training.coded.bounds import proven_bound
 from privdfs_training.coded.config import CodedConfig, coded_config
 from privdfs_training.coded.network import PolynomialRound, exact, to_levels
 from privdfs_training.coded.rounds import IntegerNetwork, IntegerRound, Relay, Round, Shape
-from privdfs_training.config import MaskConfig
+from privdfs_training.config import CompactHeadConfig, MaskConfig
 from privdfs_training.data import ImageData
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
 from privdfs_training.masks import OwnerMask
@@ -50,6 +50,8 @@ class CodedSystem(nn.Module):
         channels, height, width = image_shape
         self.image_shape, self.classes = image_shape, classes
         self.baseline = build_backbone(config.backbone, image_shape, classes)
+        if config.sharing.mirrored and isinstance(config.head, CompactHeadConfig):
+            _check_halving(config.head, height, width)
         self.head = build_head(config.head, self.baseline, channels, mirrored=config.sharing.mirrored)
         with torch.no_grad():
             self.head.eval()
@@ -137,6 +139,17 @@ class CodedSystem(nn.Module):
             else:
                 return shared, results, current.device(results[-1])
         raise AssertionError
+
+
+def _check_halving(head: CompactHeadConfig, height: int, width: int) -> None:
+    """Refuse images whose rows a mirrored head cannot halve into positions that lie alike from both sides."""
+    times = head.stem_stride * 2 ** (len(head.stages) - 1)
+    if width % times or height < times:
+        message = (
+            f"sharing.mirrored needs images whose width the head can divide by {times}, and these have {height} x "
+            f"{width} pixels: use fewer head.stages, head.stem_stride = 1, or other images"
+        )
+        raise TrainingConfigError(message)
 
 
 def _build_rounds(config: CodedConfig, shape: Shape, classes: int) -> nn.ModuleList:
