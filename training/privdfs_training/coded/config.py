@@ -230,11 +230,14 @@ def _mirror_problems(config: CodedConfig) -> list[str]:
     )
     if config.sharing.values:
         problems.append("sharing.mirrored needs all values of the feature: leave out sharing.values")
-    head, *others = config.head.stem, config.head.channels, *(channels for channels, _ in config.head.stages)
     *maps, last = [each for planned in config.rounds for each in (*planned.hidden, planned.output)]
-    others += [each.outputs for each in maps]
-    if any(count % 2 for count in (head, *others)):
-        problems.append("sharing.mirrored needs an even number of channels everywhere: half of them mirror the others")
+    stages = [channels for channels, _ in config.head.stages]
+    odd = [n for n in (config.head.stem, *stages, config.head.channels, *(each.outputs for each in maps)) if n % 2]
+    if odd:
+        problems.append(
+            f"sharing.mirrored needs an even number of channels in head and rounds, not {odd[0]}: half of them mirror "
+            "the others"
+        )
     if any(each.over != "window" for each in maps) or last.over != "all":
         problems.append("sharing.mirrored is for maps over windows, and a last map over 'all'")
     return problems
