@@ -1,4 +1,4 @@
-"""Kernels in mirrored pairs: mirror images get one answer, exactly, in floating point and in integers."""
+"""Kernels in mirrored pairs: mirror images get one answer, in integers exactly, in a float head up to rounding."""
 
 from collections.abc import Callable
 from typing import Any

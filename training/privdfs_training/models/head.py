@@ -169,7 +169,7 @@ class CompactHead(Head):
             channels: Of the feature.
             stem_stride: Of the first convolution.
             mirrored: Whether a mirrored image gives the mirrored feature, with the halves of its channels exchanged.
-                Height and width are even then wherever they are halved, and so are all numbers of channels.
+                The width has to be even wherever it is halved, and every number of channels too.
         """
         super().__init__()
         self.normalise = Normalise(image_channels)
