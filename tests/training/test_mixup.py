@@ -194,3 +194,45 @@ def test_other_stages_have_no_blends() -> None:
     values["train"]["masks"] |= {"mixup": 0.5}
     with pytest.raises(TrainingConfigError, match="mixup"):
         config_from_dict(values, "tests")
+
+
+def test_the_teacher_sees_another_window_of_what_the_network_sees(data: DataSet) -> None:
+    system, stage = rounds_stage(data, mixup=0.5, teacher_crop_padding=2)
+    images, labels = (part[:64] for part in data.sample("train"))
+    taught, learned = list[Tensor](), list[Tensor]()
+    system.baseline.register_forward_pre_hook(lambda _, given: taught.append(given[0]))
+    system.head.register_forward_pre_hook(lambda _, given: learned.append(given[0]))
+    torch.manual_seed(3)
+    stage.loss(images, labels, 0.5)
+    theirs, ours = torch.cat(taught), torch.cat(learned)
+    assert torch.equal(ours[32:], images[32:])
+    size, found = images.shape[2], list[tuple[int, ...]]()
+    for one, other in zip(theirs, F.pad(ours, (2,) * 4), strict=True):
+        windows = {(top, left): other[:, top : top + size, left : left + size] for top in range(5) for left in range(5)}
+        ways = {
+            (*where, flips): window.flip(2) if flips else window
+            for where, window in windows.items()
+            for flips in (0, 1)
+        }
+        found += [way for way, window in ways.items() if torch.equal(window, one)][:1]
+    assert len(found) == 64
+    assert len(set(found)) > 15
+
+
+def test_what_is_seen_through_drawn_windows_is_not_asked_ahead(data: DataSet) -> None:
+    assert rounds_stage(data, epochs=3, crop_padding=0, teacher_crop_padding=1)[1].known is None
+
+
+@pytest.mark.parametrize(
+    ("padding", "distillation", "message"),
+    [
+        (-1, 1.0, r"train\.rounds\.teacher_crop_padding is -1; it is a number of pixels"),
+        (2, 0.0, r"train\.rounds\.teacher_crop_padding is for a teacher, and none answers in this stage"),
+    ],
+)
+def test_windows_that_no_teacher_can_see_are_refused(padding: int, distillation: float, message: str) -> None:
+    values = coded_values()
+    values["loss"]["distillation"] = distillation
+    values["train"]["rounds"]["teacher_crop_padding"] = padding
+    with pytest.raises(TrainingConfigError, match=message):
+        coded_config(values, "tests")

@@ -72,7 +72,7 @@ def teacher_problems(config: RunConfig, baseline: TaughtStageConfig, distillatio
         A message for each problem.
     """
     teacher = config.teacher
-    blends = mixup_problems("train.baseline", baseline, taught=teacher is not None)
+    blends = taught_problems("train.baseline", baseline, taught=teacher is not None)
     if teacher is None:
         return blends
     problems = _pixel_problems(teacher) + (factory_problems(teacher) if isinstance(teacher, CustomConfig) else [])
@@ -187,12 +187,16 @@ def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> l
         (not stage.weight_decay >= 0, f"{name}.weight_decay is {stage.weight_decay}; it must be 0 or more"),
         (not stage.clip >= 0, f"{name}.clip is {stage.clip}; it is a norm, or 0 to cut no gradient"),
         (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
+        (
+            not 0 <= stage.average < 1,
+            f"{name}.average is {stage.average}; it is a share, such as 0.998, or 0 to let the last weights count",
+        ),
     )
     return [problem for wrong, problem in checks if wrong]
 
 
-def mixup_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> list[str]:
-    """What is wrong with the blends of a stage.
+def taught_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> list[str]:
+    """What is wrong with the blends of a stage, and with what its teacher sees.
 
     Args:
         name: Of its section.
@@ -214,6 +218,14 @@ def mixup_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> list
         (
             0 < stage.mixup <= 1 and not (stage.epochs and round(stage.mixup * stage.batch)),
             f"{name}.mixup is {stage.mixup}, which blends no image: no epochs, or too small a batch. Remove it",
+        ),
+        (
+            stage.teacher_crop_padding < 0,
+            f"{name}.teacher_crop_padding is {stage.teacher_crop_padding}; it is a number of pixels, 0 or more",
+        ),
+        (
+            stage.teacher_crop_padding > 0 and not (taught and stage.epochs),
+            f"{name}.teacher_crop_padding is for a teacher, and none answers in this stage. Remove it",
         ),
     )
     return [problem for wrong, problem in checks if wrong]

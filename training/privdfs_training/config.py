@@ -248,6 +248,7 @@ class StageConfig(Section, frozen=True):
     weight_decay: float
     crop_padding: int  # pixels added on each side before a random crop of the original size; 0 crops nothing
     clip: float = 0.0  # norm that a gradient is cut to; 0 cuts none
+    average: float = 0.0  # share that a moving average of the weights keeps in each step; 0: the last weights count
 
 
 class TaughtStageConfig(StageConfig, frozen=True):
@@ -256,6 +257,9 @@ class TaughtStageConfig(StageConfig, frozen=True):
     #: Share of a batch that is blended with other images, not the alpha of other tools, which is 1 here. The teacher
     #: alone says what a blend shows.
     mixup: float = 0.0
+    #: The teacher sees what the network sees through another window, cut as crop_padding says, and mirrored or not if
+    #: data.flip allows it: the network learns what it says of many views. 0: the teacher sees what the network sees.
+    teacher_crop_padding: int = 0
 
 
 class FusionStageConfig(StageConfig, frozen=True):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from privdfs_training import parallel
 from privdfs_training.augment import crop_and_flip
+from privdfs_training.average import MovingAverage
 from privdfs_training.checkpoint import read_tensors, save_system, write_checkpoint
 from privdfs_training.config import Config, RunConfig, TaughtStageConfig
 from privdfs_training.data import ImageData, image_shape
@@ -158,7 +159,8 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
     modules = trained_modules(run.system, stage)
     torch.manual_seed(_seed(run.config.seed, stage.name, "start"))
     optimizer = build_optimizer(modules, stage.config)
-    about = restore(path, stage, modules, optimizer)
+    average = MovingAverage(modules, stage.config.average)
+    about = restore(path, stage, modules, optimizer, average)
     if about["finished"]:
         return
     step = int(about["step"])
@@ -167,6 +169,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         console.print(f"{stage.name}: continuing at step {step}")
     else:
         stage.prepare()
+        average.start()
 
     batch = stage.config.batch
     per_epoch = data.train_size // batch
@@ -177,9 +180,10 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         total = sum(values.detach().sum() for values in modules.parameters())
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
-        tensors = {} if finished else running_state(stage, optimizer)
+        going_on = modules.state_dict() | running_state(stage, optimizer, average)
+        tensors = average.weights() if finished else going_on
         about = {"made_by": origin, "step": step, "finished": finished}
-        parallel.first_only(lambda: write_checkpoint(path, modules.state_dict() | tensors, about))
+        parallel.first_only(lambda: write_checkpoint(path, tensors, about))
 
     if step == steps:  # the weights are used as they came
         save()
@@ -208,6 +212,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                 loss.backward()
                 nn.utils.clip_grad_norm_(modules.parameters(), stage.config.clip or math.inf)
                 optimizer.step()
+                average.update(step)
                 # One exchange tells every process the loss of the whole batch, and whether any is to stop. It comes
                 # last because a GPU works on while the processor prepares the rest of a step, but not while it reads.
                 values = parallel.mean({"loss": loss, **terms, "stop": float(stop.wanted)})
@@ -221,7 +226,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
                     save()
                     raise InterruptedTrainingError
             modules.eval()
-            with computing:
+            with computing, average.in_place():
                 ways = {"": stage.classify} | {f"_{name}": way for name, way in stage.beside.items()}
                 measured = {
                     f"test_accuracy{name}": accuracy(
@@ -243,6 +248,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
             console.print(f"{stage.name} {epoch + 1}/{stage.config.epochs}: {', '.join(shown)}")
             if stopping:
                 raise InterruptedTrainingError
+    average.take_over()
 
 
 def _check_finite(what: str, value: float, stage: Stage, step: int, steps: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from privdfs._files import sha256_file
 from privdfs_training import parallel
+from privdfs_training.average import AVERAGE, MovingAverage
 from privdfs_training.checkpoint import load_weights, optimizer_tensors, read_checkpoint, restore_optimizer
 from privdfs_training.errors import CheckpointError
 from privdfs_training.migration import migrated
@@ -19,24 +20,31 @@ from privdfs_training.run import Run
 from privdfs_training.stage import Stage
 
 
-def running_state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def running_state(stage: Stage, optimizer: torch.optim.Optimizer, average: MovingAverage) -> dict[str, Tensor]:
     """What a stage needs to go on, beside the networks that it trains."""
     adversary = {} if stage.adversary is None else stage.adversary.tensors()
-    return optimizer_tensors(optimizer) | adversary
+    return optimizer_tensors(optimizer) | adversary | average.tensors()
 
 
-def restore(path: Path, stage: Stage, modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(
+    path: Path,
+    stage: Stage,
+    modules: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage,
+) -> dict[str, Any]:
     """Put a stage's checkpoint in place, if there is one, and give its metadata."""
     if not path.exists():
         return {"step": 0, "finished": False}
     checkpoint = read_checkpoint(path)
-    state = ("optimizer.", "adversary.")
+    state = ("optimizer.", "adversary.", AVERAGE)
     weights = {name: value for name, value in checkpoint.tensors.items() if not name.startswith(state)}
     load_weights(modules, weights, path)
     if not checkpoint.about["finished"]:
         restore_optimizer(optimizer, checkpoint.tensors)
         if stage.adversary is not None:
             stage.adversary.restore(checkpoint.tensors, path)
+        average.restore(checkpoint.tensors)
     return checkpoint.about
 
 

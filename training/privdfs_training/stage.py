@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
-from privdfs_training.augment import mixup
+from privdfs_training.augment import crop_and_flip, mixup
 from privdfs_training.config import RunConfig, StageConfig, TaughtLossConfig, TaughtStageConfig
 from privdfs_training.data import Batch, DataSet, ImageData
 from privdfs_training.errors import CheckpointError, TrainingConfigError
@@ -177,7 +177,9 @@ def teaching(config: RunConfig, budget: TaughtStageConfig, teacher: Backbone, da
     Returns:
         Images to logits, float [batch, classes].
     """
-    return frozen(partial(teach, teacher), data, budget, flip=config.data.flip, draws=budget.mixup > 0)
+    padding, flip = budget.teacher_crop_padding, config.data.flip
+    ask = frozen(partial(teach, teacher), data, budget, flip=flip, draws=budget.mixup > 0 or padding > 0)
+    return (lambda images: ask(crop_and_flip(images, padding=padding, flip=flip))) if padding else ask
 
 
 def head_to_int8(head: Head, data: ImageData, device: torch.device) -> None:

@@ -9,9 +9,9 @@ from privdfs.coding import PRIMES
 from privdfs_training.checks import (
     data_problems,
     loss_problems,
-    mixup_problems,
     network_problems,
     stage_problems,
+    taught_problems,
     teacher_problems,
 )
 from privdfs_training.config import CompactHeadConfig, RunConfig, Section, TaughtLossConfig, TaughtStageConfig
@@ -266,7 +266,7 @@ def _stage_problems(config: CodedConfig) -> list[str]:
 
 def _teaching_problems(name: str, stage: CodedStageConfig, config: CodedConfig) -> list[str]:
     distilled = config.loss.distillation > 0
-    problems = mixup_problems(name, stage, taught=distilled)
+    problems = taught_problems(name, stage, taught=distilled)
     if stage.taught_by == "baseline" and not config.teacher:
         problems.append(f"{name}.taught_by chooses between [teacher] and the baseline; without [teacher], remove it")
     return problems

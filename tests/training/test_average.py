@@ -1,0 +1,191 @@
+"""`average`: what the moving average of a stage's weights is, that it is the stage's result, and what is refused."""
+
+import itertools
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privdfs_training import loop
+from privdfs_training.average import MovingAverage
+from privdfs_training.checkpoint import read_checkpoint
+from privdfs_training.coded.config import CodedConfig, coded_config
+from privdfs_training.coded.system import load_coded
+from privdfs_training.coded.train import train_coded
+from privdfs_training.data import DataSet, in_memory, load_data
+from privdfs_training.errors import CheckpointError, TrainingConfigError
+from privdfs_training.interruption import InterruptedTrainingError
+from privdfs_training.stage import accuracy
+from tests.trained import QUIET
+from tests.training.coded_systems import coded_values
+
+
+@pytest.fixture(scope="module")
+def data(data_folder: Path) -> DataSet:
+    return in_memory(load_data("fashion-mnist", data_folder))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def step(module: nn.Module) -> dict[str, Tensor]:
+    """Change weights, running statistics and the count of batches; return them."""
+    with torch.no_grad():
+        for value in module.parameters():
+            value.add_(torch.randn_like(value))
+    module.train()(torch.randn(8, 3, 2, 2))
+    return copied(module)
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_each_step_moves_the_average_by_its_share() -> None:
+    module = small()
+    average = MovingAverage(module, 0.3)
+    expected = copied(module)
+    for number in range(8):
+        now = step(module)
+        average.update(number)
+        share = 1 - min(0.3, (1 + number) / (10 + number))
+        for name, value in now.items():
+            moved = expected[name] + share * (value - expected[name]) if value.is_floating_point() else value
+            expected[name] = moved
+    found = average.weights()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    assert int(found["1.num_batches_tracked"]) == 8
+
+
+def test_the_average_stands_in_for_the_weights_and_gives_them_back() -> None:
+    module = small()
+    average = MovingAverage(module, 0.9)
+    before = step(module)
+    average.update(0)
+    with average.in_place():
+        assert same(copied(module), average.weights())
+        assert not same(copied(module), before)
+    assert same(copied(module), before)
+    with pytest.raises(RuntimeError), average.in_place():
+        raise RuntimeError
+    assert same(copied(module), before)
+    average.take_over()
+    assert same(copied(module), average.weights())
+
+
+def test_the_average_starts_with_what_the_stage_starts_with() -> None:
+    """Before its first step a stage may also replace tensors, as a head does that goes to int8."""
+    module = small()
+    average = MovingAverage(module, 0.5)
+    with torch.no_grad():
+        module[1].running_var = torch.full((4,), 9.0)  # type: ignore[index]
+    average.start()
+    assert float(average.weights()["1.running_var"][0]) == 9.0
+    step(module)
+    average.update(0)
+    average.take_over()
+    assert same(copied(module), average.weights())
+
+
+def test_without_a_share_the_last_weights_count_and_nothing_is_kept() -> None:
+    module = small()
+    average = MovingAverage(module, 0.0)
+    last = step(module)
+    average.update(0)
+    with average.in_place():
+        assert same(copied(module), last)
+    average.take_over()
+    assert same(average.weights(), last)
+    assert average.tensors() == {}
+
+
+def test_a_checkpoint_brings_the_average_back() -> None:
+    module, other = small(), small()
+    average = MovingAverage(module, 0.9)
+    step(module)
+    average.update(0)
+    other.load_state_dict(module.state_dict())
+    restored = MovingAverage(other, 0.9)
+    restored.restore({"optimizer.0.step": torch.zeros(()), **average.tensors()})
+    assert same(restored.weights(), average.weights())
+
+
+def config_of(**keys: Any) -> CodedConfig:
+    values = coded_values()
+    values["train"]["rounds"] |= {"epochs": 2}
+    values["train"]["finetune"] |= {"epochs": 1}
+    for stage in ("rounds", "finetune"):
+        values["train"][stage] |= {"average": 0.9} | keys
+    return coded_config(values, "tests")
+
+
+@pytest.fixture(scope="module")
+def seen(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Tensor]]]:
+    """A run, and the average after every step."""
+    steps = list[dict[str, Tensor]]()
+
+    class Watched(MovingAverage):
+        def update(self, step: int) -> None:
+            super().update(step)
+            steps.append({name: value.clone() for name, value in self.weights().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "MovingAverage", Watched)
+        path = train_coded(config_of(), data, tmp_path_factory.mktemp("average"), QUIET)
+    return path, steps
+
+
+def test_the_result_of_a_stage_is_the_average(seen: tuple[Path, list[dict[str, Tensor]]], data: DataSet) -> None:
+    path, steps = seen
+    finished = read_checkpoint(path.parent / "finetune.safetensors").tensors
+    assert same(finished, {name: value.contiguous() for name, value in steps[-1].items()})
+    trained = load_coded(path)
+    weights = trained.system.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in finished.items())
+    # The accuracy on record is that of the average, too.
+    assert accuracy(trained.system, data.test_batches(500)) == trained.accuracy["coded"]
+
+
+def test_an_interrupted_run_has_the_same_average(
+    tmp_path: Path, data: DataSet, seen: tuple[Path, list[dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, crop_and_flip = itertools.count(1), loop.crop_and_flip
+
+    def stop_now_and_then(*args: Tensor, **kwargs: int) -> Tensor:
+        if next(steps) in (7, 12, 23):
+            signal.raise_signal(signal.SIGINT)
+        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
+    path, interruptions = None, 0
+    while path is None:
+        try:
+            path = train_coded(config_of(), data, tmp_path / "run", QUIET)
+        except InterruptedTrainingError:
+            interruptions += 1
+    assert interruptions == 3
+    whole, resumed = read_checkpoint(seen[0]), read_checkpoint(path)
+    assert same(resumed.tensors, whole.tensors)
+    assert resumed.about == whole.about
+
+
+def test_a_stage_of_another_average_is_refused(seen: tuple[Path, list[dict[str, Tensor]]], data: DataSet) -> None:
+    with pytest.raises(CheckpointError, match=r"finetune\.safetensors was made with other settings in: train"):
+        train_coded(config_of(average=0.8), data, seen[0].parent, QUIET)
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(TrainingConfigError, match=r"train\.rounds\.average is (1\.0|-0\.1|nan); it is a share"):
+        config_of(average=share)
