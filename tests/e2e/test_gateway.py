@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from privdfs._wire import Query, Tensor
 from privdfs_export.errors import NginxFailedError, NginxMissingError, ServeError
 from privdfs_export.repository import read_repository
 from privdfs_export.serve import Gateway, RunningGateway, find_nginx, nginx, processes, serve_gateways
+from privdfs_export.serve import gateway as gateway_module
 from privdfs_export.serve.nginx import longest_message
 from privdfs_export.serve.tritonserver import GATEWAY_HEADER
 from tests.e2e.processes import descendants, listening, wait_until_gone
@@ -421,6 +423,29 @@ def test_a_killed_nginx_ends_the_command(release: Path) -> None:
     assert started.returncode == 2
     assert "nginx in front of" in said
     assert wait_until_gone(below, ENDED_S) == set()
+
+
+@pytest.mark.parametrize("service", range(2), ids=["calls", "metrics"])
+def test_a_port_of_nginx_taken_in_the_meantime_is_replaced(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: int
+) -> None:
+    """By a program that takes it as servers take a port that is held for them."""
+    thieves: list[socket.socket] = []
+    place = gateway_module.place
+
+    def place_and_lose(held: list[socket.socket], wanted: int | None = None) -> str:
+        found = place(held, wanted)
+        if not thieves and len(held) == service + 1:
+            thieves.append(socket.create_server(("127.0.0.1", int(found.split(":")[1]))))
+        return found
+
+    monkeypatch.setattr(gateway_module, "place", place_and_lose)
+    with serve_gateways(release, Gateway(), metrics=True, log_dir=tmp_path / "logs") as (found,):
+        (thief,) = thieves
+        with thief:
+            taken = f":{thief.getsockname()[1]}"
+            assert taken not in found.endpoint + (found.metrics or "")
+            assert ask(found, "GET", READY).status == 200
 
 
 def test_a_certificate_that_nginx_cannot_read_is_named(release: Path, tmp_path: Path) -> None:
