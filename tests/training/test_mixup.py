@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from privdfs_training.augment import mixup
+from privdfs_training.augment import blended
 from privdfs_training.coded.config import coded_config
 from privdfs_training.coded.system import CodedSystem
 from privdfs_training.coded.train import coded_stages
@@ -45,7 +45,7 @@ def test_the_first_images_are_blended_with_the_next_and_the_others_stay() -> Non
     torch.manual_seed(0)
     images = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
     labels = torch.arange(400)
-    blends, left = mixup(images, labels, 0.75)
+    blends, left = blended(images, labels, mixup=0.75)
     assert blends.dtype == torch.uint8
     assert torch.equal(blends[300:], images[300:])
     assert torch.equal(left, labels[300:])
@@ -57,22 +57,56 @@ def test_the_first_images_are_blended_with_the_next_and_the_others_stay() -> Non
     # Proportions are drawn evenly from 0 to 1, for each image anew.
     counts = torch.histc(shares.float(), 4, -0.01, 1.01)
     assert counts.min() > 50
-    assert not torch.equal(mixup(images, labels, 0.75)[0], blends)
+    assert not torch.equal(blended(images, labels, mixup=0.75)[0], blends)
 
 
 def test_a_whole_batch_can_be_blended() -> None:
     torch.manual_seed(1)
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    blends, left = mixup(images, torch.arange(4), 1.0)
+    blends, left = blended(images, torch.arange(4), mixup=1.0)
     assert (blends != images).flatten(1).any(1).all()
     assert not len(left)
+
+
+def test_others_get_a_rectangle_of_the_next_image() -> None:
+    torch.manual_seed(0)
+    images = torch.arange(1, 201, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 16, 12)
+    found, left = blended(images, torch.arange(200), mixup=0.25, cutmix=0.5)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found[150:], images[150:])
+    assert torch.equal(left, torch.arange(150, 200))
+    assert (found[:50, :, :1, :1] == found[:50]).all()  # blends of images of one colour
+    sides, centres = list[float](), list[tuple[float, float]]()
+    for image, own, other in zip(found[50:150], images[50:150], images[51:151], strict=True):
+        pasted = (image == other).all(0)
+        assert torch.equal(torch.where(pasted, other, own), image)
+        rows, columns = pasted.any(1).nonzero().flatten(), pasted.any(0).nonzero().flatten()
+        if not len(rows):
+            continue
+        assert pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        sides.append(len(rows) / 16)
+        centres.append((float(rows.float().mean()) / 16, float(columns.float().mean()) / 12))
+    assert len(sides) > 80
+    assert min(sides) < 0.3
+    assert max(sides) > 0.8
+    spread = torch.tensor(centres).std(0)
+    assert spread.min() > 0.1  # anywhere, not in the middle
+
+
+def test_a_rectangle_and_a_blend_are_of_different_images() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+    found, left = blended(images, torch.arange(8), mixup=0.5, cutmix=0.5)
+    assert len(found) == 8
+    assert not len(left)
+    assert ((found == images) | (found == images.roll(-1, 0)))[4:].all()
 
 
 def test_nothing_is_drawn_where_nothing_is_blended() -> None:
     """So runs of older configs stay the same to the bit."""
     images, labels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4)
     before = torch.get_rng_state()
-    found = mixup(images, labels, 0.0)
+    found = blended(images, labels, mixup=0.0)
     assert torch.equal(found[0], images)
     assert torch.equal(found[1], labels)
     assert torch.equal(torch.get_rng_state(), before)
@@ -107,9 +141,10 @@ def test_the_teacher_says_what_blends_show_and_labels_what_the_others_do(data: D
     assert loss(torch.cat([labels[:4], others[4:]])) != found
 
 
-def test_without_labels_the_teacher_alone_teaches(data: DataSet) -> None:
+@pytest.mark.parametrize("shares", [{"mixup": 1.0}, {"mixup": 0.5, "cutmix": 0.5}, {"cutmix": 1.0}])
+def test_without_labels_the_teacher_alone_teaches(data: DataSet, shares: dict[str, float]) -> None:
     images, labels = (part[:8] for part in data.sample("train"))
-    _, stage = rounds_stage(data, mixup=1.0)
+    _, stage = rounds_stage(data, **shares)
     total, terms = stage.loss(images, labels, 0.5)
     assert float(terms["coded"]) == float(terms["readout"]) == 0
     assert float(terms["coded_distillation"]) > 0
@@ -132,6 +167,7 @@ def test_without_mixup_images_stay(data: DataSet) -> None:
 def test_answers_about_blends_are_not_computed_ahead(data: DataSet) -> None:
     assert rounds_stage(data, epochs=3, crop_padding=0)[1].known is not None
     assert rounds_stage(data, epochs=3, crop_padding=0, mixup=0.1)[1].known is None
+    assert rounds_stage(data, epochs=3, crop_padding=0, cutmix=0.1)[1].known is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +178,10 @@ def test_answers_about_blends_are_not_computed_ahead(data: DataSet) -> None:
         ({"mixup": float("nan")}, 1.0, r"train\.rounds\.mixup is nan; it is a share"),
         ({"mixup": 0.5}, 0.0, r"train\.rounds\.mixup makes images that only a teacher knows, and no teacher"),
         ({"mixup": 0.01, "batch": 40}, 1.0, r"train\.rounds\.mixup is 0\.01, which blends no image"),
+        ({"cutmix": 1.5}, 1.0, r"train\.rounds\.cutmix is 1\.5; it is a share"),
+        ({"cutmix": 0.5}, 0.0, r"train\.rounds\.cutmix makes images that only a teacher knows, and no teacher"),
+        ({"cutmix": 0.01, "batch": 40}, 1.0, r"train\.rounds\.cutmix is 0\.01, which blends no image"),
+        ({"cutmix": 0.6, "mixup": 0.5}, 1.0, r"train\.rounds\.mixup and cutmix are shares of different images"),
         ({"taught_by": "baseline"}, 1.0, r"train\.rounds\.taught_by chooses between \[teacher\] and the baseline"),
         ({"taught_by": "nobody"}, 1.0, r"taught_by"),
     ],

@@ -165,7 +165,7 @@ def test_blends_of_a_batch_need_one_process(tmp_path: Path, few_images: Path, mo
     values["train"]["finetune"]["mixup"] = 0.5
     monkeypatch.setattr(parallel, "world", lambda: 2)
     monkeypatch.setattr(parallel, "synchronise", lambda _: None)
-    with pytest.raises(TrainingConfigError, match=r"train\.finetune\.mixup blends images of the whole batch"):
+    with pytest.raises(TrainingConfigError, match=r"train\.finetune\.mixup and cutmix blend images of the whole batch"):
         train_coded(coded_config(values, "tests"), load_data("fashion-mnist", few_images), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
 

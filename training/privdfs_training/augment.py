@@ -38,23 +38,52 @@ def crop_and_flip(images: Tensor, *, padding: int, flip: bool) -> Tensor:
     ]
 
 
-def mixup(images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Blend the first images of a batch, each with the next one, in proportions drawn anew.
+def blended(images: Tensor, labels: Tensor, *, mixup: float = 0.0, cutmix: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Blend the first images of a batch, each with the next one, and paste a rectangle of the next one into others.
 
-    Zhang et al., arXiv 1710.09412, section 1, with alpha = 1. What a blend shows has no label: ask a teacher, as Beyer
-    et al. do (arXiv 2106.05237). Uses torch's global CPU generator, which the training loop seeds before every step.
+    Blends have proportions drawn evenly (Zhang et al., arXiv 1710.09412, section 1, with alpha = 1), and rectangles
+    have areas and centres drawn evenly (Yun et al., arXiv 1905.04899, section 3.1). What either shows has no label: ask
+    a teacher (Beyer et al., arXiv 2106.05237). Uses torch's global CPU generator, which the training loop seeds before
+    every step.
 
     Args:
         images: uint8 [batch, channels, height, width], in random order.
         labels: Of any kind, [batch, …].
-        share: How many are blended, in 0..1; the others stay, and are the last ones.
+        mixup: How many are blended, in 0..1: the first ones.
+        cutmix: How many get a rectangle, in 0..1: those after them. The others stay.
 
     Returns:
         uint8 [batch, channels, height, width], and the labels of those that stay.
     """
-    count = round(share * len(images))
-    if not count:
+    first = round(mixup * len(images))
+    last = min(first + round(cutmix * len(images)), len(images))
+    if not last:
         return images, labels
-    drawn = per_image(lambda total: torch.rand(total, 1, 1, 1), len(images))[:count].to(images.device)
-    blends = drawn * images[:count] + (1 - drawn) * images.roll(-1, 0)[:count]
-    return torch.cat([blends.round().to(images.dtype), images[count:]]), labels[count:]
+    others = images.roll(-1, 0)
+    parts = [_averaged(images, others)[:first]] if first else []  # nothing is drawn for what does not happen
+    parts += [_pasted(images, others)[first:last]] if last > first else []
+    return torch.cat([*parts, images[last:]]), labels[last:]
+
+
+def _averaged(images: Tensor, others: Tensor) -> Tensor:
+    """Means with drawn weights."""
+    share = per_image(lambda count: torch.rand(count, 1, 1, 1), len(images)).to(images.device)
+    return (share * images + (1 - share) * others).round().to(images.dtype)
+
+
+def _pasted(images: Tensor, others: Tensor) -> Tensor:
+    """Images with a drawn rectangle of the others; it may reach over an edge."""
+    drawn = per_image(lambda count: torch.rand(count, 3), len(images)).to(images.device)
+    side = drawn[:, :1].sqrt()
+    rows, columns = (
+        _within(centre, side, size) for centre, size in zip(drawn[:, 1:].split(1, 1), images.shape[2:], strict=True)
+    )
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], others, images)
+
+
+def _within(centre: Tensor, side: Tensor, size: int) -> Tensor:
+    """Which of the positions lie in stretches around centres, all in shares of the size: bool [batch, size]."""
+    length = (side * size).round()
+    start = (centre * size).floor() - (length / 2).floor()
+    positions = torch.arange(size, device=centre.device)
+    return (positions >= start) & (positions < start + length)

@@ -206,18 +206,26 @@ def taught_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> lis
     Returns:
         A message for each problem.
     """
-    checks = (
-        (not 0 <= stage.mixup <= 1, f"{name}.mixup is {stage.mixup}; it is a share of a batch, from 0 to 1"),
-        (
-            stage.mixup > 0 and not taught,
+    checks = []
+    for key, share in (("mixup", stage.mixup), ("cutmix", stage.cutmix)):
+        checks += [
+            (not 0 <= share <= 1, f"{name}.{key} is {share}; it is a share of a batch, from 0 to 1"),
             (
-                f"{name}.mixup makes images that only a teacher knows, and no teacher answers in this stage: add a "
-                "[teacher] and give loss.distillation a weight, or remove it"
+                share > 0 and not taught,
+                (
+                    f"{name}.{key} makes images that only a teacher knows, and no teacher answers in this stage: add a "
+                    "[teacher] and give loss.distillation a weight, or remove it"
+                ),
             ),
-        ),
+            (
+                0 < share <= 1 and not (stage.epochs and round(share * stage.batch)),
+                f"{name}.{key} is {share}, which blends no image: no epochs, or too small a batch. Remove it",
+            ),
+        ]
+    checks += [
         (
-            0 < stage.mixup <= 1 and not (stage.epochs and round(stage.mixup * stage.batch)),
-            f"{name}.mixup is {stage.mixup}, which blends no image: no epochs, or too small a batch. Remove it",
+            stage.unlabelled > 1,
+            f"{name}.mixup and cutmix are shares of different images of a batch: let their sum be 1 at most",
         ),
         (
             stage.teacher_crop_padding < 0,
@@ -227,7 +235,7 @@ def taught_problems(name: str, stage: TaughtStageConfig, *, taught: bool) -> lis
             stage.teacher_crop_padding > 0 and not (taught and stage.epochs),
             f"{name}.teacher_crop_padding is for a teacher, and none answers in this stage. Remove it",
         ),
-    )
+    ]
     return [problem for wrong, problem in checks if wrong]
 
 

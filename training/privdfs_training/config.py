@@ -257,9 +257,15 @@ class TaughtStageConfig(StageConfig, frozen=True):
     #: Share of a batch that is blended with other images, not the alpha of other tools, which is 1 here. The teacher
     #: alone says what a blend shows.
     mixup: float = 0.0
+    cutmix: float = 0.0  # share of a batch, beside that one, into which a rectangle of another image is pasted
     #: The teacher sees what the network sees through another window, cut as crop_padding says, and mirrored or not if
     #: data.flip allows it: the network learns what it says of many views. 0: the teacher sees what the network sees.
     teacher_crop_padding: int = 0
+
+    @property
+    def unlabelled(self) -> float:
+        """Share of a batch whose images are blends of either kind."""
+        return self.mixup + self.cutmix
 
 
 class FusionStageConfig(StageConfig, frozen=True):

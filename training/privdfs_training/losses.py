@@ -31,7 +31,7 @@ def labelled(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
 
     Args:
         logits: float [batch, classes] or [batch, attributes].
-        labels: Of the last images, as for `choices`; the others are blends (`augment.mixup`).
+        labels: Of the last images, as for `choices`; the others are blends (`augment.blended`).
         label_smoothing: Of the cross-entropy.
 
     Returns:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from privdfs_training import parallel
 from privdfs_training.adversary import Adversary
-from privdfs_training.augment import crop_and_flip, mixup
+from privdfs_training.augment import blended, crop_and_flip
 from privdfs_training.config import RunConfig, StageConfig, TaughtLossConfig, TaughtStageConfig
 from privdfs_training.data import Batch, DataSet, ImageData
 from privdfs_training.errors import CheckpointError, TrainingConfigError
@@ -95,7 +95,7 @@ def baseline_stage(
             load_pretrained(baseline, Path(config.backbone.checkpoint))
 
     def loss(images: Tensor, labels: Tensor, _progress: float) -> tuple[Tensor, parallel.Terms]:
-        images, labels = mixup(images, labels, budget.mixup)
+        images, labels = blended(images, labels, mixup=budget.mixup, cutmix=budget.cutmix)
         answers, terms = baseline(images).float(), parallel.Terms()
         total = labelled(answers, labels, weights.label_smoothing)
         if ask_teacher is not None:
@@ -178,7 +178,7 @@ def teaching(config: RunConfig, budget: TaughtStageConfig, teacher: Backbone, da
         Images to logits, float [batch, classes].
     """
     padding, flip = budget.teacher_crop_padding, config.data.flip
-    ask = frozen(partial(teach, teacher), data, budget, flip=flip, draws=budget.mixup > 0 or padding > 0)
+    ask = frozen(partial(teach, teacher), data, budget, flip=flip, draws=budget.unlabelled + padding > 0)
     return (lambda images: ask(crop_and_flip(images, padding=padding, flip=flip))) if padding else ask
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privdfs.coding import fewest_moduli
 from privdfs_training import parallel
-from privdfs_training.augment import mixup
+from privdfs_training.augment import blended
 from privdfs_training.coded.bounds import interval_bound
 from privdfs_training.coded.config import CodedConfig, CodedStageConfig
 from privdfs_training.coded.system import CHOICE, CodedSystem, describe, moduli_for, save_coded
@@ -147,7 +147,7 @@ def coded_stages(config: CodedConfig, system: CodedSystem, data: ImageData) -> t
             parts=PARTS if system.mask is None else (*PARTS, "mask"),
             sections=SECTIONS,
             prepare=prepare,
-            loss=partial(_loss, config, system, teacher, annealed, budget.mixup),
+            loss=partial(_loss, config, system, teacher, annealed, budget),
             classify=system,
             networks=(system.head,),
             known=known_of(teacher),
@@ -166,13 +166,13 @@ def _loss(
     system: CodedSystem,
     ask_teacher: Frozen | None,
     annealed: float,
-    share: float,
+    budget: CodedStageConfig,
     images: Tensor,
     labels: Tensor,
     progress: float,
 ) -> tuple[Tensor, Terms]:
     """The loss of rounds and readout, and its terms; a share of the images is blended first."""
-    images, labels = mixup(images, labels, share)
+    images, labels = blended(images, labels, mixup=budget.mixup, cutmix=budget.cutmix)
     teacher = None if ask_teacher is None else ask_teacher(images)
     for current in system.polynomials:
         current.progress = min(1.0, progress / annealed) if annealed else 1.0
