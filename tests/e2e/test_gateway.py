@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -443,9 +444,13 @@ def test_a_port_of_nginx_taken_in_the_meantime_is_replaced(
     with serve_gateways(release, Gateway(), metrics=True, log_dir=tmp_path / "logs") as (found,):
         (thief,) = thieves
         with thief:
-            taken = f":{thief.getsockname()[1]}"
-            assert taken not in found.endpoint + (found.metrics or "")
+            page = urlsplit(found.metrics or "")
+            assert thief.getsockname()[1] not in {page.port, urlsplit(found.endpoint).port}
             assert ask(found, "GET", READY).status == 200
+            connection = http.client.HTTPConnection(page.netloc, timeout=10)
+            connection.request("GET", page.path)
+            assert b"nginx_connections_active" in connection.getresponse().read()
+            connection.close()
 
 
 def test_a_certificate_that_nginx_cannot_read_is_named(release: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_average_stands_in_for_the_weights_and_gives_them_back() -> None:
 
 
 def test_the_average_starts_with_what_the_stage_starts_with() -> None:
-    """Before its first step a stage may also replace tensors, as a head does that goes to int8."""
+    """Also where preparing the stage replaced tensors."""
     module = small()
     average = MovingAverage(module, 0.5)
     with torch.no_grad():
@@ -131,39 +131,69 @@ def config_of(**keys: Any) -> CodedConfig:
 
 
 @pytest.fixture(scope="module")
-def seen(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Tensor]]]:
-    """A run, and the average after every step."""
-    steps = list[dict[str, Tensor]]()
+def run(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, in whose every step and measurement the average is what the weights so far say it is."""
+    stages, checked = list[tuple[nn.Module, dict[str, Tensor]]](), list[str]()
+
+    def expected(name: str, value: Tensor, now: Tensor, number: int) -> Tensor:
+        share = 1 - min(0.9, (1 + number) / (10 + number))
+        return value.lerp(now, share) if value.is_floating_point() else now
 
     class Watched(MovingAverage):
+        def __init__(self, modules: nn.Module, kept: float) -> None:
+            super().__init__(modules, kept)
+            self.number, self.modules, self.averaged = 0, modules, bool(kept)
+
+        def start(self) -> None:
+            super().start()
+            self.mine = copied(self._modules)
+
         def update(self, step: int) -> None:
             super().update(step)
-            steps.append({name: value.clone() for name, value in self.weights().items()})
+            assert step == self.number
+            now = copied(self.modules)
+            self.mine = {name: expected(name, value, now[name], step) for name, value in self.mine.items()}
+            self.number += 1
+            if self.averaged:
+                stages[:] = [(self.modules, self.mine)]
+                checked.append("step")
+                assert same(self.weights(), self.mine)
+
+    measure = loop.accuracy
+
+    def measured(*args: Any) -> float:
+        for modules, mine in stages:
+            assert same(copied(modules), mine)
+            checked.append("measurement")
+        return measure(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "MovingAverage", Watched)
+        patch.setattr(loop, "accuracy", measured)
         path = train_coded(config_of(), data, tmp_path_factory.mktemp("average"), QUIET)
-    return path, steps
+    ((_, mine),) = stages
+    assert same(read_checkpoint(path.parent / "finetune.safetensors").tensors, mine)
+    assert checked.count("step") > 20
+    assert checked.count("measurement") > 5
+    return path
 
 
-def test_the_result_of_a_stage_is_the_average(seen: tuple[Path, list[dict[str, Tensor]]], data: DataSet) -> None:
-    path, steps = seen
-    finished = read_checkpoint(path.parent / "finetune.safetensors").tensors
-    assert same(finished, {name: value.contiguous() for name, value in steps[-1].items()})
-    trained = load_coded(path)
+def test_the_result_of_a_stage_is_the_average(run: Path, data: DataSet) -> None:
+    trained = load_coded(run)
     weights = trained.system.state_dict()
+    finished = read_checkpoint(run.parent / "finetune.safetensors").tensors
     assert all(torch.equal(weights[name], value) for name, value in finished.items())
     # The accuracy on record is that of the average, too.
     assert accuracy(trained.system, data.test_batches(500)) == trained.accuracy["coded"]
 
 
 def test_an_interrupted_run_has_the_same_average(
-    tmp_path: Path, data: DataSet, seen: tuple[Path, list[dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: DataSet, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, crop_and_flip = itertools.count(1), loop.crop_and_flip
 
     def stop_now_and_then(*args: Tensor, **kwargs: int) -> Tensor:
-        if next(steps) in (7, 12, 23):
+        if next(steps) in (11, 22, 29):  # in the middle of epochs of the stages that have one
             signal.raise_signal(signal.SIGINT)
         return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
 
@@ -175,14 +205,22 @@ def test_an_interrupted_run_has_the_same_average(
         except InterruptedTrainingError:
             interruptions += 1
     assert interruptions == 3
-    whole, resumed = read_checkpoint(seen[0]), read_checkpoint(path)
+    whole, resumed = read_checkpoint(run), read_checkpoint(path)
     assert same(resumed.tensors, whole.tensors)
     assert resumed.about == whole.about
 
 
-def test_a_stage_of_another_average_is_refused(seen: tuple[Path, list[dict[str, Tensor]]], data: DataSet) -> None:
+def test_a_stage_of_another_average_is_refused(run: Path, data: DataSet) -> None:
     with pytest.raises(CheckpointError, match=r"finetune\.safetensors was made with other settings in: train"):
-        train_coded(config_of(average=0.8), data, seen[0].parent, QUIET)
+        train_coded(config_of(average=0.8), data, run.parent, QUIET)
+
+
+def test_an_average_of_no_steps_is_refused() -> None:
+    values = coded_values()
+    values["backbone"]["checkpoint"] = "somewhere.safetensors"
+    values["train"]["baseline"] |= {"epochs": 0, "average": 0.9}
+    with pytest.raises(TrainingConfigError, match=r"train\.baseline\.average is of steps, and the stage has none"):
+        coded_config(values, "tests")
 
 
 @pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])

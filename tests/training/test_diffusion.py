@@ -220,6 +220,8 @@ def test_a_prior_that_is_missing_or_of_other_images_says_how_to_train_one(traine
         ("train", "epochs", 0, "at least 1 epoch"),
         ("prior", "depth", 2, "prior.depth"),
         ("train", "batch", "many", "batch"),
+        ("train", "clip", 1.0, r"train\.clip is not for a prior"),
+        ("train", "average", 0.9, r"train\.average is not for a prior"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(section: str, key: str, value: object, told: str) -> None:

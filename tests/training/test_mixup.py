@@ -1,4 +1,4 @@
-"""`mixup` and `taught_by`: what blends are, who says what they show, and what is refused."""
+"""`mixup`, `cutmix`, the teacher's windows and `taught_by`: what is drawn, who says what it shows, what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ def data(data_folder: Path) -> DataSet:
     return in_memory(load_data("fashion-mnist", data_folder))
 
 
-def rounds_stage(data: DataSet, **keys: Any) -> tuple[CodedSystem, Stage]:
+def rounds_stage(data: DataSet, *, flip: bool = False, **keys: Any) -> tuple[CodedSystem, Stage]:
     """The rounds stage with some keys, of a system with always the same weights, ready to train."""
     values = coded_values()
+    values["data"]["flip"] = flip
     values["loss"]["distillation"] = 1.0
     values["train"]["rounds"] |= keys
     torch.manual_seed(0)
@@ -89,8 +90,11 @@ def test_others_get_a_rectangle_of_the_next_image() -> None:
     assert len(sides) > 80
     assert min(sides) < 0.3
     assert max(sides) > 0.8
-    spread = torch.tensor(centres).std(0)
-    assert spread.min() > 0.1  # anywhere, not in the middle
+    # Areas are drawn evenly: a side is above 0.7 in half of the cases, before an edge cuts it off.
+    assert 0.2 < sum(side > 0.6 for side in sides) / 100 < 0.6
+    where = torch.tensor(centres).T
+    assert where.std(1).min() > 0.1  # anywhere, not in the middle
+    assert abs(float(torch.corrcoef(where)[0, 1])) < 0.3
 
 
 def test_a_rectangle_and_a_blend_are_of_different_images() -> None:
@@ -144,7 +148,7 @@ def test_the_teacher_says_what_blends_show_and_labels_what_the_others_do(data: D
 @pytest.mark.parametrize("shares", [{"mixup": 1.0}, {"mixup": 0.5, "cutmix": 0.5}, {"cutmix": 1.0}])
 def test_without_labels_the_teacher_alone_teaches(data: DataSet, shares: dict[str, float]) -> None:
     images, labels = (part[:8] for part in data.sample("train"))
-    _, stage = rounds_stage(data, **shares)
+    _, stage = rounds_stage(data, flip=False, **shares)
     total, terms = stage.loss(images, labels, 0.5)
     assert float(terms["coded"]) == float(terms["readout"]) == 0
     assert float(terms["coded_distillation"]) > 0
@@ -236,8 +240,9 @@ def test_other_stages_have_no_blends() -> None:
         config_from_dict(values, "tests")
 
 
-def test_the_teacher_sees_another_window_of_what_the_network_sees(data: DataSet) -> None:
-    system, stage = rounds_stage(data, mixup=0.5, teacher_crop_padding=2)
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_teacher_sees_another_window_of_what_the_network_sees(data: DataSet, flip: bool) -> None:  # noqa: FBT001
+    system, stage = rounds_stage(data, flip=flip, mixup=0.5, teacher_crop_padding=2)
     images, labels = (part[:64] for part in data.sample("train"))
     taught, learned = list[Tensor](), list[Tensor]()
     system.baseline.register_forward_pre_hook(lambda _, given: taught.append(given[0]))
@@ -257,6 +262,7 @@ def test_the_teacher_sees_another_window_of_what_the_network_sees(data: DataSet)
         found += [way for way, window in ways.items() if torch.equal(window, one)][:1]
     assert len(found) == 64
     assert len(set(found)) > 15
+    assert {flipped for *_, flipped in found} == ({False, True} if flip else {False})
 
 
 def test_what_is_seen_through_drawn_windows_is_not_asked_ahead(data: DataSet) -> None:

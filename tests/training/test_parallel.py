@@ -159,10 +159,13 @@ def test_a_batch_that_the_processes_cannot_divide_is_an_error_before_anything_st
     assert not (tmp_path / "run").exists()
 
 
-def test_blends_of_a_batch_need_one_process(tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("blend", ["mixup", "cutmix"])
+def test_blends_of_a_batch_need_one_process(
+    blend: str, tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neighbours in a batch may be in different processes."""
     values = coded_values_of_every_step()
-    values["train"]["finetune"]["mixup"] = 0.5
+    values["train"]["finetune"][blend] = 0.5
     monkeypatch.setattr(parallel, "world", lambda: 2)
     monkeypatch.setattr(parallel, "synchronise", lambda _: None)
     with pytest.raises(TrainingConfigError, match=r"train\.finetune\.mixup and cutmix blend images of the whole batch"):

@@ -55,25 +55,22 @@ def blended(images: Tensor, labels: Tensor, *, mixup: float = 0.0, cutmix: float
     Returns:
         uint8 [batch, channels, height, width], and the labels of those that stay.
     """
-    first = round(mixup * len(images))
-    last = min(first + round(cutmix * len(images)), len(images))
+    batch = len(images)
+    first, last = round(mixup * batch), round((mixup + cutmix) * batch)
     if not last:
         return images, labels
-    others = images.roll(-1, 0)
-    parts = [_averaged(images, others)[:first]] if first else []  # nothing is drawn for what does not happen
-    parts += [_pasted(images, others)[first:last]] if last > first else []
+    others, parts = images.roll(-1, 0), list[Tensor]()
+    if first:  # nothing is drawn for what does not happen
+        drawn = per_image(lambda count: torch.rand(count, 1, 1, 1), batch)[:first].to(images.device)
+        parts.append((drawn * images[:first] + (1 - drawn) * others[:first]).round().to(images.dtype))
+    if last > first:
+        drawn = per_image(lambda count: torch.rand(count, 3), batch)[first:last].to(images.device)
+        parts.append(_pasted(images[first:last], others[first:last], drawn))
     return torch.cat([*parts, images[last:]]), labels[last:]
 
 
-def _averaged(images: Tensor, others: Tensor) -> Tensor:
-    """Means with drawn weights."""
-    share = per_image(lambda count: torch.rand(count, 1, 1, 1), len(images)).to(images.device)
-    return (share * images + (1 - share) * others).round().to(images.dtype)
-
-
-def _pasted(images: Tensor, others: Tensor) -> Tensor:
-    """Images with a drawn rectangle of the others; it may reach over an edge."""
-    drawn = per_image(lambda count: torch.rand(count, 3), len(images)).to(images.device)
+def _pasted(images: Tensor, others: Tensor, drawn: Tensor) -> Tensor:
+    """Images with a rectangle of the others: area and centre drawn, [batch, 3] in 0..1; it may reach over an edge."""
     side = drawn[:, :1].sqrt()
     rows, columns = (
         _within(centre, side, size) for centre, size in zip(drawn[:, 1:].split(1, 1), images.shape[2:], strict=True)

@@ -1,7 +1,7 @@
-"""A moving average of what a stage trains, which is better than the weights of any one step.
+"""A moving average of what a stage trains, which usually generalises better than the weights of its last step.
 
-Weights that are rounded to a few levels make a network jump from step to step; the average lies in the middle of the
-region through which it jumps (Polyak and Juditsky, 1992; Izmailov et al., arXiv 1803.05407, section 3).
+Averaging over steps is as in Polyak and Juditsky (1992) and Izmailov et al. (arXiv 1803.05407, section 3). Unlike the
+latter, the average is exponential, and running statistics are averaged as weights are, not measured again.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file, nothing pickled, replaced atomically.
 
-A stage's file holds the networks that the stage trains and, until the stage ends, the optimiser's state and the step.
+A stage's file holds the networks that the stage trains and, until the stage ends, the optimiser's state, the moving
+average of the weights and the step.
 Its metadata holds the part of the config that made it, so that a stage is continued or reused only by the config it
 belongs to. `system.safetensors` holds a finished system; it is what the exporter and the attacks open.
 """

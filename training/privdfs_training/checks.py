@@ -189,8 +189,9 @@ def stage_problems(name: str, stage: StageConfig, *, least_epochs: int = 1) -> l
         (stage.crop_padding < 0, f"{name}.crop_padding is {stage.crop_padding}; it is a number of pixels, 0 or more"),
         (
             not 0 <= stage.average < 1,
-            f"{name}.average is {stage.average}; it is a share, such as 0.998, or 0 to let the last weights count",
+            f"{name}.average is {stage.average}; it is a share, such as 0.999, or 0 to let the last weights count",
         ),
+        (stage.average > 0 and not stage.epochs, f"{name}.average is of steps, and the stage has none. Remove it"),
     )
     return [problem for wrong, problem in checks if wrong]
 

@@ -252,7 +252,7 @@ class StageConfig(Section, frozen=True):
 
 
 class TaughtStageConfig(StageConfig, frozen=True):
-    """A stage whose images may be blended for its teacher."""
+    """A stage whose images may be blended for its teacher, who may see them through windows of its own."""
 
     #: Share of a batch that is blended with other images, not the alpha of other tools, which is 1 here. The teacher
     #: alone says what a blend shows.

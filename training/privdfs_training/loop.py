@@ -291,11 +291,7 @@ def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
                 f"parts. Start another number of processes, or take a multiple of {parallel.world()}."
             )
             raise TrainingConfigError(message)
-        if (
-            parallel.world() > 1
-            and isinstance(stage.config, TaughtStageConfig)
-            and stage.config.mixup + stage.config.cutmix
-        ):
+        if parallel.world() > 1 and isinstance(stage.config, TaughtStageConfig) and stage.config.unlabelled:
             message = (
                 f"train.{stage.name}.mixup and cutmix blend images of the whole batch, of which each of "
                 f"{parallel.world()} processes has a part. Start one process, or remove them."

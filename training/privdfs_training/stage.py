@@ -166,7 +166,7 @@ def teach(teacher: Backbone, images: Tensor) -> Tensor:
 
 
 def teaching(config: RunConfig, budget: TaughtStageConfig, teacher: Backbone, data: ImageData) -> Frozen:
-    """What a stage asks its teacher, of images as they are after blending.
+    """What a stage asks its teacher: of images as they are after blending, through a window of its own if it has one.
 
     Args:
         config: The run.
@@ -205,7 +205,7 @@ def frozen(
     """A function of images whose networks are finished, for one stage: no gradient, recorded or known where it can be.
 
     Recorded where one process computes on a GPU (replay.py), known where its images come again (known.py). Not known
-    where partitions or blends of images are drawn, anew in every step.
+    where partitions, blends or windows are drawn, anew in every step.
 
     Args:
         compute: Images to float [batch, …].
@@ -213,7 +213,7 @@ def frozen(
         budget: Of the stage.
         flip: Whether training mirrors half of them.
         record: Whether it may be recorded.
-        draws: Whether partitions or blends are drawn.
+        draws: Whether partitions, blends or windows are drawn.
 
     Returns:
         The same function, made faster.

@@ -69,6 +69,8 @@ def prior_config(raw: dict[str, Any], path: Path) -> PriorConfig:
         message = f"{path}: {error}"
         raise TrainingConfigError(message) from error
     problems = [*data_problems(config.data), *stage_problems("train", config.train)]
+    unused = [key for key in ("clip", "average") if getattr(config.train, key)]
+    problems += [f"train.{key} is not for a prior: remove it" for key in unused]
     if config.prior.width < 1 or config.prior.width % GROUPS:
         problems.append(f"prior.width is {config.prior.width}; it must be a multiple of {GROUPS}")
     if config.prior.blocks < 1:
