@@ -1,8 +1,11 @@
-"""Ports for servers of tests that have to know them before the servers start."""
+"""Ports for servers of tests: known before the servers start, or taken from them."""
 
 import secrets
 import socket
 from contextlib import ExitStack
+from types import ModuleType
+
+import pytest
 
 
 def free_ports(count: int) -> list[int]:
@@ -19,3 +22,28 @@ def free_ports(count: int) -> list[int]:
             except OSError:
                 continue
             return list(range(first, first + count))
+
+
+def take_a_port(patch: pytest.MonkeyPatch, module: ModuleType, number: int) -> list[socket.socket]:
+    """Take a port between choice and start, as servers take a port that is held for them.
+
+    Args:
+        patch: Undoes it.
+        module: One that places servers with `processes.place`.
+        number: Which of its first server's ports, from 0.
+
+    Returns:
+        The socket that listens on it, once a server was placed.
+    """
+    thieves: list[socket.socket] = []
+    place = module.place
+
+    def place_and_lose(held: list[socket.socket], wanted: int | None = None) -> str:
+        found: str = place(held, wanted)
+        if not thieves and len(held) == number + 1:
+            host, port = found.split(":")
+            thieves.append(socket.create_server((host, int(port))))
+        return found
+
+    patch.setattr(module, "place", place_and_lose)
+    return thieves

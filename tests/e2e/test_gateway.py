@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from privdfs_export.serve.nginx import longest_message
 from privdfs_export.serve.tritonserver import GATEWAY_HEADER
 from tests.e2e.processes import descendants, listening, wait_until_gone
 from tests.e2e.tiny_release import MAX_BATCH, SHARE_LENGTH, write_release
+from tests.ports import take_a_port
 from tests.trained import IMAGES
 
 pytestmark = pytest.mark.e2e
@@ -430,17 +430,7 @@ def test_a_killed_nginx_ends_the_command(release: Path) -> None:
 def test_a_port_of_nginx_taken_in_the_meantime_is_replaced(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: int
 ) -> None:
-    """By a program that takes it as servers take a port that is held for them."""
-    thieves: list[socket.socket] = []
-    place = gateway_module.place
-
-    def place_and_lose(held: list[socket.socket], wanted: int | None = None) -> str:
-        found = place(held, wanted)
-        if not thieves and len(held) == service + 1:
-            thieves.append(socket.create_server(("127.0.0.1", int(found.split(":")[1]))))
-        return found
-
-    monkeypatch.setattr(gateway_module, "place", place_and_lose)
+    thieves = take_a_port(monkeypatch, gateway_module, service)
     with serve_gateways(release, Gateway(), metrics=True, log_dir=tmp_path / "logs") as (found,):
         (thief,) = thieves
         with thief:

@@ -41,7 +41,7 @@ from privdfs_export.serve.local import running
 from privdfs_export.serve.tritonserver import Services
 from tests.e2e.processes import command, descendants, listening, proxies, wait_until_gone
 from tests.e2e.tiny_release import IMAGE, MAX_BATCH, RELEASE, SHARE_LENGTH, write_release, write_server
-from tests.ports import free_ports
+from tests.ports import free_ports, take_a_port
 
 pytestmark = pytest.mark.e2e
 
@@ -358,17 +358,7 @@ def test_a_graph_that_cannot_be_loaded_is_found_before_anything_starts(tmp_path:
 def test_a_port_taken_in_the_meantime_is_replaced(
     release: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service: int
 ) -> None:
-    """By a program that takes it as servers take a port that is held for them."""
-    thieves: list[socket.socket] = []
-    place = tritonserver.place
-
-    def place_and_lose(held: list[socket.socket], wanted: int | None = None) -> str:
-        found = place(held, wanted)
-        if not thieves and len(held) == service + 1:
-            thieves.append(socket.create_server(("127.0.0.1", port_of(found))))
-        return found
-
-    monkeypatch.setattr(tritonserver, "place", place_and_lose)
+    thieves = take_a_port(monkeypatch, tritonserver, service)
     checked, services = [read_repository(release / "server-0")], Services(http=True, metrics=True)
     with running(checked, None, tmp_path / "logs", services) as (server,):
         (thief,) = thieves

@@ -1,4 +1,3 @@
-import signal
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,10 +13,10 @@ from privdfs_training.checkpoint import read_checkpoint
 from privdfs_training.config import AdversaryConfig
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import TrainingConfigError
-from privdfs_training.interruption import InterruptedTrainingError
 from privdfs_training.losses import decorrelation
 from privdfs_training.reading import config_from_dict, load_config
 from tests.trained import QUIET, tiny_values
+from tests.training.interrupting import until_done
 
 SIDE, SERVERS, CLASSES = 8, 3, 2
 
@@ -253,9 +252,7 @@ def small_data(folder: Path) -> DataSet:
     )
 
 
-def test_an_interrupted_run_with_an_adversary_ends_as_the_uninterrupted_one(
-    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_with_an_adversary_ends_as_the_uninterrupted_one(tmp_path: Path, data_folder: Path) -> None:
     values = tiny_values()
     stage = values["train"]["baseline"] | {"epochs": 1, "batch": 16}
     values["train"] = {"baseline": stage, "masks": stage | {"epochs": 2}, "finetune": stage}
@@ -271,20 +268,9 @@ def test_an_interrupted_run_with_an_adversary_ends_as_the_uninterrupted_one(
     assert '"adversary_psnr_worst"' in record
     assert '"decorrelation"' in record
 
-    steps, crop_and_flip = 0, loop.crop_and_flip
-
-    def stop_now_and_then(*args: Tensor, **kwargs: int) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps in (9, 13, 22):  # before and after the proxies' start, and in the last stage
-            signal.raise_signal(signal.SIGINT)
-        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    for _ in range(3):
-        with pytest.raises(InterruptedTrainingError):
-            loop.train(config, data, tmp_path / "resumed", QUIET)
-    resumed = read_checkpoint(loop.train(config, data, tmp_path / "resumed", QUIET))
+    # Before and after the proxies' start, and in the last stage.
+    path, steps = until_done(lambda: loop.train(config, data, tmp_path / "resumed", QUIET), 9, 13, 22)
+    resumed = read_checkpoint(path)
     assert steps == 24
     assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
 

@@ -1,7 +1,5 @@
 """`average`: what the moving average of a stage's weights is, that it is the stage's result, and what is refused."""
 
-import itertools
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ from privdfs_training.coded.system import load_coded
 from privdfs_training.coded.train import train_coded
 from privdfs_training.data import DataSet, in_memory, load_data
 from privdfs_training.errors import CheckpointError, TrainingConfigError
-from privdfs_training.interruption import InterruptedTrainingError
 from privdfs_training.stage import accuracy
 from tests.trained import QUIET
 from tests.training.coded_systems import coded_values
+from tests.training.interrupting import until_done
 
 
 @pytest.fixture(scope="module")
@@ -187,24 +185,9 @@ def test_the_result_of_a_stage_is_the_average(run: Path, data: DataSet) -> None:
     assert accuracy(trained.system, data.test_batches(500)) == trained.accuracy["coded"]
 
 
-def test_an_interrupted_run_has_the_same_average(
-    tmp_path: Path, data: DataSet, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, crop_and_flip = itertools.count(1), loop.crop_and_flip
-
-    def stop_now_and_then(*args: Tensor, **kwargs: int) -> Tensor:
-        if next(steps) in (11, 22, 29):  # in the middle of epochs of the stages that have one
-            signal.raise_signal(signal.SIGINT)
-        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    path, interruptions = None, 0
-    while path is None:
-        try:
-            path = train_coded(config_of(), data, tmp_path / "run", QUIET)
-        except InterruptedTrainingError:
-            interruptions += 1
-    assert interruptions == 3
+def test_an_interrupted_run_has_the_same_average(tmp_path: Path, data: DataSet, run: Path) -> None:
+    # In the middle of epochs of the stages that have one.
+    path, _ = until_done(lambda: train_coded(config_of(), data, tmp_path / "run", QUIET), 11, 22, 29)
     whole, resumed = read_checkpoint(run), read_checkpoint(path)
     assert same(resumed.tensors, whole.tensors)
     assert resumed.about == whole.about

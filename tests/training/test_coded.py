@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 
 from privdfs.coding import Residues, decode, draw, fewest_moduli, share
-from privdfs_training import loop
 from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
@@ -26,7 +24,6 @@ from privdfs_training.coded.system import CodedSystem, describe, load_coded
 from privdfs_training.coded.train import SECTIONS, train_coded
 from privdfs_training.data import DataSet, load_data
 from privdfs_training.errors import CheckpointError, RangeError, TrainingConfigError
-from privdfs_training.interruption import InterruptedTrainingError
 from tests.trained import QUIET, write_toml
 from tests.training.coded_systems import (
     CLASSES,
@@ -37,6 +34,7 @@ from tests.training.coded_systems import (
     drawn_system,
     drawn_values,
 )
+from tests.training.interrupting import until_done
 
 
 @pytest.fixture(scope="module")
@@ -409,26 +407,9 @@ def test_a_coded_run_learns_and_opens_as_it_was_measured(trained: Path, data: Da
     assert lines[-1]["test_accuracy_readout"] == found.accuracy["readout"]
 
 
-def test_an_interrupted_coded_run_ends_as_the_uninterrupted_one(
-    tmp_path: Path, data: DataSet, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, crop_and_flip = 0, loop.crop_and_flip
-
-    def stop_now_and_then(*args: torch.Tensor, **kwargs: int) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps in (3, 19, 107):  # in the middle of epochs of each stage
-            signal.raise_signal(signal.SIGINT)
-        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    interruptions, path = 0, None
-    while path is None:
-        try:
-            path = train_coded(coded_of(), data, tmp_path / "run", QUIET)
-        except InterruptedTrainingError:
-            interruptions += 1
-    assert interruptions == 3
+def test_an_interrupted_coded_run_ends_as_the_uninterrupted_one(tmp_path: Path, data: DataSet, trained: Path) -> None:
+    # In the middle of epochs of each stage.
+    path, _ = until_done(lambda: train_coded(coded_of(), data, tmp_path / "run", QUIET), 3, 19, 107)
     whole, resumed = read_checkpoint(trained), read_checkpoint(path)
     assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
     assert resumed.about == whole.about

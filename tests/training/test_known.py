@@ -1,7 +1,6 @@
 """What finished networks say of images that come again: the same numbers, and the networks are left alone."""
 
 import copy
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from privdfs_training.models.system import System
 from privdfs_training.reading import config_from_dict
 from privdfs_training.run import Compute, Run
 from tests.trained import FUSION_STAGE, QUIET, tiny_values
+from tests.training.interrupting import until_done
 
 IMAGES = torch.randint(0, 256, (600, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -163,24 +163,8 @@ def test_training_gives_what_it_gives_without(tmp_path: Path, monkeypatch: pytes
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = CountedRun(tmp_path / "whole", monkeypatch).train()
-    steps, interruptions, crop_and_flip = 0, 0, loop.crop_and_flip
-
-    def stop_now_and_then(*args: Tensor, **kwargs: Any) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps in (5, 14, 24, 33):  # in the middle of an epoch of masks, finetune, branches and fusion
-            signal.raise_signal(signal.SIGINT)
-        return crop_and_flip(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    run = CountedRun(tmp_path / "parts", monkeypatch)
-    while True:
-        try:
-            resumed = run.train()
-            break
-        except InterruptedTrainingError:
-            interruptions += 1
-    assert interruptions == 4
+    # In an epoch of masks, finetune, branches and fusion.
+    resumed, _ = until_done(CountedRun(tmp_path / "parts", monkeypatch).train, 5, 14, 24, 33)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 

@@ -32,7 +32,7 @@ from privdfs_training.cli import main
 from privdfs_training.config import StageConfig
 from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
-from privdfs_training.interruption import InterruptedTrainingError, StopRequest, stop_on_signal
+from privdfs_training.interruption import StopRequest, stop_on_signal
 from privdfs_training.models.system import System
 from privdfs_training.parallel import CPU
 from privdfs_training.precision import has_bfloat16
@@ -41,6 +41,7 @@ from privdfs_training.run import Compute, Run
 from privdfs_training.stage import accuracy
 from privdfs_training.stages import stages
 from tests.trained import QUIET, tiny_config, tiny_values, write_data, write_toml
+from tests.training.interrupting import until_done
 
 TOML = """
 name = "{name}"
@@ -91,31 +92,13 @@ def test_a_finished_system_has_learned_and_opens_again(trained_release: Path, da
 
 @pytest.mark.usefixtures("_hangup_counts")
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(
-    tmp_path: Path, data_folder: Path, trained_release: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_folder: Path, trained_release: Path
 ) -> None:
     data, config = load_data("fashion-mnist", data_folder), tiny_config(3)
     whole = read_checkpoint(trained_release.parent / "run" / "system.safetensors")
-    steps = 0
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGHUP)
     # In the middle of epochs of each stage.
-    stops = {3: signal.SIGINT, 11: signal.SIGTERM, 20: signal.SIGHUP, 47: signal.SIGHUP}
-    crop_and_flip = loop.crop_and_flip
-
-    def stop_now_and_then(*args: torch.Tensor, **kwargs: int) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps in stops:
-            signal.raise_signal(stops[steps])
-        return crop_and_flip(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "crop_and_flip", stop_now_and_then)
-    interruptions = 0
-    while True:
-        try:
-            path = loop.train(config, data, tmp_path / "run", QUIET)
-            break
-        except InterruptedTrainingError:
-            interruptions += 1
-    assert interruptions == 4
+    path, _ = until_done(lambda: loop.train(config, data, tmp_path / "run", QUIET), 3, 11, 20, 47, signals=signals)
     resumed = read_checkpoint(path)
     assert all(torch.equal(resumed.tensors[name], value) for name, value in whole.tensors.items())
 

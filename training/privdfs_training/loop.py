@@ -180,8 +180,7 @@ def run_stage(  # noqa: PLR0915  the story of training reads best in one piece
         total = sum(values.detach().sum() for values in modules.parameters())
         _check_finite("a weight", float(total), stage, step, steps, path)
         finished = step == steps
-        going_on = modules.state_dict() | running_state(stage, optimizer, average)
-        tensors = average.weights() if finished else going_on
+        tensors = average.weights() if finished else modules.state_dict() | running_state(stage, optimizer, average)
         about = {"made_by": origin, "step": step, "finished": finished}
         parallel.first_only(lambda: write_checkpoint(path, tensors, about))
 
