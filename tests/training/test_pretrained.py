@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,19 @@ def test_a_keyed_system_grows_on_the_head_and_masks_of_a_finished_one(
     assert not torch.equal(dealt, shares)
     assert torch.equal(dealt.sum(dim=1), shares.sum(dim=1))
     assert after.accuracy["fused"] > 0.3  # of ten classes, on partitions that the head was never trained for
+
+
+def test_a_run_is_refused_whose_head_was_replaced(tmp_path: Path, trained_release: Path, data_folder: Path) -> None:
+    earlier = trained_release.parent / "run"
+    head = Path(shutil.copy(earlier / "system.safetensors", tmp_path / "head.safetensors"))
+    config = of_a_finished_system(earlier, head={"checkpoint": str(head)})
+    data = load_data("fashion-mnist", data_folder)
+    loop.train(config, data, tmp_path / "run", QUIET)
+    trained = read_checkpoint(head)
+    other = {name: value + 1 if name == "masks.logits" else value for name, value in trained.tensors.items()}
+    write_checkpoint(head, other, trained.about)
+    with pytest.raises(CheckpointError, match=r"made with another \S+head\.safetensors.*remove"):
+        loop.train(config, data, tmp_path / "run", QUIET)
 
 
 @pytest.mark.parametrize(
