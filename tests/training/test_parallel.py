@@ -44,6 +44,7 @@ def values_of_every_step() -> dict[str, Any]:
         name: values["train"][name] | {"batch": 60, "epochs": epochs, "learning_rate": 1e-3}
         for name, epochs in STEPS.items()
     }
+    values["train"]["fusion"]["average"] = 0.5
     values["train"]["precision"] = "float32"
     values["masks"] |= {"learned_levels": True}
     values["loss"] |= {"rate": 0.01, "bits": 0.01, "decorrelation": 0.1}
@@ -86,6 +87,7 @@ def coded_values_of_every_step() -> dict[str, Any]:
     values = {key: copy.deepcopy(tiny_values()[key]) for key in ("name", "seed", "data", "backbone", "head", "train")}
     stage = values["train"]["masks"] | {"batch": 60, "learning_rate": 1e-3, "clip": 1.0}
     values["train"] = {name: stage | {"epochs": epochs} for name, epochs in CODED_STEPS.items()}
+    values["train"]["rounds"]["average"] = 0.5
     values["train"]["precision"] = "float32"
     values["sharing"] = {"kind": "coded", "annealed": 0.5, "mirrored": True}
     values["rounds"] = [
