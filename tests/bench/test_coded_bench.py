@@ -195,7 +195,7 @@ def test_tables_of_coded_releases(release: Path, tmp_path: Path) -> None:
     text = coded_latency_table(tmp_path)
     assert "| coded | 6.00 ms | 9.00 ms | 1.00 ms | 30 | 4 | 66.00 ms |" in text
     assert "| masked | 4.00 ms | 9.00 ms | 1.00 ms | 30 | 4 |  |" in text
-    assert "coded p50 / masked p50, loopback (one round): 1.5 (bar <= 1.5)" in text
+    assert "coded p50 / masked p50, loopback: 1.5 (bar <= 1.5 for one round)" in text
     assert "CrypTen" not in text  # not measured
     assert [value for *_, value in bars(latency)] == [1.5, 0.75, None]
     assert coded_latency_table(tmp_path / "drawn" / "nothing") == NO_LATENCY

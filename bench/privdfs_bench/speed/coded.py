@@ -382,7 +382,7 @@ def bars(results: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
     """The bars of coded releases: what, the limit, and what was measured."""
     found = results["ratios"]
     return [
-        ("coded p50 / masked p50, loopback (one round)", "<= 1.5", found.get("coded_p50_to_masked_p50")),
+        ("coded p50 / masked p50, loopback", "<= 1.5 for one round", found.get("coded_p50_to_masked_p50")),
         ("sharing and decoding / head, on the device", "<= 2", results["device_ms"]["sharing_and_decoding_to_head"]),
         ("CrypTen p50 / coded p50", ">= 30", found.get("crypten_p50_to_coded_p50")),
     ]
