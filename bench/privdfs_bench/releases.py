@@ -12,6 +12,8 @@ from privdfs import Bundle, ConfigError, UserKey
 from privdfs._coded_format import CodedManifest, branch_file, branch_model
 from privdfs._files import read_manifest_bytes, read_verified
 from privdfs._format import (
+    BASELINE_FOLDER,
+    BASELINE_MODEL,
     BRANCH_FILE,
     BRANCH_MODEL,
     CLIENT_FOLDER,
@@ -99,7 +101,8 @@ def verified_graph(folder: Path, model: str) -> bytes:
 def graph_digests(release: Path) -> dict[str, str]:
     """Digests of the graphs of a release, by name: `encoder`, `fusion`, and for each branch its server's folder.
 
-    Of a coded release `relay-1`, … too, and one `branch-1`, … for each round, which all servers have.
+    Of a coded release `relay-1`, … too, and one `branch-1`, … for each round, which all servers have; `baseline`, what
+    a release is compared with, where it holds that.
 
     Returns:
         16 hex digits of the SHA-256 of each.
@@ -110,7 +113,8 @@ def graph_digests(release: Path) -> dict[str, str]:
     """
     client = read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
     if isinstance(client, CodedManifest):
-        return {name: short_digest(digest) for name, digest in coded_digests(release, client).items()}
+        found = coded_digests(release, client) | _baseline_digest(release)
+        return {name: short_digest(digest) for name, digest in found.items()}
     found = {"encoder": client.files[ENCODER_NAME], "fusion": client.files[FUSION_NAME]}
     for server in range(len(client.servers)):
         folder = release / server_folder(server)
@@ -119,7 +123,14 @@ def graph_digests(release: Path) -> dict[str, str]:
             msg = f"{folder} has no {BRANCH_FILE}: measure a release of the engine 'python' or 'onnxruntime'"
             raise ConfigError(msg)
         found[server_folder(server)] = files[BRANCH_FILE]
-    return {name: short_digest(digest) for name, digest in found.items()}
+    return {name: short_digest(digest) for name, digest in (found | _baseline_digest(release)).items()}
+
+
+def _baseline_digest(release: Path) -> dict[str, str]:
+    """Whole SHA-256 of the unprotected model's graph, if a release has it."""
+    folder, graph = release / BASELINE_FOLDER, f"{BASELINE_MODEL}/1/model.onnx"
+    files = read_server_manifest(read_manifest_bytes(folder)).files if (folder / MANIFEST_NAME).exists() else {}
+    return {"baseline": files[graph]} if graph in files else {}
 
 
 def coded_digests(release: Path, client: CodedManifest) -> dict[str, str]:

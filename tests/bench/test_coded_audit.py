@@ -218,7 +218,7 @@ def entry(data: DataSet, folders: dict[str, Path], tmp_path_factory: pytest.Temp
 
 def test_an_entry_says_what_was_attacked_and_by_whom(entry: dict[str, Any]) -> None:
     assert (entry["sharing"], entry["rounds"], entry["degree"]) == ("coded", 1, [2])
-    assert {"encoder", "branch-1"} == set(entry["graphs"])
+    assert {"encoder", "branch-1", "baseline"} == set(entry["graphs"])
     assert [(one["servers"], one["colluding"]) for one in entry["proven"]] == [(3, 1), (5, 2)]
     linear = [tuple(one["members"]) for one in entry["coalitions"] if one["attack"] == "linear"]
     assert len(linear) == len(set(linear)) == 3 + 10  # every coalition of one of three and of two of five

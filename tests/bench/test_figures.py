@@ -379,10 +379,10 @@ def test_other_seeds_stand_beside_the_release_with_mean_and_spread(results: Path
 def test_a_row_says_when_the_release_has_changed_since() -> None:
     release = ROOT / "model_repository" / "fashion-resnet20"
     today = graph_digests(release)
-    assert set(today) == {"encoder", "fusion", "server-0", "server-1", "server-2"}
+    assert set(today) == {"encoder", "fusion", "server-0", "server-1", "server-2", "baseline"}
     assert named(release.name, today) == release.name
     assert named(release.name, {"encoder": today["encoder"]}) == release.name
-    for graphs in (None, {}, today | {"fusion": "0" * 16}):
+    for graphs in (None, {}, today | {"fusion": "0" * 16}, today | {"baseline": "0" * 16}):
         assert named(release.name, graphs) == "fashion-resnet20 (earlier release)"
     assert named("rival-fashion-none", None) == "rival-fashion-none"  # no release at all
 

@@ -212,6 +212,16 @@ def test_wrong_dtypes(dtype: str) -> None:
         load_image(np.zeros((12, 10, 3), dtype=dtype), RGB)
 
 
+def test_a_masked_array_does_not_give_away_what_it_masks() -> None:
+    array = np.full((12, 10, 3), 200, dtype=np.uint8)
+    hidden = np.ma.masked_greater(array, 5)
+    with pytest.raises(ImageError, match=r"masked array.*array\.filled\(0\)"):
+        load_image(hidden, RGB)
+    with pytest.raises(ImageError, match="image 0 of the batch: a masked array"):
+        load_images(np.ma.stack([hidden, hidden]), RGB)
+    assert not load_image(hidden.filled(0), RGB).any()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinite_floats_are_named(value: float) -> None:
     array = np.zeros((12, 10, 3), dtype=np.float32)

@@ -138,7 +138,7 @@ def _entry(
         "degree": [each.degree for each in rounds],
         "moduli": [list(each.moduli) for each in rounds],
         # The fusion stays on the device, and no attack looks at it.
-        "graphs": {name: short_digest(digest) for name, digest in victim.networks.digests.items() if name != "fusion"},
+        "graphs": {name: short_digest(digest) for name, digest in victim.digests.items() if name != "fusion"},
         "data": f"{victim.data.name}, attackers trained on the training half, scored on the test half",
         "floor": floor,
         "undefended": undefended,

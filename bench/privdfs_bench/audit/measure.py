@@ -84,7 +84,7 @@ def _entry(victim: Victim, floor: dict[str, float], done: Mapping[str, Sequence[
     return {
         "made_by": made_by(asdict(victim.effort) | {"pairs": victim.pairs, "targets": victim.targets}, seed=SEED),
         "release": victim.bundle.release,
-        "graphs": {"encoder": short_digest(victim.digests["encoder"])},
+        "graphs": {name: short_digest(victim.digests[name]) for name in ("encoder", "baseline")},
         "data": f"{victim.data.name}, attackers trained on the training half, scored on the test half",
         "floor": floor,
         "undefended": undefended,
