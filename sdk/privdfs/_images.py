@@ -51,7 +51,7 @@ def load_image(image: ImageLike, spec: ImageSpec) -> Pixels:
     if isinstance(image, np.ndarray):
         array: npt.NDArray[Any] = image
         if hasattr(array, "filled"):  # of numpy.ma, which takes milliseconds to import
-            raise ImageError("a masked array still holds the pixels that it masks: pass array.filled(0), or its .data")
+            raise ImageError("a masked array still holds the pixels that it masks: pass array.filled(0), or array.data")
         _check_array(array)
         if array.shape == (spec.height, spec.width, spec.channels):
             return np.ascontiguousarray(array)
