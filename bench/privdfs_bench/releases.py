@@ -20,6 +20,7 @@ from privdfs._format import (
     ENCODER_NAME,
     FUSION_NAME,
     MANIFEST_NAME,
+    ClientManifest,
     key_spec,
     server_folder,
 )
@@ -112,9 +113,13 @@ def graph_digests(release: Path) -> dict[str, str]:
         ConfigError: a server has no graph.
     """
     client = read_client_manifest(read_manifest_bytes(release / CLIENT_FOLDER))
-    if isinstance(client, CodedManifest):
-        found = coded_digests(release, client) | _baseline_digest(release)
-        return {name: short_digest(digest) for name, digest in found.items()}
+    coded = isinstance(client, CodedManifest)
+    found = coded_digests(release, client) if coded else _masked_digests(release, client)
+    return {name: short_digest(digest) for name, digest in (found | _baseline_digest(release)).items()}
+
+
+def _masked_digests(release: Path, client: ClientManifest) -> dict[str, str]:
+    """Whole SHA-256 of the graphs of a masked release, by name."""
     found = {"encoder": client.files[ENCODER_NAME], "fusion": client.files[FUSION_NAME]}
     for server in range(len(client.servers)):
         folder = release / server_folder(server)
@@ -123,7 +128,7 @@ def graph_digests(release: Path) -> dict[str, str]:
             msg = f"{folder} has no {BRANCH_FILE}: measure a release of the engine 'python' or 'onnxruntime'"
             raise ConfigError(msg)
         found[server_folder(server)] = files[BRANCH_FILE]
-    return {name: short_digest(digest) for name, digest in (found | _baseline_digest(release)).items()}
+    return found
 
 
 def _baseline_digest(release: Path) -> dict[str, str]:

@@ -89,7 +89,7 @@ def release_system(folder: Path, data_folder: Path | None, effort: Effort) -> Sy
     return System(
         name=release_name(folder),
         identity=victim.bundle.release,
-        graphs={"encoder": short_digest(victim.digests["encoder"])},
+        graphs={name: short_digest(victim.digests[name]) for name in ("encoder", "baseline")},
         defence=f"shares, {assignment} masks",
         servers=victim.servers,
         members=members,
