@@ -26,13 +26,16 @@ JS_BUILD := sdk-js/dist/index.js
 # The browser that its tests run in.
 CHROMIUM := .chromium
 CHROMIUM_ENV := $(CHROMIUM)/.ready
+# Another one, where this system has it.
+FIREFOX := .firefox
+FIREFOX_ENV := $(FIREFOX)/.ready
 # What its example for React Native is type-checked against.
 REACT_NATIVE := sdk-js/examples/react-native/node_modules
 REACT_NATIVE_ENV := $(REACT_NATIVE)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium react-native web clean
+.PHONY: help demo test thorough soak lint format docs env triton tensorrt pillow nginx js chromium firefox react-native web clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,7 +47,7 @@ web: env triton nginx js  ## the same in a page: choose a picture, see the answe
 	$(BIN)/python examples/web.py
 
 # Four processes, each with one thread: much of what they do is waiting, for servers that they start and for deadlines.
-test: env triton tensorrt pillow nginx js chromium react-native lint docs  ## environments, lint, types, import contract, documentation, every test
+test: env triton tensorrt pillow nginx js chromium firefox react-native lint docs  ## environments, lint, types, import contract, documentation, every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --cov
 
 thorough: env triton pillow  ## much more of what draws at random: faults on the wire, mutations, images (an hour)
@@ -80,6 +83,8 @@ nginx: $(NGINX_ENV)  ## the gateway in front of local servers: that on PATH, els
 js: $(JS_BUILD)  ## the SDK in TypeScript, built (sdk-js/dist); its tests are tests/js
 
 chromium: $(CHROMIUM_ENV)  ## the browser of the tests, unpacked from a package of npm (.chromium, 230 MB)
+
+firefox: $(FIREFOX_ENV)  ## another one: that on PATH, else Debian's (.firefox, 310 MB); without either its tests are skipped
 
 react-native: $(REACT_NATIVE_ENV)  ## what the example for React Native is type-checked against (60 MB)
 
@@ -122,6 +127,10 @@ $(CHROMIUM_ENV): $(JS_ENV) scripts/get-chromium.mjs
 	scripts/npm.sh exec --offline -- node ../scripts/get-chromium.mjs ../$(CHROMIUM)
 	@touch $@
 
+$(FIREFOX_ENV): scripts/get-firefox.sh scripts/debian.sh
+	scripts/get-firefox.sh $(FIREFOX)
+	@touch $@
+
 $(REACT_NATIVE_ENV): $(JS_ENV) scripts/get-react-native.mjs
 	scripts/npm.sh exec -- node ../scripts/get-react-native.mjs ../$(REACT_NATIVE)
 	@touch $@
@@ -134,10 +143,10 @@ $(TRITON_ENV): constraints-triton.txt scripts/check-python.sh scripts/make-trito
 	scripts/make-triton-env.sh $(TRITON_VENV)
 	@touch $@
 
-$(NGINX_ENV): scripts/get-nginx.sh
+$(NGINX_ENV): scripts/get-nginx.sh scripts/debian.sh
 	scripts/get-nginx.sh $(NGINX)
 	@touch $@
 
 clean:  ## remove environments, caches and everything built
-	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) $(CHROMIUM) build dist $(REACT_NATIVE) sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRITON_VENV) $(TENSORRT_API) $(PILLOW) $(NGINX) $(CHROMIUM) $(FIREFOX) build dist $(REACT_NATIVE) sdk-js/node_modules sdk-js/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

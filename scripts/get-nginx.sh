@@ -3,9 +3,9 @@
 #
 #   get-nginx.sh FOLDER     FOLDER/usr/sbin/nginx is a link to that on PATH; else that of this Debian or Ubuntu, unpacked
 #
-# apt checks the package against the distribution's signed lists. Its version is not pinned beyond that: archives keep
-# only the one with the latest security fixes.
+# Its version is not pinned: archives keep only the one with the latest security fixes.
 set -eu
+. "$(dirname "$0")/debian.sh"
 folder=$1
 wanted="1.22"
 
@@ -42,13 +42,6 @@ folder=$(cd "$folder" && pwd)
 download=$(mktemp -d)
 trap 'rm -rf "$download"' EXIT
 cd "$download"
-if ! apt-get --quiet --quiet download nginx 2>log; then
-    # The system's lists are missing or out of date, and only root may renew them: use lists of our own.
-    mkdir -p lists/partial cache/archives/partial
-    set -- -o "Dir::State::Lists=$download/lists" -o "Dir::Cache=$download/cache"
-    apt-get --quiet --quiet "$@" update >log 2>&1 || give_up "apt-get update says: $(tail -n 1 log)"
-    apt-get --quiet --quiet "$@" download nginx 2>log || give_up "apt-get download says: $(tail -n 1 log)"
-fi
-dpkg-deb --extract nginx_*.deb "$folder"
+unpack_debian "$folder" nginx || give_up "apt-get says: $(tail -n 1 log)"
 [ -x "$folder/usr/sbin/nginx" ] || give_up "this distribution's package nginx holds no program"
 check "$folder/usr/sbin/nginx"

@@ -1,44 +1,12 @@
-/** A real Chromium, driven from Node, and what `tests/js/test_browser.py` says about what runs. */
+/** A real Chromium, driven from Node. */
 
-import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
+import { given } from "./given.js";
+import type { Browsing } from "./visit.js";
 
 const FOLDER = join(dirname(fileURLToPath(import.meta.url)), "../../.chromium");
-
-/** What Python made of the same images. Bytes are base64. */
-export interface Given {
-  /** Where the page of `make web` is. */
-  readonly origin: string;
-  /** Where the pages of the examples are to be, which the gateways with TLS let in, too. */
-  readonly examples: string;
-  readonly release: string;
-  /** Gateways with TLS and HTTP/2, and the public key of the bundle. */
-  readonly https: readonly string[];
-  readonly trust: string;
-  /** Of the release's size, uint8, one after the other, with the shares of each server and the labels of the servers. */
-  readonly images: string;
-  readonly shares: readonly string[];
-  readonly labels: readonly string[];
-  readonly probabilities: readonly number[];
-  readonly files: readonly ImageFile[];
-  /** Other releases that the page has, whose bundles are tested on their own. */
-  readonly others: readonly string[];
-  /** File that takes what was measured; null: nothing is. */
-  readonly measured: string | null;
-}
-
-/** A file, and what Pillow makes of it: SHA-256 of the upright RGB pixels, and of those of a model's size. */
-export interface ImageFile {
-  readonly name: string;
-  readonly data: string;
-  readonly size: readonly [width: number, height: number];
-  readonly whole: string;
-  readonly resized: string;
-}
-
-export const given: Given = JSON.parse(readFileSync(process.env.PRIVDFS_JS_BROWSER as string, "utf8"));
 
 export const launch = (): Promise<Browser> =>
   chromium.launch({
@@ -69,4 +37,22 @@ export async function openPage(
   await page.goto(`${given.origin}/`);
   await page.waitForSelector(".label, #alert:not([hidden])", { timeout: 60_000 });
   return { page, problems };
+}
+
+/** The page of `make web`, allowed whatever tests do in it. */
+export async function browse(): Promise<Browsing> {
+  const browser = await launch();
+  const { page } = await openPage(browser, { bypassCSP: true, ignoreHTTPSErrors: true });
+  return {
+    page,
+    visit: () => page.context().newPage(),
+    protocols: async () => {
+      const protocols = new Set<string>();
+      const inspector = await page.context().newCDPSession(page);
+      await inspector.send("Network.enable");
+      inspector.on("Network.responseReceived", ({ response }) => protocols.add(response.protocol ?? ""));
+      return protocols;
+    },
+    close: () => browser.close(),
+  };
 }

@@ -9,7 +9,8 @@ import { gzipSync } from "node:zlib";
 import type { Browser } from "playwright-core";
 import { build } from "vite";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { given, launch } from "./chromium.js";
+import { launch } from "./chromium.js";
+import { given } from "./given.js";
 
 const SDK = join(dirname(fileURLToPath(import.meta.url)), "..");
 /** What the vite example's page may download for a masked release, gzipped, without the ONNX runtime and the bundle. */

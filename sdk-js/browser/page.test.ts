@@ -2,7 +2,8 @@
 
 import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { given, launch, openPage } from "./chromium.js";
+import { launch, openPage } from "./chromium.js";
+import { given } from "./given.js";
 
 let browser: Browser;
 

@@ -1,20 +1,21 @@
-/** The SDK in a real Chromium: the same pixels, shares and answers as Python's, from real tritonservers behind nginx. */
+/** The SDK in a real browser: the same pixels, shares and answers as Python's, from real tritonservers behind nginx. */
 
 import { writeFileSync } from "node:fs";
-import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { given, type ImageFile, launch, openPage } from "./chromium.js";
+import { given, type ImageFile } from "./given.js";
+import { type Browsing, until, type Visit } from "./visit.js";
 
 // biome-ignore lint/suspicious/noExplicitAny: what the page keeps for later calls
 declare const kept: any;
 
-let browser: Browser;
-let page: Page;
+let browser: Browsing;
+let page: Visit;
 
 beforeAll(async () => {
-  browser = await launch();
+  const { browse } = await (given.browser === "firefox" ? import("./firefox.js") : import("./chromium.js"));
   // The page's policy allows what it needs, which is less than these tests do: other servers, and scripts from here.
-  ({ page } = await openPage(browser, { bypassCSP: true, ignoreHTTPSErrors: true }));
+  browser = await browse();
+  page = browser.page;
   // As text: the test runner rewrites imports of its own.
   await page.evaluate(`(async () => {
     const modules = ["privdfs", "privdfs/image", "privdfs/indexeddb", "onnxruntime-web/wasm"].map((name) => import(name));
@@ -57,10 +58,7 @@ test("shares equal Python's, byte for byte", async () => {
 });
 
 test("real servers behind TLS and HTTP/2 give Python's labels and probabilities", async () => {
-  const protocols = new Set<string>();
-  const inspector = await page.context().newCDPSession(page);
-  await inspector.send("Network.enable");
-  inspector.on("Network.responseReceived", ({ response }) => protocols.add(response.protocol ?? ""));
+  const protocols = await browser.protocols?.();
   const found = await page.evaluate(
     async ({ images, labels }) => {
       const { height, width, channels } = kept.bundle.image;
@@ -75,8 +73,7 @@ test("real servers behind TLS and HTTP/2 give Python's labels and probabilities"
     },
     { images: given.images, labels: given.labels },
   );
-  await inspector.detach();
-  expect([...protocols]).toEqual(["h2"]);
+  if (protocols) expect([...protocols]).toEqual(["h2"]);
   expect(found.labels).toEqual(given.labels);
   found.probabilities.forEach((probability: number, i: number) => {
     expect(Math.abs(probability - (given.probabilities[i] as number))).toBeLessThanOrEqual(1e-5);
@@ -170,8 +167,8 @@ test("a tampered bundle is refused, and one signed by somebody else", async () =
 });
 
 test("a store in IndexedDB: installed, opened after a reload, changed by a script of the page, rolled back", async () => {
-  const visit = await page.context().newPage();
-  const inStore = async (what: string): Promise<string> => {
+  const visit = await browser.visit();
+  const inStore = async (what: string): Promise<unknown> => {
     await visit.goto(`${given.origin}/style.css`); // nothing of the page before is left, and no script runs
     await visit.goto(`${given.origin}/`);
     return visit.evaluate(`(async () => {
@@ -205,7 +202,7 @@ test("a store in IndexedDB: installed, opened after a reload, changed by a scrip
 
 test("tabs that install into one store take turns, and a tab that is closed lets go", async () => {
   const names = [given.release, given.others[0] as string, given.release]; // the same bundle, and another
-  const visits = await Promise.all(names.map(() => page.context().newPage()));
+  const visits = await Promise.all(names.map(() => browser.visit()));
   await Promise.all(
     visits.map(async (visit) => {
       await visit.goto(`${given.origin}/`);
@@ -219,9 +216,9 @@ test("tabs that install into one store take turns, and a tab that is closed lets
       })()`);
     }),
   );
-  const install = (visit: Page, name: string): Promise<unknown> =>
+  const install = (visit: Visit, name: string): Promise<unknown> =>
     visit.evaluate(`storeOf().install(sourceOf("${name}")).then(({ release }) => release, (error) => error.message)`);
-  const [first, second, third] = visits as [Page, Page, Page];
+  const [first, second, third] = visits as [Visit, Visit, Visit];
   const found = await Promise.all(visits.map((visit, i) => install(visit, names[i] as string)));
   expect(found).toEqual(names.map((name) => expect.stringContaining(name)));
   const whole = `storeOf().open().then((bundle) => bundle.selftest()).then(({ images }) => images > 0)`;
@@ -231,10 +228,9 @@ test("tabs that install into one store take turns, and a tab that is closed lets
   // The first tab never ends its download; the second waits for it.
   await first.evaluate(`void storeOf().install((name, limit) =>
     name === "fusion.onnx" ? new Promise(() => {}) : sourceOf("${given.release}")(name, limit))`);
-  const polling = { polling: 50 }; // tabs behind others draw no frames
-  await first.waitForFunction(`shelf.folders().then((names) => names.length > 3)`, null, polling);
+  await until(first, `shelf.folders().then((names) => names.length > 3)`);
   await second.evaluate(`void (globalThis.waiting = storeOf().install(sourceOf("${given.others[0]}")))`);
-  await second.waitForFunction(`navigator.locks.query().then(({ pending }) => pending.length === 1)`, null, polling);
+  await until(second, `navigator.locks.query().then(({ pending }) => pending.length === 1)`);
   await first.close();
   expect(await second.evaluate(`waiting.then(({ release }) => release)`)).toContain(given.others[0]);
   expect(await second.evaluate(whole)).toBe(true);

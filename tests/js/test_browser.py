@@ -1,6 +1,6 @@
-"""The SDK in TypeScript in a real Chromium, and the page of `make web`, against real tritonservers behind nginx.
+"""The SDK in TypeScript in real browsers, and the page of `make web`, against real tritonservers behind nginx.
 
-`make chromium` unpacks the browser. PRIVDFS_THOROUGH=1 takes 1,000 images of Fashion-MNIST's test set (PRIVDFS_DATA)
+`make chromium firefox` unpacks them. PRIVDFS_THOROUGH=1 takes 1,000 images of Fashion-MNIST's test set (PRIVDFS_DATA)
 and 850 files, 510 of them JPEGs, and measures a call.
 """
 
@@ -37,6 +37,10 @@ OTHERS = ["fashion-coded", "cifar10-resnet20"]
 FILES, LABELLED, REAL = (850, 200, 1000) if THOROUGH else (40, 20, 20)
 #: EXIF's orientation: how the pixels lie.
 ORIENTATION = 0x0112
+
+#: `make firefox` says why there is none.
+NO_FIREFOX = SDK.parent / ".firefox" / "missing"
+WITH_FIREFOX = pytest.mark.skipif(NO_FIREFOX.exists(), reason=NO_FIREFOX.read_text() if NO_FIREFOX.exists() else "")
 
 pytestmark = pytest.mark.e2e
 
@@ -126,10 +130,18 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.timeout(600)
-def test_all_tests_pass_in_chromium(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("browser", "tests"),
+    [("chromium", ["sdk", "page", "examples"]), pytest.param("firefox", ["sdk", "firefox"], marks=WITH_FIREFOX)],
+)
+def test_all_tests_pass_in(browser: str, tests: list[str], given: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "given.json"
-    file.write_text(json.dumps(given))
-    node("node_modules/vitest/vitest.mjs", "run", "--config", "vitest.browser.config.ts", PRIVDFS_JS_BROWSER=str(file))
+    file.write_text(json.dumps({"browser": browser, **given}))
+    files = [f"browser/{name}.test.ts" for name in tests]
+    node(
+        *("node_modules/vitest/vitest.mjs", "run", "--config", "vitest.browser.config.ts", *files),
+        PRIVDFS_JS_BROWSER=str(file),
+    )
     if given["measured"]:
         print(Path(given["measured"]).read_text())  # noqa: T201 - for whoever asked for it, with -s
 
