@@ -20,6 +20,8 @@ export interface Given {
   readonly labels: readonly string[];
   readonly probabilities: readonly number[];
   readonly files: readonly ImageFile[];
+  /** Files that browsers may read otherwise than Pillow, and its pixels of a model's size, where it reads them. */
+  readonly odd: readonly { readonly name: string; readonly data: string; readonly pixels: string }[];
   /** Other releases that the page has, whose bundles are tested on their own. */
   readonly others: readonly string[];
   /** File that takes what was measured; null: nothing is. */

@@ -105,6 +105,33 @@ async function wrongFiles(files: readonly ImageFile[]): Promise<string[]> {
   return wrong;
 }
 
+test("browsers read other files as the guide says", async () => {
+  const found: Record<string, string> = {};
+  for (const { name, data, pixels } of given.odd)
+    found[name] = await page.evaluate(
+      async ({ data, pixels }) => {
+        const expected: Uint8Array = kept.bytes(pixels);
+        const decoded = await kept.decodeImage(new Blob([kept.bytes(data)])).catch((error: Error) => error);
+        if (decoded instanceof Error) return decoded.name;
+        const resized: Uint8Array = kept.loadPixels(decoded, { height: 32, width: 32, channels: 3 });
+        const most = resized.reduce((most, value, i) => Math.max(most, Math.abs(value - (expected[i] ?? 0))), 0);
+        return `off by ${most}`;
+      },
+      { data, pixels },
+    );
+  const firefox = given.browser === "firefox";
+  expect(found).toEqual({
+    "transparent PNG": firefox ? "off by 1" : "off by 0",
+    "transparent WebP": firefox ? "off by 1" : "off by 0",
+    "PNG of 16 bits": firefox ? "off by 0" : "off by 1",
+    "turned PNG": firefox ? "off by 255" : "off by 0", // it stays as it lies
+    "turned WebP": "off by 255",
+    TIFF: "ImageError",
+    PPM: "ImageError",
+    ...Object.fromEntries(["JPEG", "PNG", "WEBP", "GIF", "BMP"].map((form) => [`${form}, cut off`, "ImageError"])),
+  });
+});
+
 test("what is no image is refused, and what is damaged", async () => {
   const found = await page.evaluate(
     async (jpeg) => {

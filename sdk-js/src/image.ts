@@ -2,9 +2,15 @@
 
 import { MAX_ENCODED_BYTES } from "./constants.js";
 import { ImageError } from "./errors.js";
+import { loaded } from "./loaded.js";
 import { checkSize, type Pixels } from "./pixels.js";
 
 export { loadPixels } from "./pixels.js";
+
+const DAMAGED = "this is no image that this browser reads, or it is damaged: choose another file";
+/** A picture of two pixels, cut off after the first. */
+const CUT = "GIF89a\x01\0\x02\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x02\0\0\x02\x02\x04";
+let showsParts: Promise<boolean> | undefined;
 
 /**
  * Decode an image file to upright pixels at its full size, without colour conversion. The SDK then makes them smaller
@@ -21,9 +27,10 @@ export async function decodeImage(file: Blob): Promise<Pixels> {
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    throw new ImageError("this is no image that this browser reads, or it is damaged: choose another file");
+    throw new ImageError(DAMAGED);
   }
   try {
+    if (!(await isWhole(file))) throw new ImageError(DAMAGED);
     const { width, height } = bitmap;
     checkSize(width, height);
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
@@ -33,4 +40,13 @@ export async function decodeImage(file: Blob): Promise<Pixels> {
   } finally {
     bitmap.close();
   }
+}
+
+/** Whether a file was not cut off. Decoders refuse one that was, but not that of Firefox. */
+async function isWhole(file: Blob): Promise<boolean> {
+  showsParts ??= createImageBitmap(new Blob([Uint8Array.from(CUT, (character) => character.charCodeAt(0))])).then(
+    () => true,
+    () => false,
+  );
+  return !(await showsParts) || (await loaded(import("./whole.js"))).isWhole(new Uint8Array(await file.arrayBuffer()));
 }

@@ -87,6 +87,35 @@ def image_file(number: int, generator: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def odd_files() -> list[dict[str, Any]]:
+    """Files that browsers may read otherwise than Pillow does, and Pillow's pixels of a model's size."""
+    generator = np.random.default_rng(7)
+    colours = Image.fromarray(generator.integers(0, 256, (6, 8, 4), np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
+    grey = Image.fromarray(generator.integers(0, 2**16, (72, 96), np.uint16))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    files: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "transparent PNG": (colours, "PNG", {}),
+        "transparent WebP": (colours, "WEBP", {"lossless": True}),
+        "PNG of 16 bits": (grey, "PNG", {}),
+        "turned WebP": (colours.convert("RGB"), "WEBP", {"lossless": True, "exif": exif}),
+        "turned PNG": (colours.convert("RGB"), "PNG", {"exif": exif}),
+        "TIFF": (colours.convert("RGB"), "TIFF", {}),
+        "PPM": (colours.convert("RGB"), "PPM", {}),
+    }
+    found = []
+    for name, (image, form, options) in files.items():
+        file = io.BytesIO()
+        image.save(file, form, **options)
+        pixels = load_image(file.getvalue(), ImageSpec(height=32, width=32, channels=3))
+        found.append({"name": name, "data": text(file.getvalue()), "pixels": text(pixels.tobytes())})
+    for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        whole = io.BytesIO()
+        colours.convert("RGB").save(whole, form)
+        found.append({"name": f"{form}, cut off", "data": text(whole.getvalue()[:-400]), "pixels": ""})
+    return found
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The page of `make web`, gateways with TLS in front of its servers, and what Python makes of the same images."""
@@ -124,6 +153,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "labels": [result.label for result in results],
             "probabilities": [result.probability for result in results],
             "files": [image_file(number, generator) for number in range(FILES)],
+            "odd": odd_files(),
             "others": OTHERS,
             "measured": str(folder / "measured.json") if THOROUGH else None,
         }
