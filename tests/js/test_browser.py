@@ -90,7 +90,9 @@ def image_file(number: int, generator: np.random.Generator) -> dict[str, Any]:
 def odd_files() -> list[dict[str, Any]]:
     """Files that browsers may read otherwise than Pillow does, and Pillow's pixels of a model's size."""
     generator = np.random.default_rng(7)
-    colours = Image.fromarray(generator.integers(0, 256, (6, 8, 4), np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
+    colours = Image.fromarray(generator.integers(0, 256, (6, 8, 4), np.uint8)).resize(
+        (96, 72), Image.Resampling.BICUBIC
+    )
     grey = Image.fromarray(generator.integers(0, 2**16, (72, 96), np.uint16))
     exif = Image.Exif()
     exif[ORIENTATION] = 6
