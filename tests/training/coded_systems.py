@@ -76,10 +76,11 @@ def coded_of(kind: str = "rounds") -> CodedConfig:
     return coded_config(coded_values(kind), "tests")
 
 
-def drawn_system(kind: str) -> CodedSystem:
-    """Random weights with running statistics of some random images, in evaluation mode."""
+def drawn_system(kind: str | dict[str, Any]) -> CodedSystem:
+    """Of a kind or of a config: random weights with running statistics of some random images, in evaluation mode."""
     torch.manual_seed(0)
-    system = CodedSystem(coded_of(kind), image_shape=IMAGE, classes=CLASSES)
+    config = coded_of(kind) if isinstance(kind, str) else coded_config(kind, "tests")
+    system = CodedSystem(config, image_shape=IMAGE, classes=CLASSES)
     images = torch.randint(0, 256, (64, *IMAGE), dtype=torch.uint8)
     system.head.normalise.fit(images)
     for _ in range(20):

@@ -18,7 +18,7 @@ from privdfs_training.checkpoint import load_system, read_checkpoint
 from privdfs_training.cli import main
 from privdfs_training.coded.bounds import eigenvalue_bounds, interval, interval_bound, proven_bound
 from privdfs_training.coded.config import MapConfig, RoundConfig, SharingConfig, coded_config
-from privdfs_training.coded.network import PolynomialMap, PolynomialRound, exact
+from privdfs_training.coded.network import HERMITE, PolynomialMap, PolynomialRound, exact
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, Logits, Relay, Round, run
 from privdfs_training.coded.system import CodedSystem, describe, load_coded
 from privdfs_training.coded.train import SECTIONS, train_coded
@@ -198,6 +198,46 @@ def test_annealing_starts_with_a_relu() -> None:
         current.linear[0].add_(1.0)
     current.progress = 0.0
     assert torch.equal(current([values]), answers[0])  # a ReLU has no linear term
+
+
+@pytest.mark.parametrize("kind", ["rounds", "mirrored"])
+def test_without_a_linear_term_servers_square(kind: str) -> None:
+    values = coded_values(kind)
+    values["sharing"]["linear"] = "none"
+    system = drawn_system(values)
+    assert not [name for name, _ in system.named_parameters() if ".linear." in name]
+    for current in system.plain():
+        (k,) = current.network.linear
+        assert not k.any()
+    shared = drawn_values(system)
+    *_, expected = run(system.plain(), shared)
+    assert np.array_equal(system.answer(torch.from_numpy(shared).float()).numpy(), expected.astype(np.float32))
+    system.train()(torch.randint(0, 256, (16, *IMAGE), dtype=torch.uint8)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in system.rounds.parameters())
+
+
+def test_a_hermite_term_is_that_of_the_nearest_polynomial_to_a_relu() -> None:
+    points = np.linspace(-8, 8, 16001)
+    weights = np.exp(-(points**2) / 4)  # numpy squares them
+    square, linear, _ = np.polyfit(points, np.maximum(points, 0), 2, w=weights)
+    assert linear / square == pytest.approx(HERMITE, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "mirrored"])
+def test_a_hermite_term_leaves_the_mean_of_what_is_squared_out(kind: str) -> None:
+    """v (v + k) is (v - mean)^2 + factor * spread * (v - mean), up to a constant."""
+    values = coded_values(kind)
+    values["sharing"]["linear"] = "hermite"
+    system = drawn_system(values)
+    current = system.polynomials[0]
+    mean, variance = (current.spreads[0].get_buffer(f"running_{name}") for name in ("mean", "var"))
+    mean.copy_(torch.linspace(-1, 1, len(mean) // 2).repeat(2))
+    factor = current.linear[0].detach().double()
+    slope = (factor.repeat(2) if kind == "mirrored" else factor) * variance.double().sqrt()
+    k = torch.from_numpy(current.plain().network.linear[0]) / current.worth[0]
+    v = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    difference = v * (v + k) - ((v - mean) ** 2 + slope * (v - mean))
+    assert torch.allclose(difference, difference[:1].expand(9, -1), atol=2 / current.worth[0])
 
 
 def test_a_budget_chooses_what_is_shared_at_all() -> None:
@@ -484,6 +524,11 @@ def changed(change: Callable[[dict[str, Any]], Any], kind: str = "rounds") -> di
         (lambda v: v["sharing"].update(degree=3), r"sharing\.degree is 3"),
         (lambda v: v["sharing"].update(primes=7), "there are 6 primes"),
         (lambda v: v["sharing"].update(annealed=1.5), "from 0 to 1"),
+        (lambda v: v["sharing"].update(linear="cubic"), "linear"),
+        (
+            lambda v: (v["sharing"].update(linear="none"), [each.pop("hidden") for each in v["rounds"]]),
+            "for squares, and no round has one",
+        ),
         (lambda v: v["sharing"].update(values=-1), r"sharing\.values is -1"),
         (lambda v: v.update(rounds=[]), r"no \[\[rounds\]\]"),
         (lambda v: v["rounds"][0].update(levels=16), "round 1: levels is 16; it must be odd"),

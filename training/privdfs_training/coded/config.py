@@ -30,6 +30,9 @@ _FOREIGN = {
 }
 
 
+Linear = Literal["learned", "hermite", "none"]
+
+
 class SharingConfig(Section, frozen=True):
     """How features are coded, and what servers may compute on them."""
 
@@ -39,6 +42,7 @@ class SharingConfig(Section, frozen=True):
     primes: int = len(PRIMES)  # the most that a round's proven range may need
     values: int = 0  # of the head's feature that are shared at all; training chooses which. 0: all
     mirrored: bool = False  # kernels of head and rounds in pairs that mirror each other: mirror images get one answer
+    linear: Linear = "learned"  # what stands beside each square: a learned term, one that begins as ReLU's has it, none
     annealed: float = 0.0  # share of the rounds stage in which squares take over from ReLUs; 0: squares from the start
 
 
@@ -164,7 +168,9 @@ def _sharing_problems(sharing: SharingConfig) -> list[str]:
 def _rounds_problems(config: CodedConfig) -> list[str]:
     if not config.rounds:
         return ["there is no [[rounds]]; a coded run has at least one"]
-    problems = []
+    problems = list[str]()
+    if config.sharing.linear != "learned" and not any(planned.hidden for planned in config.rounds):
+        problems.append(f"sharing.linear = '{config.sharing.linear}' is for squares, and no round has one: remove it")
     for number, planned in enumerate(config.rounds, 1):
         problems += [f"round {number}: {problem}" for problem in _round_problems(planned, number, config)]
     return problems

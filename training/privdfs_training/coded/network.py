@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from privdfs.coding import Integers
 from privdfs_training import parallel
 from privdfs_training.coded.bounds import interval_bound, linear_map
-from privdfs_training.coded.config import MapConfig, RoundConfig
+from privdfs_training.coded.config import Linear, MapConfig, RoundConfig
 from privdfs_training.coded.rounds import IntegerMap, IntegerNetwork, IntegerRound, Logits, Over, Relay, Shape
 from privdfs_training.coded.square import squared
 from privdfs_training.errors import RangeError, TrainingConfigError
@@ -34,6 +34,9 @@ MOMENTUM = 0.05
 #: Binary digits of the factors by which the device scales results, as far as int64 has room for them.
 FACTOR_BITS = 20
 LARGEST_BF16_STRIDE = 2  # on processors
+#: The linear term beside the square, in the polynomial of degree 2 that is closest to a ReLU of a normal variable: from
+#: its coefficients in Hermite polynomials (Park et al., arXiv 2201.06699, section 3).
+HERMITE = math.sqrt(2 * math.pi)
 #: Up to here float64 has every integer.
 EXACT = 2**53
 EXACT_FLOAT32 = 2**24
@@ -151,8 +154,9 @@ class PolynomialRound(nn.Module):
         next_largest: int,
         skipped: int,
         mirrored: bool = False,
+        linear: Linear = "learned",
     ) -> None:
-        """Start with random weights and a linear term as large as the square.
+        """Start with random weights, and a linear term as large as the square, or as config says.
 
         Args:
             planned: Its section.
@@ -162,6 +166,8 @@ class PolynomialRound(nn.Module):
             next_largest: Magnitude of the values that the device makes of the results; 0 in the last round.
             skipped: Magnitude of the values that a skip adds; 0 without one.
             mirrored: Whether kernels are mirrored pairs, as those are that gave what is shared.
+            linear: What stands beside each square: "learned", a share of the spread of what is squared; "hermite", the
+                same, beginning as in a ReLU's best approximation, and of what is squared without its mean; "none".
 
         Raises:
             TrainingConfigError: Windows are larger than what they move over, or do not divide what they sum over.
@@ -169,7 +175,7 @@ class PolynomialRound(nn.Module):
         super().__init__()
         self.inputs, self.largest, self.next_largest = inputs, planned.levels // 2, next_largest
         self.pool, self.skip, self.skipped, self.progress = planned.pool, planned.skip, skipped, 1.0
-        self.mirrored = mirrored
+        self.mirrored, self.linear_term = mirrored, linear
         self.hidden, self.linear, self.spreads = nn.ModuleList(), nn.ParameterList(), nn.ModuleList()
         # What one unit of training is worth in integers: for the result of each hidden map, and for the last square.
         self.worth, self.square_worth = list[float](), 1.0
@@ -180,7 +186,11 @@ class PolynomialRound(nn.Module):
             self.worth.append(spread * self.square_worth)
             self.square_worth = self.worth[-1] ** 2
             self.hidden.append(layer)
-            self.linear.append(nn.Parameter(torch.ones(layer.outputs[0] // (2 if mirrored else 1))))
+            if linear != "none":
+                first = torch.full(
+                    (layer.outputs[0] // (2 if mirrored else 1),), HERMITE if linear == "hermite" else 1.0
+                )
+                self.linear.append(nn.Parameter(first))
             self.spreads.append(nn.BatchNorm2d(layer.outputs[0], momentum=MOMENTUM, affine=False))
             shape = layer.outputs
         if shape[1] % self.pool or shape[2] % self.pool:
@@ -240,7 +250,7 @@ class PolynomialRound(nn.Module):
         Raises:
             RangeError: Results can grow so large that they would not be exact in float64.
         """
-        linear = tuple(self._linear(index).round().cpu().numpy().astype(np.int64) for index in range(len(self.linear)))
+        linear = tuple(self._linear(index).round().cpu().numpy().astype(np.int64) for index in range(len(self.hidden)))
         maps = tuple(layer.plain() for layer in (*self._squared(), self.output))
         network = IntegerNetwork(self.inputs, self.largest, maps, linear, self.pool)
         bound = interval_bound(network)
@@ -262,9 +272,18 @@ class PolynomialRound(nn.Module):
         return IntegerRound(network, self._relay(gain * steps, bias.cpu().numpy() * steps, skip * steps, bound))
 
     def _linear(self, index: int) -> Tensor:
-        """The k of one square, not rounded yet, float [channels]: a learned factor times its input's spread."""
-        variance, factor = self.spreads[index].get_buffer("running_var"), self.linear[index]
-        return (factor.repeat(2) if self.mirrored else factor) * variance.sqrt() * self.worth[index]
+        """The k of one square, not rounded yet, float [channels]: a learned factor times its input's spread.
+
+        The square and k times v - mean, where v is squared, are those of v and k - 2 mean, up to a constant.
+        """
+        spread = self.spreads[index].get_buffer("running_var").sqrt()
+        if self.linear_term == "none":
+            return torch.zeros_like(spread)
+        factor = self.linear[index]
+        k = (factor.repeat(2) if self.mirrored else factor) * spread
+        if self.linear_term == "hermite":
+            k = k - 2 * self.spreads[index].get_buffer("running_mean")
+        return k * self.worth[index]
 
     def _watch(self, index: int, mean: Tensor, variance: Tensor, images: int) -> None:
         """Remember how what is squared spreads."""

@@ -164,6 +164,7 @@ def _build_rounds(config: CodedConfig, shape: Shape, classes: int) -> nn.ModuleL
                 next_largest=planned[index + 1].levels // 2 if index + 1 < len(planned) else 0,
                 skipped=planned[each.skip - 1].levels // 2 if each.skip else 0,
                 mirrored=config.sharing.mirrored,
+                linear=config.sharing.linear,
             )
         except TrainingConfigError as error:
             message = f"round {index + 1}: {error}"

@@ -39,7 +39,7 @@ PARTS = ("head", "rounds", "readout")
 # Not the limits on degree and primes: a finished run stays what it is when they are raised.
 SECTIONS = (
     *("seed", "data", "backbone", "teacher", "head"),
-    *("sharing.bits", "sharing.values", "sharing.mirrored", "sharing.annealed", "rounds", "loss"),
+    *("sharing.bits", "sharing.values", "sharing.mirrored", "sharing.linear", "sharing.annealed", "rounds", "loss"),
 )
 SEEN_IMAGES = 5000  # training images on which the largest results are looked for
 
