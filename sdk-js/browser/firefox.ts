@@ -8,13 +8,15 @@ import type { Browsing } from "./visit.js";
 
 const PROGRAM = join(dirname(fileURLToPath(import.meta.url)), "../../.firefox/firefox");
 
+type Settings = Readonly<Record<string, boolean>>;
+
 /** Start it. With `lenient`, pages may do what their policies forbid, and certificates need no authority. */
-const launch = (lenient: boolean): Promise<Browser> =>
+const launch = (lenient: boolean, settings: Settings = {}): Promise<Browser> =>
   puppeteer.launch({
     browser: "firefox",
     executablePath: PROGRAM,
     acceptInsecureCerts: lenient,
-    extraPrefsFirefox: { "security.csp.enable": !lenient },
+    extraPrefsFirefox: { "security.csp.enable": !lenient, ...settings },
   });
 
 /** The page of `make web`, once it has an answer. Whatever goes wrong in it is in `problems`, now and later. */
@@ -31,8 +33,10 @@ async function openPage(browser: Browser): Promise<{ page: Page; problems: strin
 }
 
 /** The page of `make web` under its own policy. */
-export async function openItsPage(): Promise<{ page: Page; problems: string[]; close: () => Promise<void> }> {
-  const browser = await launch(false);
+export async function openItsPage(
+  settings: Settings = {},
+): Promise<{ page: Page; problems: string[]; close: () => Promise<void> }> {
+  const browser = await launch(false, settings);
   return { ...(await openPage(browser)), close: () => browser.close() };
 }
 

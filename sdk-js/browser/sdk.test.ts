@@ -80,12 +80,24 @@ test("real servers behind TLS and HTTP/2 give Python's labels and probabilities"
   });
 });
 
-test("image files have Pillow's pixels, upright, before and after the resize", async () => {
+/** Ways to pixels: Firefox copies them where it can, all other browsers draw. */
+const WAYS = given.browser === "firefox" ? ["copied", "drawn"] : ["drawn"];
+
+test.each(WAYS)("image files, %s, have Pillow's pixels, upright, before and after the resize", async (way) => {
+  await go(way);
   const wrong: string[] = [];
   for (let start = 0; start < given.files.length; start += 50)
     wrong.push(...(await page.evaluate(wrongFiles, given.files.slice(start, start + 50))));
   expect(wrong).toEqual([]);
 });
+
+/** Let the page have what a way needs. */
+async function go(way: string): Promise<void> {
+  await page.evaluate((way) => {
+    kept.copies ??= globalThis.VideoFrame;
+    Object.assign(globalThis, { VideoFrame: way === "copied" ? kept.copies : undefined });
+  }, way);
+}
 
 /** In the page: names of the files whose pixels differ. */
 async function wrongFiles(files: readonly ImageFile[]): Promise<string[]> {
@@ -105,7 +117,8 @@ async function wrongFiles(files: readonly ImageFile[]): Promise<string[]> {
   return wrong;
 }
 
-test("browsers read other files as the guide says", async () => {
+test.each(WAYS)("other files, %s, are read as the guide says", async (way) => {
+  await go(way);
   const found: Record<string, string> = {};
   for (const { name, data, pixels } of given.odd)
     found[name] = await page.evaluate(
@@ -121,11 +134,13 @@ test("browsers read other files as the guide says", async () => {
     );
   const firefox = given.browser === "firefox";
   expect(found).toEqual({
-    "transparent PNG": firefox ? "off by 1" : "off by 0",
-    "transparent WebP": firefox ? "off by 1" : "off by 0",
+    "transparent PNG": firefox && way === "drawn" ? "off by 1" : "off by 0",
+    "transparent WebP": firefox && way === "drawn" ? "off by 1" : "off by 0",
     "PNG of 16 bits": firefox ? "off by 0" : "off by 1",
     "turned PNG": firefox ? "off by 255" : "off by 0", // it stays as it lies
     "turned WebP": "off by 255",
+    "very wide": "ImageError",
+    icon: firefox ? "ImageError" : "off by 255",
     TIFF: "ImageError",
     PPM: "ImageError",
     ...Object.fromEntries(["JPEG", "PNG", "WEBP", "GIF", "BMP"].map((form) => [`${form}, cut off`, "ImageError"])),

@@ -46,7 +46,8 @@ export class Bundle {
    */
   static async open(source: Source, options: BundleOptions): Promise<Bundle> {
     const { runtime, trust } = checkOptions(options);
-    const manifestBytes = await checkSource(source)(MANIFEST_NAME, MAX_MANIFEST_BYTES);
+    const read = checkSource(source);
+    const manifestBytes = await read(MANIFEST_NAME, MAX_MANIFEST_BYTES);
     if (manifestBytes === null)
       throw new BundleIntegrityError(
         `there is no ${MANIFEST_NAME}: give the client folder of a release, whole`,
@@ -55,9 +56,9 @@ export class Bundle {
     if (manifestBytes.length > MAX_MANIFEST_BYTES)
       throw new BundleFormatError(`${MANIFEST_NAME} is too large to be a manifest: get the release again`);
     if (trust !== undefined)
-      await checkSignature(manifestBytes, await source(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
+      await checkSignature(manifestBytes, await read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES), trust);
     const { manifest, kind } = await readRelease(manifestBytes);
-    const files = await readVerified(source, manifest.files);
+    const files = await readVerified(read, manifest.files);
     const graphs = await kind.openGraphs(runtime, manifest, files);
     return new Bundle(manifest, graphs, files.get(GOLDEN_NAME) as Uint8Array);
   }
@@ -88,7 +89,8 @@ export class Bundle {
   }
 }
 
-function checkOptions(options: BundleOptions): BundleOptions {
+/** The options of `Bundle.open`, also where a store will open bundles with them. */
+export function checkOptions(options: BundleOptions): BundleOptions {
   checkNames(options, ["runtime", "trust", "allowUnsigned"], "Bundle.open");
   const { runtime, trust } = options;
   checkRuntime(runtime);

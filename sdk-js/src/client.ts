@@ -17,7 +17,7 @@ import { DEFAULT_TIMEOUT_MS, MAX_CALLS_AT_ONCE } from "./constants.js";
 import { ConfigError, DeadlineExceededError, NotEnoughAnswersError, type ServerError } from "./errors.js";
 import { FetchConnection } from "./fetch.js";
 import { isCoded, PARTITION_BYTES } from "./format.js";
-import { checkFlag, checkLeakageLimit, checkNames, checkTimeout, typeName } from "./given.js";
+import { checkFlag, checkLeakageLimit, checkNames, checkSignal, checkTimeout, typeName } from "./given.js";
 import type { UserKey } from "./keys.js";
 import {
   type Answered,
@@ -84,12 +84,15 @@ export interface Platform {
 
 const FETCH: Platform = { checkTls: noTls, connect: (endpoint) => new FetchConnection(endpoint) };
 
+const nothing = (): void => {};
+
 /** One call on its way. */
 interface Call {
   readonly started: number;
   readonly end: number;
   readonly timeout: number;
   readonly signal: AbortSignal | undefined;
+  readonly decodeMs: number;
   readonly kept: Sent[];
   /** Servers whose wrong answers to canaries were corrected. */
   readonly lied: Set<number>;
@@ -122,6 +125,8 @@ export class Client {
     platform: Platform = FETCH,
   ) {
     checkNames(options, OPTIONS, "a client");
+    if (typeof bundle?.graphs?.kind !== "function")
+      throw new ConfigError(`the bundle has the type ${typeName(bundle)}: pass what Bundle.open(…) gives, awaited`);
     const { graphs, manifest } = bundle;
     checkLeakageLimit(options.maxLeakageDb);
     const checked = checkServers(servers, isCoded(manifest) ? null : manifest.servers.length, {
@@ -155,30 +160,35 @@ export class Client {
    * @throws RandomnessError of a coded release, the system's random generator failed.
    */
   predict(image: Pixels, options: CallOptions = {}): Promise<Result> {
-    return this.#call(options, async (call) => {
-      const pixels = loadPixels(image, this.bundle.image);
-      const decodeMs = performance.now() - call.started;
-      const results = await this.#part(call, pixels, 1, decodeMs, 0);
-      return withSuspects(results, call.lied)[0] as Result;
-    });
+    return this.#call(
+      options,
+      async (call, pixels) => {
+        const results = await this.#part(call, pixels, 1, 0);
+        return withSuspects(results, call.lied)[0] as Result;
+      },
+      () => loadPixels(image, this.bundle.image),
+    );
   }
 
   /** Classify several images, in order: in parts of at most the release's `max_batch`, all under one deadline. */
   predictBatch(images: Iterable<Pixels>, options: CallOptions = {}): Promise<Result[]> {
-    return this.#call(options, async (call) => {
-      const { pixels, batch } = loadBatch(images, this.bundle.image);
-      const decodeMs = performance.now() - call.started;
-      const size = pixels.length / batch;
-      const step = this.bundle.manifest.max_batch;
-      const results: Result[] = [];
-      for (let start = 0; start < batch; start += step) {
-        const count = Math.min(step, batch - start);
-        const part = pixels.subarray(start * size, (start + count) * size);
-        const following = Math.ceil((batch - start - count) / step);
-        results.push(...(await this.#part(call, part, count, decodeMs, following)));
-      }
-      return withSuspects(results, call.lied);
-    });
+    const load = () => loadBatch(images, this.bundle.image);
+    return this.#call(
+      options,
+      async (call, { pixels, batch }) => {
+        const size = pixels.length / batch;
+        const step = this.bundle.manifest.max_batch;
+        const results: Result[] = [];
+        for (let start = 0; start < batch; start += step) {
+          const count = Math.min(step, batch - start);
+          const part = pixels.subarray(start * size, (start + count) * size);
+          const following = Math.ceil((batch - start - count) / step);
+          results.push(...(await this.#part(call, part, count, following)));
+        }
+        return withSuspects(results, call.lied);
+      },
+      load,
+    );
   }
 
   /**
@@ -186,25 +196,30 @@ export class Client {
    * shares the image anew each time, and this is the first round's sharing.
    */
   encode(image: Pixels): Promise<Int8Array[]> {
-    return this.#call({}, async (call) => {
-      const sent = await this.#keep(call, this.#kind.begin(loadPixels(image, this.bundle.image), 1));
-      return [...sent.shares];
-    });
+    return this.#call(
+      {},
+      async (call, pixels) => [...(await this.#keep(call, this.#kind.begin(pixels, 1))).shares],
+      () => loadPixels(image, this.bundle.image),
+    );
   }
 
   /** Ask every replica of every server whether it serves this release; no image is involved. */
   health(options: CallOptions = {}): Promise<Health[]> {
-    return this.#call(options, (call) => this.#health(call));
+    return this.#call(options, (call) => this.#health(call), nothing);
   }
 
   /** Run the graphs once and connect to every replica, so that the first image is as fast as the next. */
   warmup(options: CallOptions = {}): Promise<Health[]> {
-    return this.#call(options, async (call) => {
-      const { height, width, channels } = this.bundle.image;
-      await this.#kind.rehearse(new Uint8Array(height * width * channels));
-      await this.#queries?.prepare(this.bundle);
-      return this.#health(call);
-    });
+    return this.#call(
+      options,
+      async (call) => {
+        const { height, width, channels } = this.bundle.image;
+        await this.#kind.rehearse(new Uint8Array(height * width * channels));
+        await this.#queries?.prepare(this.bundle);
+        return this.#health(call);
+      },
+      nothing,
+    );
   }
 
   /** Close the connections; calls that run end at once, and calls after this are refused. */
@@ -217,18 +232,24 @@ export class Client {
     return (await loaded(import("./health.js"))).checkHealth(this.#channels, end, signal);
   }
 
-  /** Run a call within its deadline, at most `MAX_CALLS_AT_ONCE` at a time; what was kept is wiped at its end. */
-  async #call<T>(options: CallOptions, body: (call: Call) => Promise<T>): Promise<T> {
+  /**
+   * Run a call within its deadline, at most `MAX_CALLS_AT_ONCE` at a time; what was kept is wiped at its end. What `load`
+   * reads is read before this returns: the caller may then use the place for the next image.
+   */
+  async #call<T, A>(options: CallOptions, body: (call: Call, loaded: A) => Promise<T>, load: () => A): Promise<T> {
     if (this.#closed) throw new ConfigError("the client is closed: make a new one, and close it after the last call");
     checkNames(options, ["timeout", "signal"], "a call");
     const { signal } = options;
     const timeout = options.timeout === undefined ? this.#timeout : checkTimeout(options.timeout);
     const started = performance.now();
-    const call: Call = { started, end: started + timeout, timeout, signal, kept: [], lied: new Set() };
+    checkSignal(signal);
     signal?.throwIfAborted();
+    const found = load();
+    const decodeMs = performance.now() - started;
+    const call: Call = { started, end: started + timeout, timeout, signal, decodeMs, kept: [], lied: new Set() };
     await this.#turn(call);
     try {
-      return await body(call);
+      return await body(call, found);
     } finally {
       for (const sent of call.kept) this.#kind.forget(sent);
       this.#running--;
@@ -278,7 +299,8 @@ export class Client {
   }
 
   /** Images that travel together, uint8 [batch, …]; `following` parts come after them. */
-  async #part(call: Call, pixels: Uint8Array, batch: number, decodeMs: number, following: number): Promise<Result[]> {
+  async #part(call: Call, pixels: Uint8Array, batch: number, following: number): Promise<Result[]> {
+    const { decodeMs } = call;
     const part: Part = {
       bundle: this.bundle,
       kind: this.#kind,
@@ -288,7 +310,7 @@ export class Client {
       lied: call.lied,
       begin: (images, count) => this.#begin(call, images, count),
       run: (begun, more) => this.#run(call, begun, following + more),
-      results: (ran) => this.#results(call, ran, decodeMs),
+      results: (ran) => this.#results(call, ran),
     };
     if (this.#queries) return this.#queries.results(part, pixels, batch);
     return part.results(await part.run(await part.begin(pixels, batch), 0));
@@ -340,13 +362,13 @@ export class Client {
     });
   }
 
-  #results(call: Call, { found, rounds, batch, fusionMs }: Ran, decodeMs: number): Result[] {
+  #results(call: Call, { found, rounds, batch, fusionMs }: Ran): Result[] {
     const { classes } = this.bundle;
     const answerMs = ({ answer, ms }: Outcome): number | null => (answer ? ms : null);
     const servers = this.#channels.map((_, server) => rounds.map((round) => round.outcomes[server] as Outcome));
     const answered = servers.map((own) => own.every((outcome) => outcome.answer));
     const timings: Timings = {
-      decodeMs,
+      decodeMs: call.decodeMs,
       encodeMs: sum(rounds.map((round) => round.encodeMs)),
       serversMs: servers.map((own, i) => (answered[i] ? sum(own.map((outcome) => outcome.ms)) : null)),
       fusionMs,

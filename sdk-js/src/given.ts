@@ -57,6 +57,12 @@ export function checkFlag(value: unknown, name: string): boolean {
   return value === true;
 }
 
+/** The signal of a call, not the controller that has it. */
+export function checkSignal(signal: unknown): void {
+  if (signal !== undefined && typeof (signal as AbortSignal | null)?.throwIfAborted !== "function")
+    throw new ConfigError(`signal has the type ${typeName(signal)}: pass the \`signal\` of an AbortController`);
+}
+
 /** The most that a release may leak, in dB above the class mean. */
 export function checkLeakageLimit(limit: unknown): void {
   if (limit !== undefined && !(typeof limit === "number" && limit >= 0 && limit < Number.POSITIVE_INFINITY))

@@ -18,7 +18,7 @@ import { DEFAULT_REPEATS, MAX_REPEATS } from "./constants.js";
 import { hmacSha256 } from "./crypto.js";
 import { ConfigError, QueryBudgetError } from "./errors.js";
 import { isCoded, type Manifest } from "./format.js";
-import { checkNames, checkWhole, shown } from "./given.js";
+import { checkNames, checkWhole, shown, typeName } from "./given.js";
 import type { Part } from "./kinds.js";
 import { loaded } from "./loaded.js";
 import { makeResult, type Result } from "./result.js";
@@ -71,6 +71,10 @@ export class Queries {
         `canaryRate=${shown(canaryRate)} is not a number from 0 to 1: 0.05 sends a canary with every twentieth exchange`,
       );
     this.canaryRate = canaryRate;
+    if (typeof spent !== "object" || spent === null || Array.isArray(spent))
+      throw new ConfigError(
+        `\`spent\` has the type ${typeName(spent)}: pass what the property \`spent\` gave, or nothing`,
+      );
     for (const [partition, count] of Object.entries(spent)) {
       if (!/^(?:null|0|[1-9][0-9]{0,9})$/.test(partition) || !Number.isSafeInteger(count) || count < 0)
         throw new ConfigError(

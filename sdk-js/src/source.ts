@@ -12,7 +12,7 @@ export type Source = (name: string, limit: number) => Promise<Uint8Array | null>
 
 /** Files that are already here, by name: of an app's assets, for example. */
 export function fromFiles(files: Readonly<Record<string, Uint8Array>> | ReadonlyMap<string, Uint8Array>): Source {
-  const all = files instanceof Map ? files : new Map(Object.entries(files));
+  const all = files instanceof Map ? files : new Map(Object.entries(files ?? {}));
   return async (name) => all.get(name) ?? null;
 }
 
@@ -74,10 +74,15 @@ export async function checkDigest(name: string, expected: string, data: Uint8Arr
     );
 }
 
+/** A source that gives bytes, or says what it gave instead. */
 export function checkSource(source: unknown): Source {
   if (typeof source !== "function")
     throw new ConfigError(
       `the bundle has the type ${typeName(source)}: pass fromUrl(…), fromFiles(…), or fromFolder(…) in Node`,
     );
-  return source as Source;
+  return async (name, limit) => {
+    const data: unknown = await source(name, limit);
+    if (data === null || data instanceof Uint8Array) return data;
+    throw new ConfigError(`${name} of the bundle came as ${typeName(data)}: pass its bytes, as a Uint8Array`);
+  };
 }

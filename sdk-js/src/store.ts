@@ -10,15 +10,16 @@
  * that a bundle is the latest.
  */
 
-import { Bundle, type BundleOptions } from "./bundle.js";
+import { Bundle, type BundleOptions, checkOptions } from "./bundle.js";
 import { randomBytes, same, textOf, toHex, utf8 } from "./bytes.js";
 import { MAX_BUNDLE_FILE_BYTES, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, STORE_LOCK_LIMIT_MS } from "./constants.js";
-import { BundleError, BundleIntegrityError, BundleStoreError } from "./errors.js";
+import { BundleError, BundleIntegrityError, BundleStoreError, ConfigError } from "./errors.js";
 import { MANIFEST_NAME, SIGNATURE_NAME } from "./format.js";
+import { typeName } from "./given.js";
 import { readManifest } from "./manifest.js";
 import { parse, record } from "./schema.js";
 import { checkSignature } from "./signature.js";
-import { checkDigest, type Source } from "./source.js";
+import { checkDigest, checkSource, type Source } from "./source.js";
 
 /** Where a store keeps its files, by names such as "bundle-0123456789abcdef/encoder.onnx". */
 export interface Shelf {
@@ -51,10 +52,16 @@ export class BundleStore {
   readonly #shelf: Shelf;
   readonly #options: BundleOptions;
 
-  /** @param options as for `Bundle.open`; they hold for every bundle of the store. */
+  /**
+   * @param options as for `Bundle.open`; they hold for every bundle of the store.
+   * @throws ConfigError an argument makes no sense.
+   * @throws BundleSignatureError no trusted key was named.
+   */
   constructor(shelf: Shelf, options: BundleOptions) {
+    if (typeof shelf?.read !== "function")
+      throw new ConfigError(`the place of a store has the type ${typeName(shelf)}: pass what shelfIn(…) gives`);
     this.#shelf = shelf;
-    this.#options = options;
+    this.#options = checkOptions(options);
   }
 
   /**
@@ -65,7 +72,7 @@ export class BundleStore {
    * @throws BundleStoreError the place cannot be written, or others have been installing there for too long.
    */
   install(source: Source): Promise<Bundle> {
-    return this.#alone(() => this.#install(source));
+    return this.#alone(async () => this.#install(checkSource(source)));
   }
 
   async #install(source: Source): Promise<Bundle> {

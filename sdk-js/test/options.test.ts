@@ -8,6 +8,7 @@ import { Client as FetchClient } from "../src/index.js";
 import { refuseLeakage } from "../src/leakage.js";
 import {
   Bundle,
+  BundleStore,
   Client,
   ConfigError,
   fromFiles,
@@ -40,9 +41,12 @@ beforeAll(async () => {
 const THREE = ["https://a.example", "https://b.example", "https://c.example"];
 // biome-ignore lint/suspicious/noExplicitAny: wrong on purpose
 type Wrong = any;
+const UNSIGNED = { runtime: ort, allowUnsigned: true };
 
 /** What is wrong, and a part of the error that says so. */
 const WRONG: [string, string, (Made: typeof Client) => unknown][] = [
+  ["no bundle", "awaited", (Made) => new Made(null as Wrong, THREE)],
+  ["a bundle that was not awaited", "type Promise", (Made) => new Made(Promise.resolve(masked) as Wrong, THREE)],
   ["no list of servers", "not a list", (Made) => new Made(masked, "https://a.example" as Wrong)],
   ["no servers", "no servers were given", (Made) => new Made(masked, [])],
   ["no servers of a coded release", "no servers were given", (Made) => new Made(coded, [])],
@@ -455,4 +459,47 @@ test("safetensors: anything but a sound file without gaps is refused", () => {
     Uint8Array.of(255, 255, 255, 255, 255, 255, 255, 255, 1),
   ];
   for (const bytes of wrong) expect(() => readSafetensors(bytes)).toThrow(Problem);
+});
+
+test("an image is read before the call returns: its place may hold the next one", async () => {
+  const client = new Client(masked, THREE);
+  const { height, width, channels } = masked.image;
+  const image = { data: new Uint8Array(height * width * channels).fill(7), width, height };
+  const expected = await client.encode(image);
+  const made = client.encode(image);
+  image.data.fill(200);
+  expect(await made).toEqual(expected);
+  expect(await client.encode(image)).not.toEqual(expected);
+});
+
+test.each<[string, string, () => unknown]>([
+  [
+    "a controller as a signal",
+    "signal",
+    () => new Client(masked, THREE).health({ signal: new AbortController() as Wrong }),
+  ],
+  [
+    "a folder as a place",
+    "type string",
+    () => new BundleStore("folder" as Wrong, { runtime: ort, allowUnsigned: true }),
+  ],
+  ["no options of a store", "type null", () => new BundleStore({ read: () => {} } as Wrong, null as Wrong)],
+  ["text as a manifest", "came as string", () => Bundle.open(fromFiles({ "manifest.json": "{}" } as Wrong), UNSIGNED)],
+  [
+    "a source that gives a buffer",
+    "ArrayBuffer",
+    () => Bundle.open((async () => new ArrayBuffer(9)) as Wrong, UNSIGNED),
+  ],
+  ["nothing spent", "type null", () => new Queries({ spent: null as Wrong })],
+  ["a number spent", "type number", () => new Queries({ spent: 7 as Wrong })],
+])("%s is refused", async (_, said, work) => {
+  const error = await Promise.resolve()
+    .then(work)
+    .catch((caught: unknown) => caught);
+  expect(error).toBeInstanceOf(ConfigError);
+  expect((error as Error).message).toContain(said);
+});
+
+test("no files at all are no bundle", async () => {
+  await expect(Bundle.open(fromFiles(null as Wrong), UNSIGNED)).rejects.toThrow("there is no manifest.json");
 });

@@ -102,6 +102,7 @@ def odd_files() -> list[dict[str, Any]]:
         "PNG of 16 bits": (grey, "PNG", {}),
         "turned WebP": (colours.convert("RGB"), "WEBP", {"lossless": True, "exif": exif}),
         "turned PNG": (colours.convert("RGB"), "PNG", {"exif": exif}),
+        "very wide": (colours.convert("RGB").resize((70_000, 9)), "PNG", {}),
         "TIFF": (colours.convert("RGB"), "TIFF", {}),
         "PPM": (colours.convert("RGB"), "PPM", {}),
     }
@@ -111,6 +112,9 @@ def odd_files() -> list[dict[str, Any]]:
         image.save(file, form, **options)
         pixels = load_image(file.getvalue(), ImageSpec(height=32, width=32, channels=3))
         found.append({"name": name, "data": text(file.getvalue()), "pixels": text(pixels.tobytes())})
+    icon = io.BytesIO()
+    colours.save(icon, "ICO")
+    found.append({"name": "icon", "data": text(icon.getvalue()), "pixels": ""})
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         whole = io.BytesIO()
         colours.convert("RGB").save(whole, form)

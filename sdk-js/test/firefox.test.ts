@@ -3,7 +3,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { extname, join } from "node:path";
 import { expect, test } from "vitest";
-import { isWhole } from "../src/whole.js";
+import { isWhole } from "../src/firefox.js";
 
 const FOLDER = join(import.meta.dirname, "../../tests/vectors/images");
 const FORMATS = [".jpg", ".png", ".gif", ".webp", ".bmp"];
