@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from privdfs import Error
-from privdfs._command_line import signals_interrupt
+from privdfs._command_line import explain, signals_interrupt
 
 #: Command -> module. Without one of these words in front, the command line builds a release.
 COMMANDS: Mapping[str, str] = {
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        return explain(program, error)
     return 0
 
 

@@ -50,13 +50,14 @@ export async function checkSignature(manifest: Uint8Array, signature: Uint8Array
 export async function readTrust(trust: Trust): Promise<Map<string, Uint8Array>> {
   const listed: readonly unknown[] = Array.isArray(trust) ? trust : [trust];
   if (!listed.length) throw new ConfigError("no trusted key was given: pass the public key of the signer");
-  const keys = listed.map(readKey);
+  const keys = listed.flatMap(readKeys);
   const ids = await Promise.all(keys.map(async (key) => toHex(await sha256(key)).slice(0, 16)));
   return new Map(keys.map((key, i) => [ids[i] as string, key]));
 }
 
-function readKey(key: unknown): Uint8Array {
-  if (key instanceof Uint8Array && key.length === KEY_BYTES) return key;
+/** One key, or those of a text that has several, one after the other. */
+function readKeys(key: unknown): Uint8Array[] {
+  if (key instanceof Uint8Array && key.length === KEY_BYTES) return [key];
   const pem = key instanceof Uint8Array ? textOf(key) : key;
   if (typeof pem !== "string")
     throw new ConfigError(
@@ -67,14 +68,16 @@ function readKey(key: unknown): Uint8Array {
       "the key to trust is a private key, which only signs: pass the public one (`openssl pkey -in KEY -pubout` makes " +
         "it), and keep the private one away from devices",
     );
-  const body = /-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END PUBLIC KEY-----/.exec(pem)?.[1];
-  const der = body === undefined ? null : fromBase64(body.replace(/\s/g, ""));
-  if (der?.length !== PREFIX.length + KEY_BYTES || !same(der.subarray(0, PREFIX.length), PREFIX))
+  const bodies = [...pem.matchAll(/-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END PUBLIC KEY-----/g)];
+  const found = bodies.map(([, body = ""]) => fromBase64(body.replace(/\s/g, "")));
+  const right = (der: Uint8Array) =>
+    der.length === PREFIX.length + KEY_BYTES && same(der.subarray(0, PREFIX.length), PREFIX);
+  if (!found.length || pem.split("-----BEGIN").length !== found.length + 1 || !found.every(right))
     throw new ConfigError(
       "the key to trust is not an Ed25519 public key in PEM form: pass the text of the file, not its name; " +
         "`openssl pkey -in KEY -pubout` makes it",
     );
-  return der.slice(PREFIX.length);
+  return found.map((der) => der.slice(PREFIX.length));
 }
 
 const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

@@ -339,6 +339,18 @@ test("keys to trust: no secret is quoted, and no private one is taken", async ()
   await expect(readTrust(secret)).rejects.not.toThrow("MC4CAQ");
 });
 
+test("a text may have several keys to trust, and nothing else", async () => {
+  const pem = (byte: number) => {
+    const der = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), Buffer.alloc(32, byte)]);
+    return `-----BEGIN PUBLIC KEY-----\n${der.toString("base64")}\n-----END PUBLIC KEY-----\n`;
+  };
+  expect([...(await readTrust(pem(1) + pem(2))).values()].map((key) => key[0])).toEqual([1, 2]);
+  expect([...(await readTrust([pem(1), pem(2) + pem(3)])).values()].map((key) => key[0])).toEqual([1, 2, 3]);
+  const certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+  for (const text of [pem(1) + certificate, certificate + pem(1)])
+    await expect(readTrust(text)).rejects.toThrow("not an Ed25519");
+});
+
 test("images that cannot be used", () => {
   const spec = { height: 9, width: 8, channels: 3 } as const;
   const cases: [Wrong, string][] = [

@@ -23,7 +23,6 @@ classified.
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,6 +37,7 @@ from privdfs._bundle import Bundle
 from privdfs._cli_servers import Renamed, add_arguments, servers_of
 from privdfs._cli_words import in_options
 from privdfs._client import Client
+from privdfs._command_line import explain
 from privdfs._constants import DEFAULT_TIMEOUT_S
 from privdfs._errors import ConfigError, Error, ImageError
 from privdfs._images import read_rest
@@ -64,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(in_options(error.message))
         return _FAILED
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # so that Python's last flush does not fail too
-        if not isinstance(error, BrokenPipeError):  # the reader of the output, `head` for example, has seen enough
-            _complain(f"the output cannot be written ({error.strerror}): check where it goes")
-        return _FAILED
+        return explain("privdfs", error)
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code

@@ -1,7 +1,9 @@
 """What the commands of this project share: numbers within limits, and signals that let them clean up."""
 
 import argparse
+import os
 import signal
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -39,3 +41,19 @@ def signals_interrupt() -> Generator[None, None, None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def explain(program: str, error: OSError) -> int:
+    """Say which file cannot be used; a reader of the output that has seen enough, as `head` has, needs no words.
+
+    Returns:
+        The exit code.
+    """
+    if error.filename is not None:
+        named = os.fsdecode(error.filename)
+        sys.stderr.write(f"{program}: {named} cannot be used ({error.strerror}): check its permissions and the disk\n")
+        return 2
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not fail too
+    if not isinstance(error, BrokenPipeError):
+        sys.stderr.write(f"{program}: the output cannot be written ({error.strerror}): check where it goes\n")
+    return 2

@@ -5,7 +5,8 @@ Listed paths are relative, in posix form, and cannot leave the folder of the man
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from privdfs._errors import BundleFormatError, BundleIntegrityError
@@ -18,36 +19,52 @@ _UNLISTABLE = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
+@contextmanager
+def reading(folder: Path) -> Generator[None]:
+    """Errors of the disk, and of permissions, as one of ours."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename or folder))
+        raise BundleIntegrityError(
+            f"{shown(path)} cannot be read ({error.strerror or type(error).__name__}): check its permissions and the "
+            "disk",
+            path.name,
+        ) from error
+
+
 def read_manifest_bytes(folder: Path) -> bytes:
     """Read the bytes of `manifest.json` in a folder.
 
     Raises:
-        BundleIntegrityError: it is missing or not an ordinary file.
+        BundleIntegrityError: it is missing, not an ordinary file, or cannot be read.
         BundleFormatError: it is too large to be a manifest.
     """
     path = check_path(folder, "the folder") / MANIFEST_NAME
     if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114 - those of pathlib raise
-        if (path.parent.parent / MANIFEST_NAME).is_file():
-            raise BundleIntegrityError(
-                f"{shown(path.parent.parent)} is one folder of a release: give the release, the folder above it",
-                MANIFEST_NAME,
-            )
-        raise BundleIntegrityError(
-            f"there is no {MANIFEST_NAME} in {shown(folder)}: give the folder that the exporter wrote, whole",
-            MANIFEST_NAME,
-        )
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise BundleIntegrityError(
-            f"{path} cannot be read ({type(error).__name__}): check its permissions and the disk", MANIFEST_NAME
-        ) from error
+        raise _no_manifest(path)
+    with reading(path), path.open("rb") as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleFormatError(
             f"{path} is larger than {MAX_MANIFEST_BYTES} bytes and cannot be a manifest: get the release again"
         )
     return data
+
+
+def _no_manifest(path: Path) -> BundleIntegrityError:
+    """What to say where it is not, or not for us to see."""
+    folder = path.parent
+    with reading(folder):
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            path.lstat()
+        if folder.is_file():
+            advice = f"{shown(folder)} is a file: give the folder that it lies in"
+        elif (folder.parent / MANIFEST_NAME).is_file():
+            advice = f"{shown(folder.parent)} is one folder of a release: give the release, the folder above it"
+        else:
+            advice = f"there is no {MANIFEST_NAME} in {shown(folder)}: give the folder that the exporter wrote, whole"
+    return BundleIntegrityError(advice, MANIFEST_NAME)
 
 
 def sha256_file(path: Path) -> str:
@@ -67,10 +84,11 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
         files: the manifest's `files`: relative posix path -> SHA-256 in hex.
 
     Raises:
-        BundleIntegrityError: a file is missing, changed, a symbolic link, or its path leaves the folder.
+        BundleIntegrityError: a file is missing, changed, a symbolic link or unreadable, or its path leaves the folder.
     """
-    for name, expected in files.items():
-        _compare(name, expected, sha256_file(_locate(folder, name, expected)))
+    with reading(folder):
+        for name, expected in files.items():
+            _compare(name, expected, sha256_file(_locate(folder, name, expected)))
 
 
 def read_verified(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
@@ -80,10 +98,11 @@ def read_verified(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
         BundleIntegrityError: as for `verify_files`.
     """
     contents: dict[str, bytes] = {}
-    for name, expected in files.items():
-        data = _locate(folder, name, expected).read_bytes()
-        check_digest(name, expected, data)
-        contents[name] = data
+    with reading(folder):
+        for name, expected in files.items():
+            data = _locate(folder, name, expected).read_bytes()
+            check_digest(name, expected, data)
+            contents[name] = data
     return contents
 
 
@@ -100,13 +119,14 @@ def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:
     """Check that a folder holds nothing that its manifest does not list.
 
     Triton serves whatever lies in a model repository (a folder `2/` beside `1/` is a newer version of the model), so
-    an added file is as serious as a changed one.
+    an added file is as serious as a changed one. It does not start on an empty folder.
 
     Raises:
-        BundleIntegrityError: there is an unlisted file.
+        BundleIntegrityError: there is an unlisted file, or an empty folder; or something cannot be read.
     """
-    for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
+    with reading(folder):
+        found = [path.relative_to(folder).as_posix() for path in _walk(folder)]
+    for name in found:
         if name not in files and name not in _UNLISTABLE:
             raise BundleIntegrityError(
                 f"{name} is not listed in the manifest of {folder}: delete it, or get the release again", name
@@ -114,9 +134,9 @@ def refuse_unlisted(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, symbolic links among them, in a stable order; links are not followed."""
+    """All files and empty folders below a folder, in a stable order; symbolic links are not followed."""
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
             yield from _walk(path)
         else:
             yield path

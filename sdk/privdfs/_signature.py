@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from privdfs._errors import BundleSignatureError, ConfigError
+from privdfs._files import reading
 from privdfs._format import SIGNATURE_NAME
 from privdfs._given import is_pem, read_file, shown
 
-#: A public key: the path of a PEM file, what is in one, or the key's 32 bytes; or several, one of which signed.
+#: A public key: the path of a PEM file, what is in one, or the key's 32 bytes; or several, one of which signed. A file
+#: may have several, too, one after the other.
 PublicKey: TypeAlias = str | PathLike[str] | bytes
 Trust: TypeAlias = PublicKey | Sequence[PublicKey]
 
@@ -32,6 +34,7 @@ CONTEXT = b"privdfs manifest, signature 1\n"
 KEY_BYTES = 32
 #: More than a line has, so that a longer file is not taken for one.
 MAX_SIGNATURE_BYTES = 4096
+_END = b"-----END PUBLIC KEY-----"
 _LINE = re.compile(rb"ed25519 (?P<key>[0-9a-f]{16}) (?P<signature>[0-9a-f]{128})\n")
 
 
@@ -45,8 +48,7 @@ def read_trust(trust: Trust) -> dict[str, Any]:
     listed: Sequence[PublicKey] = [trust] if isinstance(trust, (str, bytes, PathLike)) else list(trust)
     if not listed:
         raise ConfigError("no trusted key was given: pass the public key of the signer")
-    keys = [_read_public_key(key) for key in listed]
-    return {key_id(key): key for key in keys}
+    return {key_id(found): found for key in listed for found in _read_public_keys(key)}
 
 
 def key_id(public_key: Any) -> str:  # noqa: ANN401 - cryptography's Ed25519PublicKey
@@ -81,7 +83,7 @@ def check_signature(folder: Path, manifest: bytes, trust: Trust, name: str | Non
         raise BundleSignatureError(
             f"{name} is not signed: get the signed release, or sign it (privdfs-export sign)", None
         )
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         match = _LINE.fullmatch(file.read(MAX_SIGNATURE_BYTES))
     if match is None:
         raise BundleSignatureError(f"{name} has no {SIGNATURE_NAME} of this format: get the release again", None)
@@ -106,14 +108,15 @@ def _check_type(key: object, types: tuple[type, ...]) -> None:
         raise ConfigError(f"the key to trust has the type {type(key).__name__}: pass the path of a public key's file")
 
 
-def _read_public_key(key: PublicKey) -> Any:  # noqa: ANN401 - cryptography's Ed25519PublicKey
+def _read_public_keys(key: PublicKey) -> list[Any]:  # cryptography's Ed25519PublicKey
+    """One, or those of a file that has several, one after the other."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     _check_type(key, (str, bytes, PathLike))
     if isinstance(key, bytes) and len(key) == KEY_BYTES:
-        return Ed25519PublicKey.from_public_bytes(key)
+        return [Ed25519PublicKey.from_public_bytes(key)]
     if is_pem(key):
         key = str(key).encode("utf-8", "replace")
     where = "the key to trust" if isinstance(key, bytes) else f"the key to trust, {shown(key)},"
@@ -123,12 +126,13 @@ def _read_public_key(key: PublicKey) -> Any:  # noqa: ANN401 - cryptography's Ed
             f"{where} is a private key, which only signs: pass the public one (`openssl pkey -in KEY -pubout` makes "
             "it), and keep the private one away from devices"
         )
+    *blocks, rest = data.split(_END)
     try:
-        found = load_pem_public_key(data)
+        found = [load_pem_public_key(block + _END) for block in blocks if b"-----BEGIN" not in rest]
     except (ValueError, UnsupportedAlgorithm):
-        found = None
-    if not isinstance(found, Ed25519PublicKey):
+        found = []
+    if not found or not all(isinstance(each, Ed25519PublicKey) for each in found):
         raise ConfigError(
             f"{where} is not an Ed25519 public key in PEM form: make it with `openssl pkey -in KEY -pubout`"
         )
-    return found
+    return list(found)

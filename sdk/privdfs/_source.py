@@ -9,7 +9,7 @@ bundle is public, the proxy passes TLS on without seeing into it, and what arriv
 Shares never go through one, whatever the environment says.
 """
 
-import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,7 +66,13 @@ def open_source(source: str | PathLike[str]) -> Fetch:
 
 
 def _folder(folder: Path) -> Fetch:
-    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib's raises
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except PermissionError as error:
+        raise BundleStoreError(f"{shown(folder)} cannot be read: check its permissions") from error
+    except (OSError, ValueError):
+        is_folder = False
+    if not is_folder:
         raise BundleStoreError(
             f"{shown(folder)} is not a folder: give the client folder of a release, or an https address"
         )

@@ -7,7 +7,7 @@ import msgspec
 
 from privdfs._coded_format import CodedManifest, CodedServerManifest, branch_file, server_round
 from privdfs._errors import BundleFormatError, BundleIntegrityError
-from privdfs._files import read_manifest_bytes, refuse_unlisted, verify_files
+from privdfs._files import read_manifest_bytes, reading, refuse_unlisted, verify_files
 from privdfs._format import BASELINE_FOLDER, CLIENT_FOLDER, MANIFEST_NAME, ClientManifest, ServerManifest, server_folder
 from privdfs._manifest import AnyClientManifest, AnyServerManifest, read_client_manifest, read_server_manifest
 from privdfs._signature import Trust, check_signature
@@ -36,8 +36,13 @@ def verify(path: Path, *, trust: Trust | None = None) -> list[Verified]:
         trust: keys, one of which must have signed each folder; None skips signatures.
 
     Raises:
-        BundleError: a file is missing, changed or added, or the folders are of different releases.
+        BundleError: a file is missing, changed, added, or cannot be read, or the folders are of different releases.
     """
+    with reading(path):
+        return _verify(path, trust)
+
+
+def _verify(path: Path, trust: Trust | None) -> list[Verified]:
     if (path / MANIFEST_NAME).exists() or not (path / CLIENT_FOLDER).is_dir():
         return [_verify_folder(path, trust)]
     client = read_client_manifest(read_manifest_bytes(path / CLIENT_FOLDER))

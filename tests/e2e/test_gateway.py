@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -123,6 +124,25 @@ def test_both_clients_predict_through_gateways(release: Path, tmp_path: Path) ->
             Client(release / "client", [Server(door.endpoint) for door in doors], allow_unsigned=True) as distrusting,
         ):
             distrusting.predict(image)
+
+
+def test_devices_ask_again_what_is_served_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what runs behind a gateway a device learns on a new connection alone; here a minute has a second."""
+    shorter = tmp_path / "template"
+    text = nginx.TEMPLATE.read_text(encoding="utf-8")
+    assert text.count("keepalive_time 1m;") == 1
+    shorter.write_text(text.replace("keepalive_time 1m;", "keepalive_time 1s;"), encoding="utf-8")
+    monkeypatch.setattr(nginx, "TEMPLATE", shorter)
+    with serve_gateways(MASKED, Gateway(), log_dir=tmp_path) as doors:
+        servers = [Server(door.endpoint, TLS(ca=str(door.ca))) for door in doors]
+        with Client(MASKED / "client", servers, allow_unsigned=True, timeout=10) as client:
+            for _ in range(2):  # the second one is the last on its connection
+                assert all(client.predict(IMAGES / "bag-1.png").answered)
+                time.sleep(1.2)
+            assert all(client.predict(IMAGES / "bag-1.png").answered)
+        for door in doors:
+            paths = [line.split('"')[1] for line in door.calls.read_text().splitlines() if '"' in line]
+            assert [path for path in paths if path != READY] == [CONFIG, INFER, INFER, CONFIG, INFER]
 
 
 def test_the_longest_message_is_that_of_the_largest_batch(release: Path) -> None:

@@ -1,11 +1,12 @@
 """What the commands share: numbers within limits, and signals that let them clean up."""
 
 import argparse
+import errno
 import signal
 
 import pytest
 
-from privdfs._command_line import signals_interrupt, stopping_signals, whole_number
+from privdfs._command_line import explain, signals_interrupt, stopping_signals, whole_number
 
 
 def test_numbers_within_limits_are_read() -> None:
@@ -34,3 +35,10 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     assert stopping_signals() == [signal.SIGINT, signal.SIGTERM]
     with signals_interrupt():
         signal.raise_signal(signal.SIGHUP)
+
+
+def test_what_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("privdfs", PermissionError(errno.EACCES, "Permission denied", "some/file")) == 2
+    assert capsys.readouterr().err == (
+        "privdfs: some/file cannot be used (Permission denied): check its permissions and the disk\n"
+    )

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privdfs import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError
-from privdfs._files import read_verified, refuse_unlisted, sha256_file, verify_files
+from privdfs._files import read_manifest_bytes, read_verified, refuse_unlisted, sha256_file, verify_files
 from privdfs._manifest import decode_client_manifest, decode_server_manifest, encode_manifest, read_client_manifest
 from privdfs.coding import MAX_SERVERS, PRIMES
 from tests.sdk.coded_folders import TWO_ROUNDS, a_round, coded_manifest
@@ -201,6 +203,41 @@ def test_one_changed_byte_is_found(listed: tuple[Path, dict[str, str]], check: C
     assert str(error.actual) in str(error)
 
 
+@pytest.mark.parametrize("check", [verify_files, read_verified, refuse_unlisted])
+def test_what_may_not_be_read_is_named(
+    listed: tuple[Path, dict[str, str]], check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so that the system's refusal is made here."""
+    folder, files = listed
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    for name in ("open", "read_bytes", "iterdir"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(BundleIntegrityError, match=r"cannot be read .Permission denied.: check its permissions"):
+        check(folder, files)
+
+
+def test_a_manifest_in_a_folder_that_may_not_be_entered(
+    listed: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    folder, _ = listed
+    (folder / "manifest.json").unlink()
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(BundleIntegrityError, match=r"manifest\.json' cannot be read"):
+        read_manifest_bytes(folder)
+
+
+def test_a_file_is_no_folder(listed: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = listed
+    with pytest.raises(BundleIntegrityError, match=r"a\.bin' is a file: give the folder"):
+        read_manifest_bytes(folder / "a.bin")
+
+
 @pytest.mark.parametrize("check", [verify_files, read_verified])
 def test_a_missing_file_is_found(listed: tuple[Path, dict[str, str]], check: Callable[..., Any]) -> None:
     folder, files = listed
@@ -248,4 +285,12 @@ def test_added_files_are_found(listed: tuple[Path, dict[str, str]], name: str) -
     (folder / name).write_bytes(b"")
     verify_files(folder, files)
     with pytest.raises(BundleIntegrityError, match="not listed"):
+        refuse_unlisted(folder, files)
+
+
+def test_an_empty_folder_is_found(listed: tuple[Path, dict[str, str]]) -> None:
+    """Triton does not start on one: a disk's lost+found, or a version without a model."""
+    folder, files = listed
+    (folder / "sub" / "2").mkdir()
+    with pytest.raises(BundleIntegrityError, match="sub/2 is not listed"):
         refuse_unlisted(folder, files)

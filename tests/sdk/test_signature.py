@@ -25,7 +25,9 @@ def signed(release_copy: Path) -> Path:
 def test_a_signed_bundle_opens_with_its_signers_key_in_any_form(signed: Path, tmp_path: Path) -> None:
     path = tmp_path / "key.pub.pem"
     path.write_bytes(pem(KEY))
-    for trust in (TRUST, pem(KEY), path, str(path), [OTHER.public_key().public_bytes_raw(), path]):
+    both = tmp_path / "keys.pub.pem"
+    both.write_bytes(pem(OTHER) + pem(KEY))
+    for trust in (TRUST, pem(KEY), path, str(path), [OTHER.public_key().public_bytes_raw(), path], both):
         assert Bundle.open(signed / "client", trust=trust).release == "tiny-1"
     with Client(signed / "client", [f"127.0.0.1:{i + 1}" for i in range(3)], trust=path) as client:
         assert client.bundle.release == "tiny-1"
@@ -115,8 +117,16 @@ def test_random_changes_of_all_files_are_refused(signed: Path) -> None:
         path.write_bytes(files[path])
 
 
+#: A key, and what may not be taken for another one.
+BESIDE = [
+    pem(KEY) + pem(X25519PrivateKey.generate()),
+    pem(KEY) + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + pem(KEY),
+]
+
+
 @pytest.mark.parametrize(
-    "trust", [[], b"x", b"", b"-----BEGIN PUBLIC KEY-----\n", "none.pem", pem(X25519PrivateKey.generate())]
+    "trust", [[], b"x", b"", b"-----BEGIN PUBLIC KEY-----\n", "none.pem", pem(X25519PrivateKey.generate()), *BESIDE]
 )
 def test_what_is_no_key(signed: Path, trust: object) -> None:
     with pytest.raises(ConfigError):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from privdfs._command_line import signals_interrupt, whole_number
+from privdfs._command_line import explain, signals_interrupt, whole_number
 from privdfs._errors import Error
 from privdfs._format import CLIENT_FOLDER, SIGNATURE_NAME
 from privdfs.coding import MAX_SERVERS
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"privdfs-serve: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        return explain("privdfs-serve", error)
     return 0
 
 
@@ -156,6 +158,8 @@ def _show(folder: Path, release: str, servers: Sequence[RunningServer], doors: S
     call = [f"privdfs predict {shlex.quote(str(client))} IMAGE {trust}"]
     if doors and doors[0].ca is not None:
         call.append(f"--ca {shlex.quote(str(doors[0].ca))}")
+    elif doors:
+        call.append("--ca AUTHORITY")
     addresses = [door.endpoint for door in doors] or [server.http or server.endpoint for server in servers]
     print(" \\\n    ".join([*call, *(f"--server {address}" for address in addresses)]))
     print(f"\nRelease {release} is being served; Ctrl-C ends it.", flush=True)
