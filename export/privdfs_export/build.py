@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
         servers = DEFAULT_SERVERS if options.servers is None else options.servers
         check_servers(servers)
         coded = load_coded(options.checkpoint, factory=options.factory)
+        check_servers(servers, max(each.degree for each in coded.rounds))
         data = load_data(coded.config.data.whole(), options.data)
         export_coded(coded, data, options.out, engine=options.engine, servers=servers, console=console)
         return

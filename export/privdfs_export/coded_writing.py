@@ -62,14 +62,21 @@ def write_coded_release(
         write_baseline(folder / BASELINE_FOLDER, client, built.baseline.data, engine, baseline)
 
 
-def check_servers(servers: int) -> None:
+def check_servers(servers: int, degree: int = 1) -> None:
     """Refuse a number of servers that no client takes.
 
+    Args:
+        servers: How many get a folder.
+        degree: The largest of the rounds; the least before they are known.
+
     Raises:
-        ExportError: It is below 2, or above what liars can be found among.
+        ExportError: They cannot decode while one of them learns nothing, or are more than liars can be found among.
     """
-    if not 2 <= servers <= coding.MAX_SERVERS:
-        message = f"--servers is {servers}: a coded release has folders for 2 to {coding.MAX_SERVERS} servers."
+    if not degree < servers <= coding.MAX_SERVERS:
+        message = (
+            f"--servers is {servers}: a coded release of degree {degree} has folders for {degree + 1} to "
+            f"{coding.MAX_SERVERS} servers."
+        )
         raise ExportError(message)
 
 

@@ -202,3 +202,20 @@ def hooked(image_shape: Shape, classes: int) -> nn.Module:
     model = nn.Sequential(nn.Conv2d(image_shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     model[0].register_forward_hook(_doubled)
     return model.append(nn.LazyLinear(classes))
+
+
+class _Doubles(nn.Module):
+    """Logits of another type."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.last = nn.LazyLinear(classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(images.flatten(1)).double()
+
+
+def of_doubles(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    model = _Doubles(classes)
+    model(torch.zeros(1, *image_shape))
+    return model

@@ -1,11 +1,13 @@
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from privdfs_training.cli import main
+from privdfs_training.config import Config
 from privdfs_training.errors import TrainingConfigError
-from privdfs_training.reading import config_from_dict, load_config
+from privdfs_training.reading import config_from_dict, load_config, refuse_unknown_keys
 from tests.trained import BRANCHES_STAGE, FUSION_STAGE, tiny_values, write_toml
 
 COMMITTED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -57,6 +59,7 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
     ("section", "key", "value", "problem"),
     [
         ("masks", "servers", 1, "at least 2 servers"),
+        ("masks", "servers", 13, "12 are the most"),
         ("masks", "levels", 4, "must be odd"),
         ("masks", "overlap", 1.5, "from 0 to 1"),
         ("loss", "bits", 0.1, "learned_levels = true"),
@@ -90,6 +93,34 @@ def test_values_that_cannot_work_are_refused(section: str, key: str, value: Any,
     values[section][key] = value
     with pytest.raises(TrainingConfigError, match=problem):
         config_from_dict(values, "tests")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/absolute", "my run", "modèle", "-x", "a" * 116])
+def test_a_name_is_one_that_a_release_can_have(tmp_path: Path, name: str) -> None:
+    """It names a folder, too, which must not lie somewhere else."""
+    with pytest.raises(TrainingConfigError, match=r"name is .*; it names a folder and the release"):
+        load_config(write_toml(tmp_path / "config.toml", tiny_values() | {"name": name}))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_has_a_range(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(TrainingConfigError, match=r"from 0 to 2\*\*64 - 1"):
+        load_config(write_toml(tmp_path / "config.toml", tiny_values() | {"seed": seed}))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("loss", "distillation", math.inf, r"loss\.distillation is inf"),
+        ("masks", "temperature", [math.nan, 0.1], r"masks\.temperature\[0\] is nan"),
+        ("train", "fusion", FUSION_STAGE | {"malicious": math.nan}, r"train\.fusion\.malicious is nan"),
+    ],
+)
+def test_numbers_are_finite(section: str, key: str, value: Any, named: str) -> None:
+    values = tiny_values()
+    values[section][key] = value
+    with pytest.raises(TrainingConfigError, match=f"{named}; give a finite number"):
+        refuse_unknown_keys(values, Config, Path("tests"))
 
 
 def test_liars_among_two_servers_are_refused() -> None:

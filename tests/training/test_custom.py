@@ -119,7 +119,7 @@ def test_training_ends_with_the_command_that_exports(
     config = str(path.parents[1] / "config.toml")
     assert cli.main([config, "--data", str(data_folder), "--out", str(path.parents[1]), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert f"next: privdfs-export {path} --factory {SMALL} --out model_repository/tiny-3" in said
+    assert f"next: privdfs-export {path} --factory {SMALL} --data {data_folder} --out model_repository/tiny-3" in said
 
 
 @pytest.fixture
@@ -188,8 +188,9 @@ def test_a_factory_has_a_form_and_a_use(masked: Path, trained_release: Path) -> 
         ("takes_nothing", r"takes_nothing\(image_shape, classes\) failed with TypeError.*image_shape = \(1, 28, 28\)"),
         ("not_a_module", "gave a int, not a torch.nn.Module"),
         ("failing", r"failed on images float32 \(2, 1, 28, 28\) with RuntimeError"),
-        ("two_answers", "gives tuple, not logits as one float tensor"),
-        ("labels", "gives torch.int64, not logits as one float tensor"),
+        ("two_answers", "gives tuple, not logits as one float32 tensor"),
+        ("labels", "gives torch.int64, not logits as one float32 tensor"),
+        ("of_doubles", "gives torch.float64, not logits as one float32 tensor"),
         ("too_few", r"of shape \(2, 9\) for 2 images and 10 classes; logits are \(2, 10\)"),
         ("tied", "2.weight and 3.weight share their memory"),
         ("infinite", "NaN or infinite values in mask: register it with persistent=False"),

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from privdfs_training import loop
 from privdfs_training.checkpoint import (
@@ -34,6 +35,7 @@ from privdfs_training.data import load_data
 from privdfs_training.errors import CheckpointError, DivergenceError, TrainingConfigError
 from privdfs_training.interruption import StopRequest, stop_on_signal
 from privdfs_training.models.system import System
+from privdfs_training.optimizer import build_optimizer
 from privdfs_training.parallel import CPU
 from privdfs_training.precision import has_bfloat16
 from privdfs_training.reading import config_from_dict
@@ -287,6 +289,28 @@ def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, data_folder: Pat
     data = load_data("fashion-mnist", data_folder)
     with pytest.raises(TrainingConfigError, match=r"train\.baseline\.batch is 521, but fashion-mnist has 520"):
         loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
+
+
+def test_windows_beside_the_image_are_refused(tmp_path: Path, data_folder: Path) -> None:
+    values = tiny_values()
+    values["train"]["masks"] = values["train"]["masks"] | {"crop_padding": 28}
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(TrainingConfigError, match=r"train\.masks\.crop_padding is 28, .* have 28 pixels on a side"):
+        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
+
+
+def test_proxies_that_would_never_count_are_refused(tmp_path: Path, data_folder: Path) -> None:
+    values = tiny_values() | {"adversary": {"weight": 1.0, "restart": 0, "warm_up": 100_000}}
+    data = load_data("fashion-mnist", data_folder)
+    with pytest.raises(TrainingConfigError, match=r"adversary\.warm_up is 100000 steps, .* none would ever count"):
+        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
+
+
+def test_a_stage_without_anything_to_train_is_refused() -> None:
+    config = config_from_dict(tiny_values(), "tests")
+    frozen = nn.Linear(2, 2).requires_grad_(requires_grad=False)
+    with pytest.raises(TrainingConfigError, match="no weight that it trains may change"):
+        build_optimizer(frozen, config.train.baseline)
 
 
 def test_a_single_stage_is_not_a_system(trained_release: Path) -> None:

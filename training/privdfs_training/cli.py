@@ -1,6 +1,7 @@
 """`privdfs-train CONFIG`: run the stages of one config, or continue them."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,17 +83,18 @@ def _run(options: argparse.Namespace) -> int:
         process = f"process {parallel.rank()}: " if parallel.world() > 1 else ""
         print(f"privdfs-train: {process}{error}", file=sys.stderr)
         return 2
-    console.print(f"finished: {path}{_following(config, path)}", soft_wrap=True)
+    console.print(f"finished: {path}{_following(config, path, options.data)}", soft_wrap=True)
     parallel.leave_together()
     return 0
 
 
-def _following(config: AnyConfig, path: Path) -> str:
+def _following(config: AnyConfig, path: Path, data: Path | None) -> str:
     """The command that makes a release of a finished system."""
     if not isinstance(config, Config | CodedConfig):
         return ""
     factory = f" --factory {config.backbone.factory}" if isinstance(config.backbone, CustomConfig) else ""
-    return f"\nnext: privdfs-export {path}{factory} --out model_repository/{config.name}"
+    folder = "" if data is None else f" --data {shlex.quote(str(data))}"
+    return f"\nnext: privdfs-export {shlex.quote(str(path))}{factory}{folder} --out model_repository/{config.name}"
 
 
 def _read(path: Path) -> AnyConfig:

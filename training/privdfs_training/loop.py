@@ -296,6 +296,28 @@ def _check_batches(todo: tuple[Stage, ...], data: ImageData) -> None:
                 f"{parallel.world()} processes has a part. Start one process, or remove them."
             )
             raise TrainingConfigError(message)
+        if stage.config.crop_padding >= min(data.image_shape[1:]):
+            message = (
+                f"train.{stage.name}.crop_padding is {stage.config.crop_padding}, and images of {data.name} have "
+                f"{min(data.image_shape[1:])} pixels on a side: windows would show nothing of them. Take a few pixels."
+            )
+            raise TrainingConfigError(message)
+    _check_adversary(todo, data)
+
+
+def _check_adversary(todo: tuple[Stage, ...], data: ImageData) -> None:
+    """Refuse proxies that would train through all stages without ever counting."""
+    warm_up, longest = 0, 1.0
+    for stage in todo:
+        if stage.adversary is not None:
+            steps = stage.config.epochs * (data.train_size // stage.config.batch)
+            warm_up, longest = stage.adversary.config.warm_up, max(longest, steps * (1 - stage.adversary.start))
+    if longest <= warm_up:
+        message = (
+            f"adversary.warm_up is {warm_up} steps, and no stage has more than {longest:.0f} with proxies, so none "
+            "would ever count. Lower it, or train for longer."
+        )
+        raise TrainingConfigError(message)
 
 
 def _compile(system: System, device: torch.device) -> None:

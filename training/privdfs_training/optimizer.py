@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from privdfs_training.config import StageConfig
+from privdfs_training.errors import TrainingConfigError
 
 WARM_UP = 0.2  # share of the steps in which the learning rate rises; it falls to zero in the rest
 
@@ -24,7 +25,16 @@ def build_optimizer(modules: nn.Module, config: StageConfig) -> torch.optim.Opti
 
     Returns:
         SGD with Nesterov momentum, or AdamW.
+
+    Raises:
+        TrainingConfigError: The stage has epochs, and nothing to train.
     """
+    if config.epochs and not any(value.requires_grad for value in modules.parameters()):
+        message = (
+            "a stage has epochs, and no weight that it trains may change: let some parameters of backbone.factory's "
+            "module require gradients, or set the stage's epochs to 0"
+        )
+        raise TrainingConfigError(message)
     # Weight decay on matrices and kernels only: decaying gains, biases, mask preferences and probabilities would move
     # what they mean.
     kept = ("logits", "table")

@@ -1,7 +1,10 @@
 """Reading a run's config: one TOML file, in which a misspelt key is an error before any time is spent."""
 
 import difflib
+import math
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +19,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+#: The id of a release is its run's name, a hyphen and 12 digits, and has 128 characters at most.
+LONGEST_NAME = 115
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def load_config(path: Path) -> Config:
@@ -95,9 +102,11 @@ def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path
         prefix: Of the keys in the message, such as "train.".
 
     Raises:
-        TrainingConfigError: A key is not known, and the message names the closest one; or a section is of no known
-            kind.
+        TrainingConfigError: A key is not known, and the message names the closest one; a section is of no known kind;
+            or a number, the name or the seed is one that no run can have.
     """
+    if not prefix:
+        _refuse_values(raw, path)
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     tag = section.__struct_config__.tag_field
     for key, value in raw.items():
@@ -115,6 +124,36 @@ def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
         if isinstance(value, dict) and sections:
             refuse_unknown_keys(value, _kind(value, sections, path, f"{prefix}{key}"), path, f"{prefix}{key}.")
+
+
+def _refuse_values(raw: dict[str, Any], path: Path) -> None:
+    """Refuse what no run can have: numbers that are none, and names and seeds that fail once it has been trained."""
+    name, seed = raw.get("name"), raw.get("seed")
+    if isinstance(name, str) and not NAME.fullmatch(name):
+        message = (
+            f"{path}: name is {name!r}; it names a folder and the release: begin with a letter from A to Z or a digit, "
+            f"and go on with these, '.', '_' and '-', {LONGEST_NAME} at most."
+        )
+        raise TrainingConfigError(message)
+    if isinstance(seed, int) and not 0 <= seed < 2**64:
+        message = f"{path}: seed is {seed}; it is a whole number from 0 to 2**64 - 1."
+        raise TrainingConfigError(message)
+    for key, value in _numbers(raw, ""):
+        if not math.isfinite(value):
+            message = f"{path}: {key} is {value}; give a finite number."
+            raise TrainingConfigError(message)
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:  # noqa: ANN401  of TOML
+    """All floats below a value, with their keys."""
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _numbers(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _numbers(each, f"{key}[{index}]")
 
 
 def _kind(values: dict[str, Any], sections: list[type[msgspec.Struct]], path: Path, name: str) -> type[msgspec.Struct]:

@@ -136,9 +136,9 @@ def _check_logits(model: nn.Module, config: CustomConfig, image_shape: tuple[int
             f"{type(error).__name__}: {error}"
         )
         raise TrainingConfigError(message) from error
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+    if not isinstance(logits, Tensor) or logits.dtype != torch.float32:
         kind = str(logits.dtype) if isinstance(logits, Tensor) else type(logits).__name__
-        _refuse(config, f"gave a module that gives {kind}, not logits as one float tensor")
+        _refuse(config, f"gave a module that gives {kind}, not logits as one float32 tensor")
     if tuple(logits.shape) != (2, classes):
         _refuse(
             config,
