@@ -278,6 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with signals_interrupt(), ExitStack() as stack:
+            names = [release.name for release in options.releases]
+            if len(set(names)) < len(names):
+                parser.error("every RELEASE has a name of its own, and two of these have the same")
             web = stack.enter_context(Web(options.port, options.releases, stack))
             first = next(iter(web.releases.values()))
             print(f"Starting the servers of {first.name} …", flush=True)
@@ -287,7 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("web: stopped; the servers have ended", file=sys.stderr)
     except OSError as error:
-        print(f"web: port {options.port} cannot be used ({error.strerror}): name another with --port", file=sys.stderr)
+        what = f"port {options.port}" if error.filename is None else error.filename
+        print(f"web: {what} cannot be used ({error.strerror}): name another", file=sys.stderr)
         return EXIT_ERROR
     except Error as error:
         print(f"web: {error}", file=sys.stderr)

@@ -84,6 +84,7 @@ export interface Platform {
 
 const FETCH: Platform = { checkTls: noTls, connect: (endpoint) => new FetchConnection(endpoint) };
 
+const CLOSED = "the client is closed: make a new one, and close it after the last call";
 const nothing = (): void => {};
 
 /** One call on its way. */
@@ -237,7 +238,7 @@ export class Client {
    * reads is read before this returns: the caller may then use the place for the next image.
    */
   async #call<T, A>(options: CallOptions, body: (call: Call, loaded: A) => Promise<T>, load: () => A): Promise<T> {
-    if (this.#closed) throw new ConfigError("the client is closed: make a new one, and close it after the last call");
+    if (this.#closed) throw new ConfigError(CLOSED);
     checkNames(options, ["timeout", "signal"], "a call");
     const { signal } = options;
     const timeout = options.timeout === undefined ? this.#timeout : checkTimeout(options.timeout);
@@ -340,7 +341,8 @@ export class Client {
       const keyed = step.partition === null ? 0 : PARTITION_BYTES;
       for (const share of step.shares) share.fill(0); // they are sent, and needed no more
       rounds.push({ encodeMs, outcomes, bytesUp: step.shares.map((share) => share.length / batch + keyed) });
-      if (outcomes.filter((outcome) => outcome.answer).length < this.#minAnswers) throw this.#tooFew(rounds);
+      if (outcomes.filter((outcome) => outcome.answer).length < this.#minAnswers)
+        throw this.#closed ? new ConfigError(CLOSED) : this.#tooFew(rounds);
       const since = performance.now();
       step = await this.#kind.take(step, outcomes);
       if (isSent(step)) call.kept.push(step);

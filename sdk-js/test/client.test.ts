@@ -253,7 +253,7 @@ for (const [wire, Made] of [
         withClient("masked", servers, { timeout: 3000, retries: { attempts: 1 } }, async (client) => {
           const call = caught(client.predict(image("masked")));
           setTimeout(() => client.close(), 200);
-          expect(await call).toBeInstanceOf(NotEnoughAnswersError);
+          expect(await call).toBeInstanceOf(ConfigError); // it is not the servers' fault
           expect(await caught(client.predict(image("masked")))).toBeInstanceOf(ConfigError);
         }),
       );

@@ -18,6 +18,7 @@ _BYTES = {"TYPE_INT8": 1, "TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4}
 _PLACEHOLDER = re.compile(r"\$\{([A-Z_]+)\}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _NO_DEFAULT_PORT = re.compile(r"(?!http://.*:80\Z|https://.*:443\Z).*")
+_LARGEST_PORT = 65_535
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}|unix:/[^\s;{}\"'\\$]+")
 _MAX_SOCKET_PATH = 107  # of Linux
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
@@ -61,8 +62,15 @@ def nginx_config(repository: Repository, settings: NginxSettings) -> str:
         settings: What the operator decides.
 
     Raises:
-        ServeError: A setting is not what nginx can take.
+        ServeError: A setting is not what nginx can take, or two addresses are one.
     """
+    addresses = [settings.listen, settings.upstream, settings.status]
+    if len(set(addresses)) < len(addresses):
+        msg = (
+            f"devices at {settings.listen}, tritonserver at {settings.upstream} and figures at {settings.status}: "
+            "these are three addresses, each for itself"
+        )
+        raise ServeError(msg)
     models = [model.name for model in repository.models]
     values = {
         "LISTEN": _address(settings.listen) + (" ssl http2" if settings.tls else ""),
@@ -130,6 +138,10 @@ def _checked(text: str, form: re.Pattern[str], what: str) -> str:
 def _address(text: str) -> str:
     """HOST:PORT, or a socket's path, which the kernel takes up to a length alone."""
     _checked(text, _ADDRESS, "is not HOST:PORT")
+    port = "1" if text.startswith("unix:") else text.rpartition(":")[2]
+    if not 1 <= int(port) <= _LARGEST_PORT:
+        msg = f"{text!r} has no port from 1 to {_LARGEST_PORT}: name another"
+        raise ServeError(msg)
     if text.startswith("unix:") and len(text.removeprefix("unix:").encode()) > _MAX_SOCKET_PATH:
         msg = (
             f"{text!r} is longer than the {_MAX_SOCKET_PATH} bytes of a socket's path: name a shorter one, or set "
