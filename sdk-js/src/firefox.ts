@@ -24,8 +24,8 @@ export async function copied(bitmap: ImageBitmap): Promise<Pixels | null> {
 }
 
 /**
- * Whether a file goes on to its end. Look where the pixels of the first frame end. Not every format has a length: then the file is followed through its
- * parts.
+ * Whether a file goes on to where the pixels of its first frame end. Where a format does not say where that is, the file is
+ * followed through its parts.
  *
  * @param file JPEG, PNG, GIF, WebP or BMP; of anything else nothing is known, and it counts as whole.
  */

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from privdfs._given import shown
+
 
 def whole_number(smallest: int, largest: int) -> Callable[[str], int]:
     """A `type=` for argparse: a whole number within limits, or an error that names them."""
@@ -50,7 +52,7 @@ def explain(program: str, error: OSError) -> int:
         The exit code.
     """
     if error.filename is not None:
-        named = os.fsdecode(error.filename)
+        named = shown(os.fsdecode(error.filename))
         sys.stderr.write(f"{program}: {named} cannot be used ({error.strerror}): check its permissions and the disk\n")
         return 2
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not fail too

@@ -20,7 +20,7 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
 @contextmanager
-def reading(folder: Path) -> Generator[None]:
+def reading(folder: Path) -> Generator[None, None, None]:
     """Errors of the disk, and of permissions, as one of ours."""
     try:
         yield

@@ -40,5 +40,5 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
 def test_what_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("privdfs", PermissionError(errno.EACCES, "Permission denied", "some/file")) == 2
     assert capsys.readouterr().err == (
-        "privdfs: some/file cannot be used (Permission denied): check its permissions and the disk\n"
+        "privdfs: 'some/file' cannot be used (Permission denied): check its permissions and the disk\n"
     )
