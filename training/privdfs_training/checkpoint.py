@@ -231,8 +231,8 @@ def load_system(path: Path, *, factory: str | None = None) -> TrainedSystem:
         kinds = {"rival": "a rival", "coded": "a coded system"}
         kind = next((name for key, name in kinds.items() if key in checkpoint.about), "one stage")
         message = (
-            f"{path} holds {kind}, not a finished system of masked shares. Finish a run of a config with [masks] with "
-            "privdfs-train, then pass its system.safetensors."
+            f"{path} holds {kind}, not a finished system of masked shares. Let privdfs-train finish the run, and pass the "
+            "system.safetensors that it writes at the end."
         )
         raise CheckpointError(message)
     config = with_factory(config_from_dict(checkpoint.about["config"], str(path)), factory, path)

@@ -107,7 +107,7 @@ def _advice(missing: list[str], left_over: list[str], other: list[str]) -> str:
     classifier = ("fc.", "head.")
     if other and not missing and not left_over and all(name.startswith(classifier) for name in other):
         return "All but the classifier fits: the file was trained for another number of classes than the data set has."
-    return "Set the keys of [backbone] to what made the file, or take a file of this backbone."
+    return "Set the keys beside it, in [backbone] or [teacher], to what made the file, or take another file."
 
 
 def _some(names: list[str]) -> str:
