@@ -231,7 +231,7 @@ def load_system(path: Path, *, factory: str | None = None) -> TrainedSystem:
         kinds = {"rival": "a rival", "coded": "a coded system"}
         kind = next((name for key, name in kinds.items() if key in checkpoint.about), "one stage")
         message = (
-            f"{path} holds {kind}, not a finished system of masked shares. Let privdfs-train finish the run, and pass the "
+            f"{path} holds {kind}, not a finished system of masked shares. Let privdfs-train finish it, and pass the "
             "system.safetensors that it writes at the end."
         )
         raise CheckpointError(message)
