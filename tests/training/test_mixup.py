@@ -180,7 +180,7 @@ def test_answers_about_blends_are_not_computed_ahead(data: DataSet) -> None:
     [
         ({"mixup": 1.5}, 1.0, r"train\.rounds\.mixup is 1\.5; it is a share"),
         ({"mixup": -0.1}, 1.0, r"train\.rounds\.mixup is -0\.1; it is a share"),
-        ({"mixup": float("nan")}, 1.0, r"train\.rounds\.mixup is nan; it is a share"),
+        ({"mixup": float("nan")}, 1.0, r"train\.rounds\.mixup is nan; give a finite number"),
         ({"mixup": 0.5}, 0.0, r"train\.rounds\.mixup makes images that only a teacher knows, and no teacher"),
         ({"mixup": 0.01, "batch": 40}, 1.0, r"train\.rounds\.mixup is 0\.01, which blends no image"),
         ({"cutmix": 1.5}, 1.0, r"train\.rounds\.cutmix is 1\.5; it is a share"),
