@@ -1,11 +1,10 @@
 /** The page of `make web` in a real Firefox. */
 
-import { expect, onTestFinished, test } from "vitest";
+import { expect, test } from "vitest";
 import { openItsPage } from "./firefox.js";
 
 test("a picture is classified, without an error or a breach of the page's policy", async () => {
-  const { page, problems, close } = await openItsPage();
-  onTestFinished(close);
+  const { page, problems } = await openItsPage();
   expect(await page.$eval(".label", (found) => found.textContent)).toBe("T-shirt/top");
   expect(problems).toEqual([]);
   await page.evaluate(() => fetch("https://somewhere.example/").catch(() => {}));
@@ -15,8 +14,7 @@ test("a picture is classified, without an error or a breach of the page's policy
 test.each(["privacy.resistFingerprinting", "privacy.fingerprintingProtection"])(
   "with %s pictures are what they are, or refused, though the browser alters what pages read of a canvas",
   async (setting) => {
-    const { page, close } = await openItsPage({ [setting]: true });
-    onTestFinished(close);
+    const { page } = await openItsPage({ [setting]: true });
     expect(await page.$eval(".label", (found) => found.textContent)).toBe("T-shirt/top");
     // As text: the test runner rewrites imports of its own.
     const decode = `import("privdfs/image").then(async ({ decodeImage }) =>

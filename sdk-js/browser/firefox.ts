@@ -3,6 +3,7 @@
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import puppeteer, { type Browser, type Page } from "puppeteer-core";
+import { onTestFinished } from "vitest";
 import { given } from "./given.js";
 import type { Browsing } from "./visit.js";
 
@@ -32,12 +33,11 @@ async function openPage(browser: Browser): Promise<{ page: Page; problems: strin
   return { page, problems };
 }
 
-/** The page of `make web` under its own policy. */
-export async function openItsPage(
-  settings: Settings = {},
-): Promise<{ page: Page; problems: string[]; close: () => Promise<void> }> {
+/** The page of `make web` under its own policy; the browser ends with the test. */
+export async function openItsPage(settings: Settings = {}): Promise<{ page: Page; problems: string[] }> {
   const browser = await launch(false, settings);
-  return { ...(await openPage(browser)), close: () => browser.close() };
+  onTestFinished(() => browser.close());
+  return openPage(browser);
 }
 
 /** The page of `make web`, allowed whatever tests do in it. */

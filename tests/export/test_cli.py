@@ -1,10 +1,14 @@
 """What the commands say when they are called in ways that cannot work: one line, exit code 2, nothing written."""
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from privdfs_export.cli import main
+from privdfs_export.serve.cli import main as serve_main
 
 
 @pytest.mark.parametrize(
@@ -70,3 +74,27 @@ def test_what_is_no_release_is_named(
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"privdfs-export {command}: ")
     assert str(tmp_path / place) in said
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [(main, ["oci", "release/server-0", "--out", "image"]), (serve_main, ["release"])],
+    ids=["privdfs-export", "privdfs-serve"],
+)
+def test_what_may_not_be_read_is_named(
+    command: Callable[[list[str]], int],
+    line: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Root may read everything, so that the system's refusal is made here."""
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr(Path, "lstat", refuse)
+    assert command(line) == 2
+    said = capsys.readouterr().err
+    assert "Permission denied): check its permissions and the disk" in said
+    assert len(said.splitlines()) == 1

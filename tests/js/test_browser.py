@@ -10,6 +10,7 @@ import http.client
 import importlib.util
 import io
 import json
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -37,6 +38,11 @@ OTHERS = ["fashion-coded", "cifar10-resnet20"]
 FILES, LABELLED, REAL = (850, 200, 1000) if THOROUGH else (40, 20, 20)
 #: EXIF's orientation: how the pixels lie.
 ORIENTATION = 0x0112
+#: The same, said by XMP.
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+)
 
 #: `make firefox` says why there is none.
 NO_FIREFOX = SDK.parent / ".firefox" / "missing"
@@ -102,16 +108,30 @@ def odd_files() -> list[dict[str, Any]]:
         "PNG of 16 bits": (grey, "PNG", {}),
         "turned WebP": (colours.convert("RGB"), "WEBP", {"lossless": True, "exif": exif}),
         "turned PNG": (colours.convert("RGB"), "PNG", {"exif": exif}),
+        "JPEG turned by XMP": (colours.convert("RGB"), "JPEG", {"xmp": XMP, "quality": 90}),
+        "JPEG in CMYK": (colours.convert("CMYK"), "JPEG", {"quality": 90}),
+        "animation after a picture": (
+            colours.convert("RGB"),
+            "PNG",
+            {"save_all": True, "append_images": [Image.new("RGB", (96, 72))], "default_image": True},
+        ),
         "very wide": (colours.convert("RGB").resize((70_000, 9)), "PNG", {}),
         "TIFF": (colours.convert("RGB"), "TIFF", {}),
         "PPM": (colours.convert("RGB"), "PPM", {}),
     }
-    found = []
+    written: dict[str, bytes] = {}
     for name, (image, form, options) in files.items():
         file = io.BytesIO()
         image.save(file, form, **options)
-        pixels = load_image(file.getvalue(), ImageSpec(height=32, width=32, channels=3))
-        found.append({"name": name, "data": text(file.getvalue()), "pixels": text(pixels.tobytes())})
+        written[name] = file.getvalue()
+    gif = io.BytesIO()
+    colours.convert("RGB").save(gif, "GIF")
+    size = struct.pack("<HH", 120, 100)
+    written["GIF of a larger canvas"] = gif.getvalue()[:6] + size + gif.getvalue()[10:]
+    found = []
+    for name, data in written.items():
+        pixels = load_image(data, ImageSpec(height=32, width=32, channels=3))
+        found.append({"name": name, "data": text(data), "pixels": text(pixels.tobytes())})
     icon = io.BytesIO()
     colours.save(icon, "ICO")
     found.append({"name": "icon", "data": text(icon.getvalue()), "pixels": ""})

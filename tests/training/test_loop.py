@@ -283,26 +283,30 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(
     assert all(bool(value.isfinite().all()) for value in kept.tensors.values())
 
 
-def test_a_batch_larger_than_the_set_is_refused(tmp_path: Path, data_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda values: values["train"].update(baseline=values["train"]["baseline"] | {"batch": 521}),
+            r"train\.baseline\.batch is 521, but fashion-mnist has 520",
+        ),
+        (
+            lambda values: values["train"].update(masks=values["train"]["masks"] | {"crop_padding": 28}),
+            r"train\.masks\.crop_padding is 28, .* have 28 pixels on a side",
+        ),
+        (
+            lambda values: values.update(adversary={"weight": 1.0, "restart": 0, "warm_up": 100_000}),
+            r"adversary\.warm_up is 100000 steps, .* none would ever count",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_set_is_refused(
+    change: Callable[[dict[str, Any]], None], reason: str, tmp_path: Path, data_folder: Path
+) -> None:
     values = tiny_values()
-    values["train"]["baseline"] = values["train"]["baseline"] | {"batch": 521}
+    change(values)
     data = load_data("fashion-mnist", data_folder)
-    with pytest.raises(TrainingConfigError, match=r"train\.baseline\.batch is 521, but fashion-mnist has 520"):
-        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
-
-
-def test_windows_beside_the_image_are_refused(tmp_path: Path, data_folder: Path) -> None:
-    values = tiny_values()
-    values["train"]["masks"] = values["train"]["masks"] | {"crop_padding": 28}
-    data = load_data("fashion-mnist", data_folder)
-    with pytest.raises(TrainingConfigError, match=r"train\.masks\.crop_padding is 28, .* have 28 pixels on a side"):
-        loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
-
-
-def test_proxies_that_would_never_count_are_refused(tmp_path: Path, data_folder: Path) -> None:
-    values = tiny_values() | {"adversary": {"weight": 1.0, "restart": 0, "warm_up": 100_000}}
-    data = load_data("fashion-mnist", data_folder)
-    with pytest.raises(TrainingConfigError, match=r"adversary\.warm_up is 100000 steps, .* none would ever count"):
+    with pytest.raises(TrainingConfigError, match=reason):
         loop.train(config_from_dict(values, "tests"), data, tmp_path, QUIET)
 
 

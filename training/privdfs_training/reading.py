@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from privdfs._format import ReleaseId
 from privdfs_training.checks import problems_of
 from privdfs_training.config import Config
 from privdfs_training.errors import TrainingConfigError
@@ -19,10 +19,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
-
-#: The id of a release is its run's name, a hyphen and 12 digits, and has 128 characters at most.
-LONGEST_NAME = 115
-NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
+#: What an export adds to a run's name to make the id of a release.
+ADDED = "-000000000000"
 
 
 def load_config(path: Path) -> Config:
@@ -129,12 +127,14 @@ def refuse_unknown_keys(raw: dict[str, Any], section: type[msgspec.Struct], path
 def _refuse_values(raw: dict[str, Any], path: Path) -> None:
     """Refuse what no run can have: numbers that are none, and names and seeds that fail once it has been trained."""
     name, seed = raw.get("name"), raw.get("seed")
-    if isinstance(name, str) and not NAME.fullmatch(name):
+    try:
+        msgspec.convert(f"{name}{ADDED}", ReleaseId)
+    except msgspec.ValidationError as error:
         message = (
             f"{path}: name is {name!r}; it names a folder and the release: begin with a letter from A to Z or a digit, "
-            f"and go on with these, '.', '_' and '-', {LONGEST_NAME} at most."
+            "go on with these, '.', '_' and '-', and keep it short."
         )
-        raise TrainingConfigError(message)
+        raise TrainingConfigError(message) from error
     if isinstance(seed, int) and not 0 <= seed < 2**64:
         message = f"{path}: seed is {seed}; it is a whole number from 0 to 2**64 - 1."
         raise TrainingConfigError(message)

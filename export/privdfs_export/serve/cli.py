@@ -15,12 +15,11 @@ from privdfs._format import CLIENT_FOLDER, SIGNATURE_NAME
 from privdfs.coding import MAX_SERVERS
 from privdfs_export.serve.gateway import Gateway, RunningGateway, gateways
 from privdfs_export.serve.local import check_release, running
-from privdfs_export.serve.nginx import DEFAULT_RATE
+from privdfs_export.serve.nginx import DEFAULT_RATE, LARGEST_PORT
 from privdfs_export.serve.processes import ended, failed
 from privdfs_export.serve.tritonserver import RunningServer, Services
 
 _LARGEST_RATE = 1_000_000
-_LARGEST_PORT = 65_535
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port",
-        type=whole_number(1, _LARGEST_PORT),
+        type=whole_number(1, LARGEST_PORT),
         metavar="P",
         help="port of the first server's gRPC; those of the others follow, then HTTP or HTTPS (default: free ones)",
     )

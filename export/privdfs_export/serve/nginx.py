@@ -18,7 +18,7 @@ _BYTES = {"TYPE_INT8": 1, "TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4}
 _PLACEHOLDER = re.compile(r"\$\{([A-Z_]+)\}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _NO_DEFAULT_PORT = re.compile(r"(?!http://.*:80\Z|https://.*:443\Z).*")
-_LARGEST_PORT = 65_535
+LARGEST_PORT = 65_535
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}|unix:/[^\s;{}\"'\\$]+")
 _MAX_SOCKET_PATH = 107  # of Linux
 _MODEL = re.compile(r"[A-Za-z0-9_-]+")
@@ -139,8 +139,8 @@ def _address(text: str) -> str:
     """HOST:PORT, or a socket's path, which the kernel takes up to a length alone."""
     _checked(text, _ADDRESS, "is not HOST:PORT")
     port = "1" if text.startswith("unix:") else text.rpartition(":")[2]
-    if not 1 <= int(port) <= _LARGEST_PORT:
-        msg = f"{text!r} has no port from 1 to {_LARGEST_PORT}: name another"
+    if not 1 <= int(port) <= LARGEST_PORT:
+        msg = f"{text!r} has no port from 1 to {LARGEST_PORT}: name another"
         raise ServeError(msg)
     if text.startswith("unix:") and len(text.removeprefix("unix:").encode()) > _MAX_SOCKET_PATH:
         msg = (
